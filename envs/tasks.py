@@ -1,0 +1,208 @@
+"""What a task distribution and its batch of environments are.
+
+A *task* is a record of parameters: a goal, a velocity, a direction. M tasks are a dict of arrays, each with a
+leading axis of M, which can be saved, printed and sliced. A *task distribution* samples them and builds a batch of
+environments. A *batch* is a `gymnasium.vector.VectorEnv` of N lanes that is given its tasks at reset:
+
+    observations, _ = batch.reset(seed=seeds, options={"tasks": tasks})
+
+with N a multiple of M, and lane i serving task i // (N / M): the E = N / M episodes of a task lie side by side.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import gymnasium
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+Tasks = dict[str, np.ndarray]
+
+
+class TaskDistribution(Protocol):
+    """A family of tasks that share their spaces, their horizon and their dynamics.
+
+    Attributes:
+        name: the name under which runs and results know the distribution, such as `navigation_2d`.
+        dynamics: `paper` (what the MAML paper's code simulated) or `gymnasium` (gymnasium's v5 environments).
+        horizon: T, the number of steps after which an episode is truncated.
+        observation_space, action_space: of a single lane.
+        task_space: a `Box` per task parameter: shape and range of one task.
+    """
+
+    name: str
+    dynamics: str
+    horizon: int
+    observation_space: gymnasium.spaces.Box
+    action_space: gymnasium.spaces.Box
+    task_space: dict[str, gymnasium.spaces.Box]
+
+    def sample(self, count: int, rng: np.random.Generator) -> Tasks:
+        """Draw `count` tasks. Training and test tasks differ by the generator that the caller passes."""
+        ...
+
+    def make(self, num_envs: int, threads: int = 1) -> VectorEnv:
+        """Build a batch of `num_envs` lanes, stepped by `threads` threads where physics takes time."""
+        ...
+
+
+def check_tasks(tasks: Tasks, task_space: dict[str, gymnasium.spaces.Box]) -> int:
+    """Return M, the number of tasks, or raise ValueError with what is wrong and what is allowed."""
+    if set(tasks) != set(task_space):
+        raise ValueError(f"tasks have the parameters {sorted(tasks)}; allowed: exactly {sorted(task_space)}")
+    counts = set()
+    for name, space in task_space.items():
+        values = np.asarray(tasks[name])
+        if values.ndim != 1 + len(space.shape) or values.shape[1:] != space.shape:
+            raise ValueError(f"task parameter {name!r} has shape {values.shape}; allowed: (M, *{space.shape})")
+        allowed = (values >= space.low) & (values <= space.high)
+        if not allowed.all():
+            task = int(np.argwhere(~allowed)[0][0])
+            raise ValueError(
+                f"task parameter {name!r} of task {task} is {values[task]}; allowed: {space.low} to {space.high}"
+            )
+        counts.add(len(values))
+    if len(counts) != 1 or 0 in counts:
+        raise ValueError(f"task parameters have {sorted(counts)} rows; allowed: one positive number for all")
+    return counts.pop()
+
+
+class TaskBatch(VectorEnv):
+    """Base of the batches in this package: tasks, time limit and finished lanes, shared by all simulators.
+
+    A simulator implements `reset_lanes` and `step_lanes`. There is no autoreset. A finished lane waits for the next
+    reset: it repeats its last observation with reward 0 and stays terminated, so no step after the end of an
+    episode can leak into another one.
+
+    Attributes:
+        tasks: the parameters of every lane, a dict of arrays (N, ...).
+        finished: (N,) bool, lanes whose episode has ended.
+    """
+
+    # gymnasium's attribute is an instance-wide dict by convention
+    metadata = {"autoreset_mode": AutoresetMode.DISABLED}  # noqa: RUF012
+
+    def __init__(self, distribution: TaskDistribution, num_envs: int):
+        if num_envs < 1:
+            raise ValueError(f"num_envs = {num_envs}; allowed: at least 1")
+        self.distribution = distribution
+        self.num_envs = num_envs
+        self.single_observation_space = distribution.observation_space
+        self.single_action_space = distribution.action_space
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.tasks: Tasks = {}
+        self.finished = np.ones(num_envs, bool)
+        self.observations = np.zeros((num_envs, *distribution.observation_space.shape))
+        self.elapsed_steps = 0
+
+    def reset(
+        self, *, seed: int | Sequence[int] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict]:
+        """Start an episode in every lane.
+
+        Args:
+            seed: one seed per lane, or one number from which lane i takes seed + i, or None for fresh entropy.
+            options: `{"tasks": tasks}` with M tasks, N a multiple of M. Without it the lanes keep their tasks, and
+                at the first reset each lane draws its own from the distribution.
+
+        Returns:
+            observations (N, O) and an empty dict.
+
+        Raises:
+            ValueError: tasks that do not fit the distribution or the number of lanes; a wrong number of seeds.
+        """
+        rngs = self._lane_generators(seed)
+        tasks = (options or {}).get("tasks")
+        if tasks is not None:
+            count = check_tasks(tasks, self.distribution.task_space)
+            if self.num_envs % count:
+                raise ValueError(f"{count} tasks for {self.num_envs} lanes; allowed: a divisor of the lanes")
+            episodes = self.num_envs // count
+            self.tasks = {name: np.repeat(values, episodes, axis=0) for name, values in tasks.items()}
+        elif not self.tasks:
+            drawn = [self.distribution.sample(1, rng) for rng in rngs]
+            self.tasks = {name: np.concatenate([task[name] for task in drawn]) for name in drawn[0]}
+        self.finished = np.zeros(self.num_envs, bool)
+        self.elapsed_steps = 0
+        self.observations = self.reset_lanes(rngs)
+        return self.observations.copy(), {}
+
+    def step(
+        self, actions: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Advance every unfinished lane by one step.
+
+        Args:
+            actions: (N, A), clipped to the action space.
+
+        Returns:
+            observations (N, O), rewards (N,), terminations (N,), truncations (N,), and a dict of extra arrays.
+        """
+        actions = np.asarray(actions, np.float64)
+        if actions.shape != self.action_space.shape:
+            raise ValueError(f"actions have shape {actions.shape}; allowed: {self.action_space.shape}")
+        space = self.single_action_space
+        was_finished = self.finished
+        observations, rewards, terminated, infos = self.step_lanes(np.clip(actions, space.low, space.high))
+        if was_finished.any():
+            observations[was_finished] = self.observations[was_finished]
+            rewards = np.where(was_finished, 0.0, rewards)
+            terminated = terminated | was_finished
+        self.elapsed_steps += 1
+        truncated = np.full(self.num_envs, self.elapsed_steps >= self.distribution.horizon)
+        self.finished = terminated | truncated
+        self.observations = observations
+        return observations.copy(), rewards, terminated, truncated, infos
+
+    def reset_lanes(self, rngs: list[np.random.Generator]) -> np.ndarray:
+        """Put every lane in an initial state drawn from its generator; return observations (N, O)."""
+        raise NotImplementedError
+
+    def step_lanes(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Advance the lanes; return observations, rewards, terminated, infos. Finished lanes may hold anything."""
+        raise NotImplementedError
+
+    def _lane_generators(self, seed: int | Sequence[int] | None) -> list[np.random.Generator]:
+        if seed is None:
+            return [np.random.default_rng() for _ in range(self.num_envs)]
+        seeds = range(int(seed), int(seed) + self.num_envs) if isinstance(seed, int | np.integer) else seed
+        if len(seeds) != self.num_envs:
+            raise ValueError(f"{len(seeds)} seeds for {self.num_envs} lanes; allowed: one number, or one per lane")
+        return [np.random.default_rng(lane_seed) for lane_seed in seeds]
+
+
+class SingleTaskEnv(gymnasium.Env):
+    """One lane of a distribution's batch as an ordinary gymnasium environment.
+
+    `reset(options={"task": {...}})` sets the task (parameters without the leading axis); without it the environment
+    keeps its task, and the first reset draws one. `env.unwrapped.task` tells the task in force.
+    """
+
+    metadata = {"render_modes": []}  # noqa: RUF012
+
+    def __init__(self, distribution: TaskDistribution):
+        self.distribution = distribution
+        self.batch = distribution.make(1)
+        self.observation_space = distribution.observation_space
+        self.action_space = distribution.action_space
+        self.task: dict[str, np.ndarray] | None = None
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        """Start an episode; see the class for how the task is chosen."""
+        super().reset(seed=seed)
+        if options and "task" in options:
+            self.task = {name: np.asarray(value, np.float64) for name, value in options["task"].items()}
+        elif self.task is None:
+            self.task = {name: values[0] for name, values in self.distribution.sample(1, self.np_random).items()}
+        lane_seed = int(self.np_random.integers(2**63))
+        tasks = {name: value[None] for name, value in self.task.items()}
+        observations, _ = self.batch.reset(seed=[lane_seed], options={"tasks": tasks})
+        return observations[0], {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Advance by one step, as the batch does."""
+        observations, rewards, terminated, truncated, infos = self.batch.step(np.asarray(action)[None])
+        info = {name: values[0] for name, values in infos.items()}
+        return observations[0], float(rewards[0]), bool(terminated[0]), bool(truncated[0]), info

@@ -16,5 +16,6 @@ def _single(distribution: type, **settings) -> SingleTaskEnv:
 
 for _distribution in (Navigation2D,):
     gymnasium.register(
-        f"metarl/{_distribution.__name__}-v0", entry_point=partial(_single, _distribution)  # type: ignore[arg-type]
+        f"metarl/{_distribution.__name__}-v0",
+        entry_point=partial(_single, _distribution),  # type: ignore[arg-type]
     )

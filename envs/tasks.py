@@ -129,9 +129,7 @@ class TaskBatch(VectorEnv):
         self.observations = self.reset_lanes(rngs)
         return self.observations.copy(), {}
 
-    def step(
-        self, actions: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Advance every unfinished lane by one step.
 
         Args:

@@ -1,0 +1,168 @@
+"""Returns, baselines and advantages as pure functions. Shapes: M tasks, T steps, E episodes, O observation size."""
+
+import torch
+from torch import Tensor
+
+from metarl.episodes import Episodes, task_chunks
+
+_FEATURE_BUDGET = 4_000_000  # numbers in a chunk of baseline features: 32 MB
+
+
+def discounted_returns(rewards: Tensor, discount: float) -> Tensor:
+    """G_t = r_t + discount * G_{t+1} along the time axis, with G_T = 0.
+
+    Args:
+        rewards: (M, T, E), 0 after the end of an episode.
+        discount: gamma in [0, 1].
+
+    Returns:
+        (M, T, E).
+    """
+    returns = torch.empty_like(rewards)
+    following = torch.zeros_like(rewards[:, 0])
+    for t in reversed(range(rewards.shape[1])):
+        following = rewards[:, t] + discount * following
+        returns[:, t] = following
+    return returns
+
+
+def generalised_advantages(
+    rewards: Tensor,
+    values: Tensor,
+    valid: Tensor,
+    discount: float,
+    gae_lambda: float,
+    final_values: Tensor | None = None,
+) -> Tensor:
+    """A_t = delta_t + discount * lambda * A_{t+1}, delta_t = r_t + discount * V_{t+1} - V_t (Schulman et al. 2016).
+
+    The value after the last valid step is 0, at a termination and at the time limit alike (the finite-horizon
+    protocol of the MAML paper), unless `final_values` says otherwise.
+
+    Args:
+        rewards, values: (M, T, E).
+        valid: (M, T, E) bool; a prefix of every episode's time axis.
+        discount, gae_lambda: in [0, 1].
+        final_values: (M, E), the value of the state after the last valid step; 0 where the episode terminated.
+
+    Returns:
+        (M, T, E), 0 where not valid.
+    """
+    values = torch.where(valid, values, 0)
+    next_values = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)
+    if final_values is not None:
+        last = valid.sum(dim=1, keepdim=True) - 1
+        next_values = next_values.scatter(1, last, final_values.unsqueeze(1))
+    deltas = torch.where(valid, rewards + discount * next_values - values, 0)
+    return discounted_returns(deltas, discount * gae_lambda)
+
+
+def standardise(values: Tensor, valid: Tensor) -> Tensor:
+    """Shift and scale to mean 0 and standard deviation 1 over the valid steps of each task; 0 elsewhere.
+
+    Args:
+        values: (M, T, E).
+        valid: (M, T, E) bool.
+    """
+    count = valid.sum(dim=(1, 2), keepdim=True)
+    mean = torch.where(valid, values, 0).sum(dim=(1, 2), keepdim=True) / count
+    centred = torch.where(valid, values - mean, 0)
+    deviation = (centred.square().sum(dim=(1, 2), keepdim=True) / count).sqrt()
+    return centred / (deviation + 1e-8)
+
+
+def baseline_features(observations: Tensor, steps: Tensor) -> Tensor:
+    """[o, o^2, t/100, (t/100)^2, (t/100)^3, 1] with o clipped to [-10, 10] (Duan et al. 2016).
+
+    Args:
+        observations: (..., O).
+        steps: time step t of each, (...).
+
+    Returns:
+        (..., 2 * O + 4), float64: the normal equations square the condition number.
+    """
+    o = observations.double().clamp(-10, 10)
+    t = (steps.double() / 100).unsqueeze(-1)
+    return torch.cat([o, o.square(), t, t**2, t**3, torch.ones_like(t)], dim=-1)
+
+
+def fit_linear_baseline(features: Tensor, targets: Tensor, valid: Tensor, ridge: float = 1e-5) -> Tensor:
+    """Minimise sum over valid steps (features @ w - target)^2 + ridge |w|^2, for every task on its own.
+
+    Where the normal equations cannot be solved, the ridge of that task rises tenfold, up to five times.
+
+    Args:
+        features: (M, N, F).
+        targets: (M, N).
+        valid: (M, N) bool.
+
+    Returns:
+        coefficients (M, F).
+
+    Raises:
+        ArithmeticError: when no ridge helps, as with values that are not finite; names the task.
+    """
+    masked = torch.where(valid.unsqueeze(-1), features, 0)
+    gram = masked.mT @ masked
+    moments = masked.mT @ torch.where(valid, targets, 0).to(features.dtype).unsqueeze(-1)
+    identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    ridges = torch.full((len(gram), 1, 1), ridge, dtype=gram.dtype, device=gram.device)
+    for _ in range(6):
+        factor, failure = torch.linalg.cholesky_ex(gram + ridges * identity)
+        coefficients = torch.cholesky_solve(moments, factor).squeeze(-1)
+        failed = (failure != 0) | ~torch.isfinite(coefficients).all(dim=-1)
+        if not failed.any():
+            return coefficients
+        ridges = torch.where(failed.view(-1, 1, 1), ridges * 10, ridges)
+    raise ArithmeticError(f"the baseline of task {int(failed.nonzero()[0])} cannot be fitted")
+
+
+def estimate_advantages(
+    episodes: Episodes, discount: float = 0.99, gae_lambda: float = 1.0, bootstrap: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Standardised advantages against a linear baseline, refitted for every task on the very episodes it predicts.
+
+    Args:
+        episodes: a rollout.
+        discount, gae_lambda: as in `generalised_advantages`.
+        bootstrap: take the baseline's prediction, instead of 0, as the value of the state at the time limit.
+
+    Returns:
+        advantages (M, T, E), and the share of the returns' variance that the baseline explains, (M,).
+    """
+    features = 2 * episodes.observations.shape[-1] + 4
+    size = max(1, _FEATURE_BUDGET // (features * episodes.valid[0].numel()))
+    parts = [
+        _advantages_of(episodes.of_tasks(tasks), discount, gae_lambda, bootstrap)
+        for tasks in task_chunks(len(episodes.valid), size)
+    ]
+    advantages, explained_variance = (torch.cat(part) for part in zip(*parts, strict=True))
+    return advantages, explained_variance
+
+
+def _advantages_of(episodes: Episodes, discount: float, gae_lambda: float, bootstrap: bool) -> tuple[Tensor, Tensor]:
+    valid, rewards = episodes.valid, episodes.rewards.double()
+    time = torch.arange(rewards.shape[1], device=rewards.device).view(1, -1, 1).expand_as(rewards)
+    returns = discounted_returns(rewards, discount)
+    features = baseline_features(episodes.observations, time)
+    coefficients = fit_linear_baseline(features.flatten(1, 2), returns.flatten(1, 2), valid.flatten(1, 2))
+    values = torch.einsum("mtef,mf->mte", features, coefficients)
+    final_values = None
+    if bootstrap:
+        final_features = baseline_features(episodes.final_observations, episodes.lengths)
+        predicted = torch.einsum("mef,mf->me", final_features, coefficients)
+        final_values = torch.where(episodes.terminated, 0, predicted)
+    advantages = generalised_advantages(rewards, values, valid, discount, gae_lambda, final_values)
+    standardised = standardise(advantages, valid).to(episodes.rewards.dtype)
+    return standardised, explained_variance(values, returns, valid)
+
+
+def explained_variance(values: Tensor, returns: Tensor, valid: Tensor) -> Tensor:
+    """1 - Var(returns - values) / Var(returns) over the valid steps of each task; (M, T, E) to (M,)."""
+
+    def variance(x: Tensor) -> Tensor:
+        count = valid.sum(dim=(1, 2))
+        mean = torch.where(valid, x, 0).sum(dim=(1, 2)) / count
+        return torch.where(valid, x - mean.view(-1, 1, 1), 0).square().sum(dim=(1, 2)) / count
+
+    return 1 - variance(returns - values) / variance(returns).clamp_min(1e-12)

@@ -1,0 +1,131 @@
+"""What a rollout returns, and the flat samples that learning uses.
+
+Axes, everywhere in this package: M tasks, E episodes per task, T time steps, O observation size, A action size,
+P distribution parameters, N = T * E samples per task.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+Record = TypeVar("Record", "Episodes", "Samples")
+
+
+class NonFiniteError(RuntimeError):
+    """A reward, observation, loss or step was NaN or infinite; the message says what, where and which task."""
+
+
+def task_chunks(tasks: int, size: int) -> list[slice]:
+    """Cut M tasks into consecutive slices of at most `size`."""
+    return [slice(first, min(first + size, tasks)) for first in range(0, tasks, size)]
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """M x E episodes in lockstep; steps after the end of an episode are not valid and hold zeros or repeats.
+
+    Attributes:
+        observations: (M, T, E, O) the observation on which each action was chosen.
+        actions: (M, T, E, A) in the policy's range, or (M, T, E) where they are discrete.
+        distribution: (M, T, E, P) parameters of the distribution that each action was drawn from.
+        log_probs: (M, T, E) of the actions at the time of sampling.
+        rewards: (M, T, E), 0 where not valid.
+        valid: (M, T, E) bool.
+        terminated: (M, E) bool; False for an episode that the time limit cut.
+        final_observations: (M, E, O) the observation after the last valid step.
+        failed: (M, E) bool; episodes that the simulator gave up on.
+    """
+
+    observations: Tensor
+    actions: Tensor
+    distribution: Tensor
+    log_probs: Tensor
+    rewards: Tensor
+    valid: Tensor
+    terminated: Tensor
+    final_observations: Tensor
+    failed: Tensor
+
+    def of_tasks(self, tasks: slice) -> "Episodes":
+        """The episodes of some of the tasks."""
+        return _map_tensors(self, lambda tensor: tensor[tasks])
+
+    @property
+    def returns(self) -> Tensor:
+        """Undiscounted return of every episode, (M, E)."""
+        return self.rewards.sum(dim=1)
+
+    @property
+    def lengths(self) -> Tensor:
+        """Number of valid steps of every episode, (M, E)."""
+        return self.valid.sum(dim=1)
+
+    @property
+    def steps(self) -> int:
+        """Environment steps taken."""
+        return int(self.valid.sum())
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The N = T * E steps of every task, with what the losses need.
+
+    Attributes:
+        observations: (M, N, O).
+        actions: (M, N, A) or (M, N).
+        distribution: (M, N, P) at the time of sampling.
+        log_probs: (M, N) at the time of sampling.
+        advantages: (M, N).
+        weights: (M, N), 0 for steps that are not valid; they sum to 1 for every task.
+    """
+
+    observations: Tensor
+    actions: Tensor
+    distribution: Tensor
+    log_probs: Tensor
+    advantages: Tensor
+    weights: Tensor
+
+    def of_tasks(self, tasks: slice) -> "Samples":
+        """The samples of some of the tasks."""
+        return _map_tensors(self, lambda tensor: tensor[tasks])
+
+    def at(self, positions: Tensor) -> "Samples":
+        """The samples at some of the N positions, the same for all tasks, with weights that again sum to 1."""
+        chosen = _map_tensors(self, lambda tensor: tensor[:, positions])
+        total = chosen.weights.sum(dim=1, keepdim=True).clamp_min(torch.finfo(self.weights.dtype).tiny)
+        return replace(chosen, weights=chosen.weights / total)
+
+
+def to_samples(episodes: Episodes, advantages: Tensor, weighting: str = "timestep") -> Samples:
+    """Flatten episodes (M, T, E, ...) to samples (M, T * E, ...).
+
+    Args:
+        episodes: a rollout.
+        advantages: (M, T, E).
+        weighting: `timestep`: every valid step of a task weighs the same; `episode`: every episode weighs the same,
+            so that the steps of a short one weigh more.
+    """
+    valid = episodes.valid.to(advantages.dtype)
+    if weighting == "episode":
+        valid = valid / valid.sum(dim=1, keepdim=True)
+    elif weighting != "timestep":
+        raise ValueError(f"weighting = {weighting!r}; allowed: timestep, episode")
+    weights = valid / valid.sum(dim=(1, 2), keepdim=True)
+    return Samples(
+        observations=episodes.observations.flatten(1, 2),
+        actions=episodes.actions.flatten(1, 2),
+        distribution=episodes.distribution.flatten(1, 2),
+        log_probs=episodes.log_probs.flatten(1, 2),
+        advantages=advantages.flatten(1, 2),
+        weights=weights.flatten(1, 2),
+    )
+
+
+def _map_tensors(record: Record, function: Callable[[Tensor], Tensor]) -> Record:
+    values = {field.name: getattr(record, field.name) for field in fields(record)}
+    changed = {name: function(value) for name, value in values.items() if isinstance(value, Tensor)}
+    return replace(record, **changed)

@@ -1,0 +1,296 @@
+"""The meta-learner: one data flow per meta-iteration, from tasks to new meta-parameters."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium.vector import VectorEnv
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from metarl.adaptation import AdaptationRule, GradientDescent, adapt_step
+from metarl.advantages import estimate_advantages
+from metarl.distributions import distribution_for
+from metarl.episodes import Episodes, Samples, task_chunks, to_samples
+from metarl.estimators import Estimator, policy_loss, score
+from metarl.objective import MetaObjective
+from metarl.outer import TRPO
+from metarl.parameters import Parameters, call_per_task, expand_over_tasks, parameters_of, ravel, unravel
+from metarl.randomness import RolloutKey, keyed_generator
+from metarl.rollout import Tasks, rollout
+from metarl.trpo import TrustRegionOutcome
+
+_CHUNK_SAMPLES = 16_384  # samples of one task chunk on a CPU: its activations stay in the cache
+
+
+class TaskDistribution(Protocol):
+    """What the learner needs of a family of tasks; the package `envs` documents it in full and has several."""
+
+    horizon: int
+    observation_space: gymnasium.Space
+    action_space: gymnasium.Space
+
+    def sample(self, count: int, rng: np.random.Generator) -> Tasks:
+        """Draw M tasks, a dict of arrays (M, ...)."""
+        ...
+
+    def make(self, num_envs: int, threads: int = 1) -> VectorEnv:
+        """Build N lanes that take their tasks at `reset(options={"tasks": tasks})`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Parameters, and what they did: stage k follows k inner steps.
+
+    Attributes:
+        parameters: phi_k, leading axis of M tasks.
+        episodes: sampled with them.
+        samples: the same with advantages, as losses take them.
+        explained_variance: of the baseline, (M,).
+        gradient_norm: Euclidean norm of the inner gradient that led here, (M,); 0 at stage 0.
+    """
+
+    parameters: Parameters
+    episodes: Episodes
+    samples: Samples
+    explained_variance: Tensor
+    gradient_norm: Tensor
+
+
+@dataclass
+class Learner:
+    """Meta-learns the parameters of a policy over a task distribution.
+
+    Attributes:
+        distribution: samples tasks and builds environments.
+        policy: maps observations (batch, O) to the parameters of an action distribution (batch, P).
+        tasks: M, tasks in a meta-batch.
+        episodes: E, episodes per task before and after each inner step (the paper's K).
+        rule: the inner loop.
+        estimator: the inner loss.
+        outer: the outer optimiser.
+        discount, gae_lambda, bootstrap: see `metarl.advantages.estimate_advantages`.
+        weighting: of the steps within a task, see `metarl.episodes.to_samples`.
+        seed: names all randomness of a run.
+        threads: that step the physics.
+        device: where adaptation and updates happen.
+        task_chunk: tasks handled at a time; None chooses by the size of the cache. It changes nothing but rounding.
+        theta: meta-parameters.
+        iteration: meta-iterations done.
+        env_steps: environment steps taken in training.
+    """
+
+    distribution: TaskDistribution
+    policy: nn.Module
+    tasks: int = 20
+    episodes: int = 20
+    rule: AdaptationRule = field(default_factory=GradientDescent)
+    estimator: Estimator = score
+    outer: TRPO = field(default_factory=TRPO)
+    discount: float = 0.99
+    gae_lambda: float = 1.0
+    bootstrap: bool = False
+    weighting: str = "timestep"
+    seed: int = 0
+    threads: int = 1
+    device: str = "cpu"
+    task_chunk: int | None = None
+
+    def __post_init__(self) -> None:
+        self.policy.to(self.device)
+        self.actions = distribution_for(self.distribution.action_space)
+        self.inner_loss = policy_loss(self.policy, self.actions, self.estimator)
+        self.theta = parameters_of(self.policy)
+        self.iteration = 0
+        self.env_steps = 0
+        self._envs: dict[int, VectorEnv] = {}
+        self._check_policy_output()
+
+    def step(self) -> dict[str, float]:
+        """Do one meta-iteration: sample tasks, adapt to each, and improve the meta-parameters.
+
+        Returns:
+            figures of the iteration by name, as `metrics.jsonl` and TensorBoard show them.
+        """
+        clock = _Clock(self.device)
+        tasks = self.distribution.sample(self.tasks, self._rng("train/tasks"))
+        *supports, query = stages = self.adapt(tasks, self.rule.steps, purpose="train", clock=clock)
+        with clock.phase("update"):
+            objective = self.objective([stage.samples for stage in supports], query.samples)
+            vector = ravel(list(self.theta.values()))
+            vector, outcome = self.outer.update(objective, vector, self._rng("train/products"))
+        self.theta = unravel(vector, self.theta)
+        self.iteration += 1
+        self.env_steps += sum(stage.episodes.steps for stage in stages)
+        return self._figures(stages, outcome, clock)
+
+    def adapt(
+        self,
+        tasks: Tasks,
+        steps: int,
+        episodes: int | None = None,
+        purpose: str = "test",
+        clock: "_Clock | None" = None,
+    ) -> list[Stage]:
+        """Sample with theta, take an inner step for every task, sample again, and so on.
+
+        Args:
+            tasks: dict of arrays (M, ...).
+            steps: S, inner steps; beyond the trained number the rule's later step size holds.
+            episodes: E per task and stage; None takes the learner's own.
+            purpose: names the randomness, together with the iteration in training.
+            clock: adds up seconds per phase.
+
+        Returns:
+            S + 1 stages, the last one without a step after it.
+        """
+        clock = clock or _Clock(self.device)
+        episodes = episodes or self.episodes
+        count = len(next(iter(tasks.values())))
+        envs = self._lanes(count * episodes)
+        iteration = self.iteration if purpose == "train" else 0
+        phi = self.rule.start(self.theta, count)
+        norm = torch.zeros(count)
+        stages = []
+        for step in range(steps + 1):
+            key = RolloutKey(self.seed, f"{purpose}/step_{step}", iteration)
+            with clock.phase("rollout"):
+                sampled = rollout(envs, self.policy, self.actions, phi, tasks, self.distribution.horizon, key)
+            with clock.phase("adapt"):
+                advantages, explained = estimate_advantages(sampled, self.discount, self.gae_lambda, self.bootstrap)
+                samples = to_samples(sampled, advantages, self.weighting)
+                stages.append(Stage(phi, sampled, samples, explained, norm))
+                if step < steps:
+                    phi, norm = self._inner_step(phi, samples, step)
+        return stages
+
+    def objective(self, supports: list[Samples], query: Samples) -> MetaObjective:
+        """The meta-objective of an iteration's data."""
+        return MetaObjective(
+            self.policy,
+            self.actions,
+            self.inner_loss,
+            self.rule,
+            self.theta,
+            supports,
+            query,
+            self._chunk(query),
+        )
+
+    def agent(self, stage: Stage, task: int = 0) -> "Agent":
+        """The policy of one task after adaptation, ready to act."""
+        parameters = {name: value[task] for name, value in stage.parameters.items()}
+        return Agent(self.policy, parameters, self.distribution.action_space)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a later iteration depends on, beside the settings."""
+        return {"theta": self.theta, "iteration": self.iteration, "env_steps": self.env_steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a state; ValueError if its parameters are not those of the policy."""
+        shapes = {name: tuple(value.shape) for name, value in self.theta.items()}
+        found = {name: tuple(value.shape) for name, value in state["theta"].items()}
+        if found != shapes:
+            raise ValueError(f"the state holds parameters {found}; allowed: {shapes}")
+        self.theta = {name: state["theta"][name].to(self.device) for name in self.theta}
+        self.iteration, self.env_steps = state["iteration"], state["env_steps"]
+
+    def _inner_step(self, phi: Parameters, samples: Samples, step: int) -> tuple[Parameters, Tensor]:
+        """One inner step for all tasks, in chunks, and the norms of their gradients (M,)."""
+        parts = []
+        for tasks in task_chunks(len(samples.weights), self._chunk(samples)):
+            part = {name: value[tasks] for name, value in phi.items()}
+            data = samples.of_tasks(tasks)
+            parts.append(adapt_step(self.inner_loss, self.rule, self.theta, part, data, step))
+        adapted, norms = zip(*parts, strict=True)
+        return {name: torch.cat([part[name] for part in adapted]) for name in phi}, torch.cat(norms)
+
+    def _lanes(self, count: int) -> VectorEnv:
+        if count not in self._envs:
+            self._envs[count] = self.distribution.make(count, self.threads)
+        return self._envs[count]
+
+    def _rng(self, purpose: str) -> np.random.Generator:
+        return keyed_generator(self.seed, purpose, self.iteration)
+
+    def _chunk(self, samples: Samples) -> int:
+        tasks, per_task = samples.weights.shape
+        if self.task_chunk is not None or samples.weights.is_cuda:
+            return self.task_chunk or tasks
+        return max(1, _CHUNK_SAMPLES // per_task)
+
+    def _check_policy_output(self) -> None:
+        shape = self.distribution.observation_space.shape
+        inputs = torch.zeros(1, 2, *(shape or ()), device=self.device)
+        with torch.no_grad():
+            output = call_per_task(self.policy, expand_over_tasks(self.theta, 1), inputs)
+        expected = (1, 2, self.actions.parameter_size)
+        if tuple(output.shape) != expected:
+            raise ValueError(
+                f"the policy maps observations (2, {shape}) to shape {tuple(output.shape[1:])}; "
+                f"allowed: {expected[1:]}, {self.actions.meaning}"
+            )
+
+    def _figures(self, stages: list[Stage], outcome: TrustRegionOutcome, clock: "_Clock") -> dict[str, float]:
+        returns = [stage.episodes.returns.mean().item() for stage in stages]
+        query = stages[-1]
+        return {
+            "iteration": self.iteration,
+            "env_steps": self.env_steps,
+            **{f"return/step_{step}": value for step, value in enumerate(returns)},
+            "adaptation_gain": returns[-1] - returns[0],
+            "episode_length": query.episodes.lengths.double().mean().item(),
+            "failed_episodes": sum(int(stage.episodes.failed.sum()) for stage in stages),
+            "kl": outcome.constraint,
+            "line_search_steps": outcome.line_search_steps,
+            "accepted": float(outcome.status == "accepted"),
+            "loss_before": outcome.loss_before,
+            "loss_after": outcome.loss_after,
+            "meta_gradient_norm": outcome.gradient_norm,
+            "inner_gradient_norm": query.gradient_norm.mean().item(),
+            "explained_variance": query.explained_variance.mean().item(),
+            **self.actions.summary(query.episodes.distribution[query.episodes.valid]),
+            **{f"seconds/{phase}": seconds for phase, seconds in clock.seconds.items()},
+        }
+
+
+class Agent:
+    """A policy with fixed parameters that maps an observation of the environment to an action for it."""
+
+    def __init__(self, policy: nn.Module, parameters: Parameters, action_space: gymnasium.Space):
+        self.policy, self.parameters = policy, parameters
+        self.distribution = distribution_for(action_space)
+
+    @torch.no_grad()
+    def __call__(self, observation: np.ndarray) -> np.ndarray:
+        """The most likely action, within the bounds of the action space."""
+        device = next(iter(self.parameters.values())).device
+        batch = torch.as_tensor(np.asarray(observation), dtype=torch.float32, device=device)[None]
+        output = functional_call(self.policy, self.parameters, (batch,))
+        return self.distribution.to_environment(self.distribution.mode(output).cpu().numpy())[0]
+
+
+class _Clock:
+    """Adds up wall time per phase; waits for the device at both ends of a phase."""
+
+    def __init__(self, device: str):
+        self._cuda = torch.device(device).type == "cuda"
+        self.seconds = dict.fromkeys(("rollout", "adapt", "update"), 0.0)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Time the body of a with statement."""
+        start = self._now()
+        yield
+        self.seconds[name] += self._now() - start
+
+    def _now(self) -> float:
+        if self._cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter()

@@ -1,0 +1,50 @@
+"""Parameters as data: a dict of tensors, as `torch.func.functional_call` takes them.
+
+Meta-parameters theta have the module's own shapes; adapted parameters phi have a leading axis of M tasks.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+
+Parameters = dict[str, Tensor]
+
+
+def parameters_of(module: nn.Module) -> Parameters:
+    """Copy a module's parameters into a dict of tensors that are not part of any graph."""
+    return {name: value.detach().clone() for name, value in module.named_parameters()}
+
+
+def expand_over_tasks(parameters: Parameters, tasks: int) -> Parameters:
+    """Give every tensor a leading axis of M tasks, all rows equal, without copying."""
+    return {name: value.expand(tasks, *value.shape) for name, value in parameters.items()}
+
+
+def call_per_task(module: nn.Module, parameters: Parameters, inputs: Tensor) -> Tensor:
+    """Apply the module once per task, as one batched computation.
+
+    Args:
+        parameters: with a leading axis of M tasks.
+        inputs: (M, N, ...); the module sees one batch axis, of N.
+
+    Returns:
+        outputs (M, N, ...).
+    """
+
+    def call(task_parameters: Parameters, task_inputs: Tensor) -> Tensor:
+        return functional_call(module, task_parameters, (task_inputs,))
+
+    return vmap(call)(parameters, inputs)
+
+
+def ravel(tensors: Sequence[Tensor]) -> Tensor:
+    """Join tensors into one flat vector, in their order."""
+    return torch.cat([tensor.reshape(-1) for tensor in tensors])
+
+
+def unravel(vector: Tensor, like: Parameters) -> Parameters:
+    """Cut a flat vector into a dict shaped as `like`; the inverse of `ravel(like.values())`."""
+    pieces = vector.split([value.numel() for value in like.values()])
+    return {name: piece.view_as(value) for (name, value), piece in zip(like.items(), pieces, strict=True)}

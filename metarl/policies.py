@@ -1,0 +1,82 @@
+"""Policies: modules that map observations (batch, O) to the parameters of an action distribution (batch, P).
+
+Any other `torch.nn.Module` with that signature serves as well; see `metarl.distributions` for P and its order.
+"""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import gymnasium
+import torch
+from torch import Tensor, nn
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
+
+
+def mlp(inputs: int, hidden_sizes: Sequence[int], outputs: int, activation: str) -> nn.Sequential:
+    """Linear layers with an activation between them; Xavier-uniform weights and zero biases (Finn et al. 2017)."""
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation = {activation!r}; allowed: {', '.join(ACTIVATIONS)}")
+    sizes = [inputs, *hidden_sizes, outputs]
+    layers: list[nn.Module] = []
+    for size_in, size_out in pairwise(sizes):
+        linear = nn.Linear(size_in, size_out)
+        nn.init.xavier_uniform_(linear.weight)
+        nn.init.zeros_(linear.bias)
+        layers += [linear, ACTIVATIONS[activation]()]
+    return nn.Sequential(*layers[:-1])
+
+
+class GaussianMLP(nn.Module):
+    """Diagonal Gaussian for a `Box` action space: an MLP for the mean, and a log standard deviation of its own.
+
+    The log standard deviation does not depend on the state; it is learned and adapted like any other parameter, and
+    bounded from below by `minimum_std` (defaults of Finn et al. 2017).
+    """
+
+    def __init__(
+        self,
+        observation_space: gymnasium.Space,
+        action_space: gymnasium.Space,
+        hidden_sizes: Sequence[int] = (100, 100),
+        activation: str = "relu",
+        initial_std: float = 1.0,
+        minimum_std: float = 1e-6,
+    ):
+        super().__init__()
+        actions = _size(action_space, gymnasium.spaces.Box)
+        self.mean = mlp(_size(observation_space, gymnasium.spaces.Box), hidden_sizes, actions, activation)
+        self.log_std = nn.Parameter(torch.full((actions,), math.log(initial_std)))
+        self.minimum_log_std = math.log(minimum_std)
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """(batch, O) to (batch, 2A): mean, log standard deviation."""
+        mean = self.mean(observations)
+        log_std = self.log_std.clamp(min=self.minimum_log_std)
+        return torch.cat([mean, log_std.expand_as(mean)], dim=-1)
+
+
+class CategoricalMLP(nn.Module):
+    """Logits for a `Discrete` action space."""
+
+    def __init__(
+        self,
+        observation_space: gymnasium.Space,
+        action_space: gymnasium.Space,
+        hidden_sizes: Sequence[int] = (100, 100),
+        activation: str = "relu",
+    ):
+        super().__init__()
+        actions = _size(action_space, gymnasium.spaces.Discrete)
+        self.logits = mlp(_size(observation_space, gymnasium.spaces.Box), hidden_sizes, actions, activation)
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """(batch, O) to (batch, n)."""
+        return self.logits(observations)
+
+
+def _size(space: gymnasium.Space, kind: type[gymnasium.Space]) -> int:
+    if not isinstance(space, kind):
+        raise ValueError(f"space {space} does not fit this policy; allowed: {kind.__name__}")
+    return int(space.n) if isinstance(space, gymnasium.spaces.Discrete) else math.prod(space.shape or ())

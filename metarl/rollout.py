@@ -1,0 +1,118 @@
+"""Collecting episodes: all tasks and episodes in lockstep, one batched forward per step."""
+
+import numpy as np
+import torch
+from gymnasium.vector import VectorEnv
+from torch import Tensor, nn
+
+from metarl.distributions import ActionDistribution
+from metarl.episodes import Episodes, NonFiniteError
+from metarl.parameters import Parameters, call_per_task
+from metarl.randomness import RolloutKey
+
+Tasks = dict[str, np.ndarray]
+
+
+@torch.no_grad()
+def rollout(
+    envs: VectorEnv,
+    policy: nn.Module,
+    distribution: ActionDistribution,
+    parameters: Parameters,
+    tasks: Tasks,
+    horizon: int,
+    key: RolloutKey,
+) -> Episodes:
+    """Run one episode in every lane, each task with its own parameters.
+
+    Args:
+        envs: N = M * E lanes; lane m * E + e is episode e of task m. Whether it autoresets does not matter: nothing
+            after the end of an episode is kept.
+        policy: module mapping (batch, O) to (batch, P).
+        distribution: the family that the P parameters belong to.
+        parameters: of the policy, with a leading axis of M tasks, on the device that acts.
+        tasks: dict of arrays (M, ...).
+        horizon: T, the most steps taken.
+        key: names the randomness.
+
+    Returns:
+        Episodes on the device of the parameters, cut after the longest episode.
+
+    Raises:
+        NonFiniteError: naming task, episode and step of the first observation or reward that is not finite.
+    """
+    device = next(iter(parameters.values())).device
+    count = len(next(iter(tasks.values())))
+    per_task = envs.num_envs // count
+    lanes = (count, per_task)
+    noise = torch.from_numpy(distribution.noise(key, count, horizon, per_task)).to(device)
+
+    seeds = key.reset_seeds(count, per_task)
+    raw, _ = envs.reset(seed=seeds, options={"tasks": tasks})  # type: ignore[arg-type]  # gymnasium: one per lane
+    observation_shape = raw.shape[1:]
+    observations = torch.zeros(count, horizon, per_task, *observation_shape, device=device)
+    parameter_store = torch.zeros(count, horizon, per_task, distribution.parameter_size, device=device)
+    rewards = np.zeros((count, horizon, per_task), np.float32)
+    valid = np.zeros((count, horizon, per_task), bool)
+    terminated = np.zeros(lanes, bool)
+    failed = np.zeros(lanes, bool)
+    running = np.ones(lanes, bool)
+    final = np.zeros((*lanes, *observation_shape), np.float32)
+    actions: Tensor | None = None
+
+    for t in range(horizon):
+        observation = torch.from_numpy(raw.astype(np.float32)).view(*lanes, *observation_shape).to(device)
+        output = call_per_task(policy, parameters, observation)
+        action = distribution.sample(output, noise[:, t])
+        if actions is None:
+            actions = torch.zeros(count, horizon, *action.shape[1:], dtype=action.dtype, device=device)
+        observations[:, t], parameter_store[:, t], actions[:, t] = observation, output, action
+
+        flat_action = action.reshape(envs.num_envs, *action.shape[2:]).cpu().numpy()
+        raw, reward, terminations, truncations, infos = envs.step(distribution.to_environment(flat_action))
+        valid[:, t] = running
+        rewards[:, t] = np.where(running, reward.reshape(lanes), 0.0)
+        ended = running & (terminations | truncations).reshape(lanes)
+        terminated |= running & terminations.reshape(lanes)
+        if "blown_up" in infos:
+            failed |= running & infos["blown_up"].reshape(lanes)
+        if ended.any() or t == horizon - 1:
+            last = ended | (running if t == horizon - 1 else False)
+            final[last] = _final_observations(raw, infos).reshape(*lanes, *observation_shape)[last]
+            running &= ~ended
+            if not running.any():
+                break
+
+    assert actions is not None, "a horizon is at least 1"
+    steps = t + 1
+    episodes = Episodes(
+        observations=observations[:, :steps].contiguous(),
+        actions=actions[:, :steps].contiguous(),
+        distribution=parameter_store[:, :steps].contiguous(),
+        log_probs=distribution.log_prob(parameter_store[:, :steps], actions[:, :steps]),
+        rewards=torch.from_numpy(rewards[:, :steps]).to(device),
+        valid=torch.from_numpy(valid[:, :steps]).to(device),
+        terminated=torch.from_numpy(terminated).to(device),
+        final_observations=torch.from_numpy(final).to(device),
+        failed=torch.from_numpy(failed).to(device),
+    )
+    _check_finite("reward", episodes.rewards, episodes.valid, key)
+    _check_finite("observation", episodes.observations, episodes.valid, key)
+    return episodes
+
+
+def _final_observations(raw: np.ndarray, infos: dict) -> np.ndarray:
+    """Observations after the last step, also where an autoreset has already replaced them by those of a new episode."""
+    if "final_obs" not in infos:
+        return raw
+    return np.stack([now if final is None else final for now, final in zip(raw, infos["final_obs"], strict=True)])
+
+
+def _check_finite(name: str, values: Tensor, valid: Tensor, key: RolloutKey) -> None:
+    broken = ~torch.isfinite(values.flatten(3).sum(-1) if values.ndim > 3 else values) & valid
+    if broken.any():
+        task, step, episode = (int(i) for i in broken.nonzero()[0])
+        raise NonFiniteError(
+            f"{name} is not finite in {key.purpose} of iteration {key.iteration}: "
+            f"task {key.first_task + task}, episode {episode}, step {step}"
+        )

@@ -17,5 +17,5 @@ def _single(distribution: type, **settings) -> SingleTaskEnv:
 for _distribution in (Navigation2D,):
     gymnasium.register(
         f"metarl/{_distribution.__name__}-v0",
-        entry_point=partial(_single, _distribution),  # type: ignore[arg-type]
+        entry_point=partial(_single, _distribution),
     )

@@ -31,9 +31,17 @@ _CHUNK_SAMPLES = 16_384  # samples of one task chunk on a CPU: its activations s
 class TaskDistribution(Protocol):
     """What the learner needs of a family of tasks; the package `envs` documents it in full and has several."""
 
-    horizon: int
-    observation_space: gymnasium.Space
-    action_space: gymnasium.Space
+    @property
+    def dynamics(self) -> str: ...
+
+    @property
+    def horizon(self) -> int: ...
+
+    @property
+    def observation_space(self) -> gymnasium.Space: ...
+
+    @property
+    def action_space(self) -> gymnasium.Space: ...
 
     def sample(self, count: int, rng: np.random.Generator) -> Tasks:
         """Draw M tasks, a dict of arrays (M, ...)."""

@@ -1,0 +1,1 @@
+"""Experiment scripts: command lines, presets, pictures and results."""

@@ -1,0 +1,180 @@
+"""One typed, frozen configuration per experiment, and the command line that is made from it."""
+
+import argparse
+import dataclasses
+import difflib
+import json
+import math
+import typing
+from collections.abc import Sequence
+from typing import Any, NoReturn, TypeVar
+
+Configuration = TypeVar("Configuration")
+
+
+class SettingError(ValueError):
+    """A setting that cannot be used; the message is one line: its name, its value and what is allowed."""
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    source: str = "",
+    unit: str = "",
+    more_than: float | None = None,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    choices: Sequence[str] = (),
+    changeable: bool = False,
+) -> Any:
+    """Declare a field of a configuration.
+
+    Args:
+        default: its value when no flag is given.
+        help: its meaning, one sentence.
+        source: where the default comes from.
+        unit: of the value, where it has one.
+        more_than, at_least, at_most: bounds of a number, or of each number in a tuple.
+        choices: all allowed texts.
+        changeable: whether a resumed run may use another value.
+    """
+    described = {"help": help, "source": source, "unit": unit, "choices": choices, "changeable": changeable}
+    bounds = {"more_than": more_than, "at_least": at_least, "at_most": at_most}
+    return dataclasses.field(default=default, metadata={**described, **bounds})
+
+
+def check_settings(configuration: Any) -> None:
+    """Raise SettingError for the first field whose value is not allowed."""
+    for field in dataclasses.fields(configuration):
+        value = getattr(configuration, field.name)
+        allowed = _allowed(field)
+        numbers = value if isinstance(value, tuple) else (value,)
+        if field.metadata["choices"] and value not in field.metadata["choices"]:
+            raise SettingError(f"{_flag(field.name)} = {value!r}; allowed: {allowed}{_nearest(value, field)}")
+        if isinstance(value, tuple) and not value:
+            raise SettingError(f"{_flag(field.name)} is empty; allowed: one or more numbers, each {allowed}")
+        if any(not _within(number, field) for number in numbers):
+            shown = " ".join(map(str, numbers))
+            raise SettingError(f"{_flag(field.name)} = {shown}; allowed: {allowed}")
+
+
+def parse(
+    kind: type[Configuration], arguments: Sequence[str], parser: argparse.ArgumentParser, base: dict[str, Any]
+) -> tuple[argparse.Namespace, Configuration]:
+    """Read a command line.
+
+    Args:
+        kind: the dataclass to fill; one flag is added to the parser for each of its fields.
+        arguments: the words of the command line.
+        parser: with the flags that are no settings.
+        base: values that replace the dataclass's defaults, as when a run is resumed.
+
+    Returns:
+        the flags that are no settings, and the checked configuration.
+    """
+    group = parser.add_argument_group("settings")
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]
+        _add_flag(group, field)
+    namespace = parser.parse_args(arguments)
+    given = {
+        field.name: vars(namespace).pop(field.name)
+        for field in dataclasses.fields(kind)  # type: ignore[arg-type]
+        if field.name in namespace
+    }
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    configuration = kind(**{**base, **given})
+    check_settings(configuration)
+    return namespace, configuration
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, exit status 2, with the nearest flag for an unknown one."""
+
+    def __init__(self, description: str):
+        super().__init__(description=description, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        """Print the line and leave."""
+        unknown = message.removeprefix("unrecognized arguments: ").split()[0]
+        if message.startswith("unrecognized arguments"):
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            near = difflib.get_close_matches(unknown, flags, n=1, cutoff=0.4)
+            hint = f"the nearest is {near[0]}; " if near else ""
+            message = f"unknown argument {unknown}; {hint}--help lists all"
+        self.exit(2, f"error: {message}\n")
+
+
+def to_json(configuration: Any) -> dict[str, Any]:
+    """The settings as plain data; the inverse of `from_json`."""
+    return json.loads(json.dumps(dataclasses.asdict(configuration)))
+
+
+def from_json(kind: type[Configuration], values: dict[str, Any]) -> Configuration:
+    """Settings from plain data; SettingError for an unknown or unusable one."""
+    names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    if unknown := sorted(set(values) - names):
+        raise SettingError(f"unknown setting {unknown[0]}; allowed: {', '.join(sorted(names))}")
+    configuration = kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+    check_settings(configuration)
+    return configuration
+
+
+def _add_flag(group: Any, field: dataclasses.Field) -> None:
+    kind, repeated = field.type, False
+    if typing.get_origin(kind) is tuple:
+        kind, repeated = typing.get_args(kind)[0], True
+    assert isinstance(kind, type), f"{field.name}: unsupported type"
+    default: typing.Any = field.default
+    shown = " ".join(map(str, default)) if repeated else default
+    notes = [f"default {shown}", field.metadata["unit"], _allowed(field), field.metadata["source"]]
+    options: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS}
+    text = f"{field.metadata['help']} ({'; '.join(note for note in notes if note)})".replace("%", "%%")
+    if kind is bool:
+        group.add_argument(_flag(field.name), action=argparse.BooleanOptionalAction, help=text, **options)
+        return
+    reader = _reader(kind)
+    options |= {"type": reader, "metavar": kind.__name__.upper(), "help": text}
+    group.add_argument(_flag(field.name), nargs="+" if repeated else None, **options)
+
+
+def _reader(kind: type) -> Any:
+    def read(text: str) -> Any:
+        try:
+            return kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is no {_NAMES[kind]}") from None
+
+    return read
+
+
+_NAMES = {int: "whole number", float: "number", str: "text"}
+
+
+def _within(value: Any, field: dataclasses.Field) -> bool:
+    if isinstance(value, str | bool):
+        return True
+    low, least, most = (field.metadata[name] for name in ("more_than", "at_least", "at_most"))
+    return (
+        math.isfinite(value)
+        and (low is None or value > low)
+        and (least is None or value >= least)
+        and (most is None or value <= most)
+    )
+
+
+def _allowed(field: dataclasses.Field) -> str:
+    if field.metadata["choices"]:
+        return ", ".join(field.metadata["choices"])
+    words = {"more_than": "more than", "at_least": "at least", "at_most": "at most"}
+    found = [f"{word} {field.metadata[name]:g}" for name, word in words.items() if field.metadata[name] is not None]
+    return " and ".join(found)
+
+
+def _nearest(value: Any, field: dataclasses.Field) -> str:
+    near = difflib.get_close_matches(str(value), field.metadata["choices"], n=1)
+    return f"; the nearest is {near[0]}" if near else ""
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

@@ -1,0 +1,37 @@
+"""Evaluate a run on held-out tasks: `python experiments/evaluate.py RUN --steps 3 --tasks 40`."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from experiments.configuration import OneLineParser, SettingError, check_settings
+from experiments.training import evaluate_run, one_line_errors, open_run, table
+from metarl.runs import Run
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Load a checkpoint, adapt it to test tasks, print and write the returns after each gradient step."""
+    parser = OneLineParser("Evaluate a run on held-out tasks.")
+    parser.add_argument("run", type=Path, metavar="RUN", help="directory of the run")
+    parser.add_argument("--steps", type=int, metavar="INT", help="gradient steps (default: the run's evaluation_steps)")
+    parser.add_argument("--tasks", type=int, metavar="INT", help="test tasks (default: the run's evaluation_tasks)")
+    parser.add_argument("--episodes", type=int, metavar="INT", help="per task and step (default: the run's)")
+    parser.add_argument("--best", action="store_true", help="the best iterate by training return, not the last one")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="where results go (default: the run itself)")
+    chosen = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
+    with one_line_errors():
+        experiment, settings, learner = open_run(chosen.run, "best.pt" if chosen.best else "checkpoint.pt")
+        given = {f"evaluation_{name}": getattr(chosen, name) for name in ("steps", "tasks", "episodes")}
+        settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
+        try:
+            check_settings(settings)
+        except SettingError as error:
+            raise SettingError(str(error).replace("--evaluation-", "--")) from None
+        evaluation = evaluate_run(experiment, Run.open(chosen.run), settings, learner, chosen.output)
+        print(f"{experiment.name} after iteration {learner.iteration}, {settings.evaluation_tasks} test tasks")
+        print(table(evaluation))
+
+
+if __name__ == "__main__":
+    main()

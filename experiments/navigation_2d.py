@@ -1,0 +1,49 @@
+"""Meta-train on 2D navigation; `python experiments/navigation_2d.py` uses the paper's settings."""
+
+from dataclasses import dataclass
+
+from matplotlib.figure import Figure
+
+import metarl
+from envs import Navigation2D
+from experiments.configuration import setting
+from experiments.settings import Settings, build_learner
+from experiments.training import Experiment, main
+from metarl.evaluation import Evaluation
+
+
+@dataclass(frozen=True)
+class NavigationSettings(Settings):
+    """Meta-train a policy with MAML-TRPO to reach goals in the plane that it cannot see."""
+
+    inner_step_size: float = setting(
+        0.5, "step size of the inner loop", more_than=0, source="paper's code; its text has 0.1"
+    )
+
+
+def build(settings: NavigationSettings) -> metarl.Learner:
+    """The learner on 2D navigation."""
+    return build_learner(settings, Navigation2D(settings.horizon))
+
+
+def paths(evaluation: Evaluation) -> dict[str, Figure]:
+    """Paths of four test tasks before and after adaptation, as in the paper's figure 4."""
+    count = min(4, len(evaluation.tasks["goal"]))
+    figure = Figure(figsize=(3 * count, 3.2), layout="constrained")
+    panels = figure.subplots(1, count, squeeze=False, sharex=True, sharey=True)[0]
+    chosen = {"before": evaluation.stages[0], f"after {len(evaluation.stages) - 1} steps": evaluation.stages[-1]}
+    for task, axes in enumerate(panels):
+        for (label, stage), color in zip(chosen.items(), ("0.6", "tab:green"), strict=True):
+            for episode in range(min(3, stage.episodes.valid.shape[2])):
+                path = stage.episodes.observations[task, stage.episodes.valid[task, :, episode], episode].cpu()
+                axes.plot(path[:, 0], path[:, 1], color=color, linewidth=1, label=label if episode == 0 else None)
+        axes.plot(*evaluation.tasks["goal"][task], marker="*", markersize=12, color="tab:red", label="goal")
+        axes.set(xlim=(-0.8, 0.8), ylim=(-0.8, 0.8), aspect="equal")
+    panels[0].legend(fontsize=7, loc="lower left")
+    return {"paths": figure}
+
+
+EXPERIMENT = Experiment("navigation_2d", NavigationSettings, build, paths)
+
+if __name__ == "__main__":
+    main(EXPERIMENT)

@@ -1,0 +1,257 @@
+"""What all experiment scripts share: the command line of a run, the training loop, its records and its end."""
+
+import importlib
+import math
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+import metarl
+from experiments import pictures
+from experiments.configuration import OneLineParser, SettingError, from_json, parse, to_json
+from experiments.settings import Settings
+from metarl.evaluation import Evaluation, evaluate, held_out_tasks
+from metarl.runs import Run, RunError
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What one script stands for.
+
+    Attributes:
+        name: of the script, and of the runs it makes.
+        settings: its configuration class.
+        build: makes the learner.
+        figures: pictures of its own, by name, made from an evaluation.
+    """
+
+    name: str
+    settings: type[Settings]
+    build: Callable[[Any], metarl.Learner]
+    figures: Callable[[Evaluation], dict[str, Any]] = lambda evaluation: {}
+
+
+def find_experiment(name: str) -> Experiment:
+    """The experiment of a script in this folder; RunError if there is none of that name."""
+    try:
+        module: ModuleType = importlib.import_module(f"experiments.{name}")
+        return module.EXPERIMENT
+    except (ModuleNotFoundError, AttributeError) as error:
+        raise RunError(f"experiment {name!r} is not known to this version of metarl") from error
+
+
+def main(experiment: Experiment, arguments: Sequence[str] | None = None) -> None:
+    """Run a script: train, evaluate, and say where to look. Bad input ends with one line and exit status 2."""
+    with one_line_errors():
+        run, settings, learner, progress = _start(experiment, sys.argv[1:] if arguments is None else arguments)
+        finished = train(experiment, run, settings, learner, progress)
+        if finished:
+            evaluation = evaluate_run(experiment, run, settings, learner)
+            print(table(evaluation))
+            print(f"results in {run.directory}: evaluation.json, adaptation.png; tensorboard --logdir {run.directory}")
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turn errors that a user can mend into one line: exit status 2 for bad input, 1 for a run that broke."""
+    try:
+        yield
+    except (SettingError, RunError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except (metarl.NonFiniteError, ArithmeticError) as error:
+        print(f"error: {error}; the last checkpoint is as it was", file=sys.stderr)
+        sys.exit(1)
+
+
+@dataclass
+class Progress:
+    """The part of a run's state that is not the learner's: the best iterate by return after adaptation in training."""
+
+    best_return: float = -math.inf
+    best_iteration: int = 0
+
+
+def open_run(directory: Path, checkpoint: str = "checkpoint.pt") -> tuple[Experiment, Settings, metarl.Learner]:
+    """Load a run: its experiment, its settings, and its learner at a checkpoint."""
+    run = Run.open(directory)
+    experiment = find_experiment(str(run.config.get("experiment")))
+    settings = from_json(experiment.settings, run.config["settings"])
+    learner = experiment.build(settings)
+    load_state(learner, run, checkpoint)
+    return experiment, settings, learner
+
+
+def load_state(learner: metarl.Learner, run: Run, checkpoint: str) -> Progress:
+    """Put a learner into the state of a checkpoint; RunError if it belongs to another configuration."""
+    state = run.load(checkpoint)
+    try:
+        learner.load_state_dict(state["learner"])
+        return Progress(**state["progress"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise RunError(f"{run.directory / checkpoint} does not fit the settings of the run: {error}") from error
+
+
+def train(experiment: Experiment, run: Run, settings: Settings, learner: metarl.Learner, progress: Progress) -> bool:
+    """Train to the last iteration; False if the user stopped the run before."""
+    print(f"{experiment.name}: {run.directory}, on {learner.device}, {settings.threads} threads", flush=True)
+    writer = SummaryWriter(str(run.directory), purge_step=learner.iteration + 1)
+    bar = tqdm(initial=learner.iteration, total=settings.iterations, unit="iteration", disable=None)
+    with _graceful_stop() as stop, writer, bar:
+        while learner.iteration < settings.iterations and not stop:
+            started, steps_before = time.perf_counter(), learner.env_steps
+            figures = learner.step()
+            seconds = time.perf_counter() - started
+            figures["steps_per_second"] = (learner.env_steps - steps_before) / seconds
+            if settings.evaluate_every and learner.iteration % settings.evaluate_every == 0:
+                evaluation = _evaluate(settings, learner)
+                figures |= {f"evaluation/step_{k}": float(mean) for k, mean in enumerate(evaluation.mean)}
+                _draw(experiment, evaluation, writer, learner.iteration)
+            after = figures[f"return/step_{settings.inner_steps}"]
+            improved = after > progress.best_return
+            if improved:
+                progress.best_return, progress.best_iteration = after, learner.iteration
+            run.append_metrics(figures)
+            last = learner.iteration == settings.iterations
+            if improved:
+                run.save("best.pt", _state(learner, progress))
+            if learner.iteration % settings.checkpoint_every == 0 or last or stop:
+                run.save("checkpoint.pt", _state(learner, progress))
+            for name, value in figures.items():
+                writer.add_scalar(name, value, learner.iteration)
+            bar.update()
+            bar.set_postfix_str(
+                f"return {figures['return/step_0']:.1f} -> {after:.1f}, {figures['steps_per_second']:,.0f} steps/s"
+            )
+    if learner.iteration < settings.iterations:
+        print(f"stopped after iteration {learner.iteration}; continue with --resume {run.directory}")
+        return False
+    return True
+
+
+def evaluate_run(
+    experiment: Experiment, run: Run, settings: Settings, learner: metarl.Learner, output: Path | None = None
+) -> Evaluation:
+    """Evaluate on the run's test tasks; write evaluation.json and the pictures into the run or another folder."""
+    folder = output or run.directory
+    evaluation = _evaluate(settings, learner)
+    folder.mkdir(parents=True, exist_ok=True)
+    record = {
+        "experiment": experiment.name,
+        "dynamics": learner.distribution.dynamics,
+        "seed": settings.seed,
+        "iteration": learner.iteration,
+        "env_steps": learner.env_steps,
+        "episodes_per_step": settings.evaluation_episodes,
+        **evaluation.to_json(),
+    }
+    pictures.save_json(folder / "evaluation.json", record)
+    for name, figure in _figures(experiment, evaluation).items():
+        figure.savefig(folder / f"{name}.png", dpi=120)
+    return evaluation
+
+
+def table(evaluation: Evaluation) -> str:
+    """Return after each gradient step, as text."""
+    rows = [
+        f"{step:>5} {mean:>10.2f} {error:>8.2f}"
+        for step, (mean, error) in enumerate(zip(evaluation.mean, evaluation.standard_error, strict=True))
+    ]
+    return "\n".join([f"{'steps':>5} {'return':>10} {'s.e.':>8}", *rows])
+
+
+def _start(experiment: Experiment, arguments: Sequence[str]) -> tuple[Run, Settings, metarl.Learner, Progress]:
+    parser = OneLineParser(experiment.settings.__doc__ or "")
+    parser.add_argument(
+        "--run-dir", type=Path, metavar="DIR", help="new directory of the run (default runs/NAME-seedN-TIME)"
+    )
+    parser.add_argument("--resume", type=Path, metavar="DIR", help="continue this run, with its settings")
+    resumed = _peek_resume(arguments)
+    run = Run.open(resumed) if resumed else None
+    base = run.config.get("settings", {}) if run else {}
+    namespace, settings = parse(
+        experiment.settings,
+        arguments,
+        parser,
+        {name: tuple(v) if isinstance(v, list) else v for name, v in base.items()},
+    )
+    if run is not None:
+        if namespace.run_dir is not None:
+            raise SettingError("--run-dir with --resume; allowed: one of the two")
+        if run.config.get("experiment") != experiment.name:
+            raise RunError(f"{run.directory} is a run of {run.config.get('experiment')}, not of {experiment.name}")
+        _check_unchanged(from_json(experiment.settings, base), settings)
+        learner = experiment.build(settings)
+        progress = load_state(learner, run, "checkpoint.pt")
+        if learner.iteration >= settings.iterations:
+            raise SettingError(
+                f"--iterations = {settings.iterations}; allowed: more than the {learner.iteration} already done"
+            )
+        run.rewind(learner.iteration)
+        run.write_config({"experiment": experiment.name, "settings": to_json(settings)})
+        return run, settings, learner, progress
+    learner, progress = experiment.build(settings), Progress()
+    name = f"{experiment.name}-seed{settings.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+    directory = namespace.run_dir or Path("runs") / name
+    run = Run.create(directory, {"experiment": experiment.name, "settings": to_json(settings)})
+    run.save("checkpoint.pt", _state(learner, progress))
+    return run, settings, learner, progress
+
+
+def _peek_resume(arguments: Sequence[str]) -> Path | None:
+    parser = OneLineParser("")
+    parser.add_argument("--resume", type=Path)
+    return parser.parse_known_args([word for word in arguments if word not in ("-h", "--help")])[0].resume
+
+
+def _check_unchanged(old: Settings, new: Settings) -> None:
+    for field in fields(new):
+        before, now = getattr(old, field.name), getattr(new, field.name)
+        if now != before and not field.metadata["changeable"]:
+            flag = "--" + field.name.replace("_", "-")
+            raise SettingError(f"{flag} = {now} cannot change in a resumed run; allowed: {before}")
+
+
+def _state(learner: metarl.Learner, progress: Progress) -> dict[str, Any]:
+    return {"learner": learner.state_dict(), "progress": vars(progress)}
+
+
+def _evaluate(settings: Settings, learner: metarl.Learner) -> Evaluation:
+    tasks = held_out_tasks(learner, settings.evaluation_tasks)
+    return evaluate(learner, settings.evaluation_steps, tasks, settings.evaluation_episodes)
+
+
+def _figures(experiment: Experiment, evaluation: Evaluation) -> dict[str, Any]:
+    return {"adaptation": pictures.adaptation(evaluation), **experiment.figures(evaluation)}
+
+
+def _draw(experiment: Experiment, evaluation: Evaluation, writer: SummaryWriter, iteration: int) -> None:
+    for name, figure in _figures(experiment, evaluation).items():
+        writer.add_figure(name, figure, iteration)
+
+
+@contextmanager
+def _graceful_stop() -> Iterator[list[int]]:
+    """Collect the first interrupt or termination signal, so that the iteration at hand ends; a second one is final."""
+    received: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        received.append(number)
+        print("\nstopping after this iteration; once more to stop at once", file=sys.stderr)
+        signal.signal(number, previous[signal.Signals(number)])
+
+    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

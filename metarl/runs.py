@@ -1,0 +1,160 @@
+"""The run directory: what a run writes, so that nothing is lost and nothing is executed when it is read.
+
+config.json       the settings, and which experiment they belong to
+metrics.jsonl     one line per meta-iteration
+checkpoint.pt     the last state: written to a temporary file, synced and renamed
+best.pt           the state with the highest return after adaptation in training
+"""
+
+import io
+import json
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+FORMAT, VERSION = "metarl-checkpoint", 1
+
+
+class RunError(RuntimeError):
+    """A run directory or a file in it that cannot be used; the message is one line."""
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace a file by new content, or leave it as it was; no reader ever sees half of it.
+
+    Raises:
+        RunError: the disk is full, or the place cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.writing")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        directory = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise RunError(f"cannot write {path}: {error.strerror}; what was there before is intact") from error
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write a state of tensors, numbers, texts, lists and dicts."""
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, "version": VERSION, "state": state}, buffer)
+    write_atomically(path, buffer.getvalue())
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a state, executing nothing that the file holds.
+
+    Raises:
+        RunError: no file, a truncated, damaged or foreign one, one that would execute code, or a newer format.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise RunError(f"{path} is damaged: {damaged} does not match its checksum")
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise RunError(f"{path} does not exist") from None
+    except (RunError, MemoryError):
+        raise
+    except Exception as error:
+        reason = "truncated or not a checkpoint" if isinstance(error, zipfile.BadZipFile) else "not plain tensors"
+        raise RunError(f"{path} cannot be read: {reason}") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise RunError(f"{path} was not written by metarl")
+    if content["version"] > VERSION:
+        raise RunError(f"{path} has format {content['version']}; this version of metarl reads up to {VERSION}")
+    return content["state"]
+
+
+class Run:
+    """A run directory that is being written."""
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+        self.metrics_path = directory / "metrics.jsonl"
+
+    @classmethod
+    def create(cls, directory: Path, config: dict[str, Any]) -> "Run":
+        """Start a run in a new or empty directory; RunError if something is there."""
+        if (directory / "config.json").exists():
+            raise RunError(f"{directory} already holds a run; continue it with --resume {directory}")
+        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+            raise RunError(f"{directory} exists and is not a run; choose a new or empty directory")
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"cannot make {directory}: {error.strerror}") from error
+        run = cls(directory)
+        run.write_config(config)
+        return run
+
+    @classmethod
+    def open(cls, directory: Path) -> "Run":
+        """Open a run that exists; RunError if there is none."""
+        if not (directory / "config.json").is_file():
+            raise RunError(f"{directory} holds no run: there is no config.json in it")
+        return cls(directory)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What `create` was given."""
+        path = self.directory / "config.json"
+        try:
+            content = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise RunError(f"{path} cannot be read: not JSON") from error
+        if not isinstance(content, dict):
+            raise RunError(f"{path} cannot be read: not a JSON object")
+        return content
+
+    def write_config(self, config: dict[str, Any]) -> None:
+        """Write the settings, which a resumed run may have changed."""
+        write_atomically(self.directory / "config.json", (json.dumps(config, indent=2) + "\n").encode())
+
+    def append_metrics(self, figures: dict[str, Any]) -> None:
+        """Add the line of an iteration; RunError if it cannot be written."""
+        try:
+            with open(self.metrics_path, "a") as file:
+                file.write(json.dumps(figures) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise RunError(f"cannot write {self.metrics_path}: {error.strerror}") from error
+
+    def metrics(self, up_to: int | None = None) -> list[dict[str, Any]]:
+        """The figures of all iterations, up to a number; a line that a kill left unfinished does not count."""
+        lines = self.metrics_path.read_text().splitlines() if self.metrics_path.exists() else []
+        figures = [parsed for parsed in map(_parse_line, lines) if parsed is not None]
+        return [line for line in figures if up_to is None or line["iteration"] <= up_to]
+
+    def save(self, name: str, state: dict[str, Any]) -> None:
+        """Write a checkpoint under a file name."""
+        save_checkpoint(self.directory / name, state)
+
+    def load(self, name: str) -> dict[str, Any]:
+        """Read a checkpoint by file name."""
+        return load_checkpoint(self.directory / name)
+
+    def rewind(self, iteration: int) -> None:
+        """Drop the metrics of the iterations after a checkpoint's."""
+        lines = "".join(json.dumps(line) + "\n" for line in self.metrics(iteration))
+        write_atomically(self.metrics_path, lines.encode())
+
+
+def _parse_line(line: str) -> dict[str, Any] | None:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None

@@ -1,0 +1,127 @@
+"""Lockstep rollouts against a slow loop over tasks, episodes and steps."""
+
+import numpy as np
+import pytest
+import torch
+from gymnasium.vector import AutoresetMode
+from torch.func import functional_call
+
+from envs import Navigation2D
+from metarl.distributions import Categorical, DiagonalGaussian
+from metarl.episodes import NonFiniteError
+from metarl.parameters import parameters_of
+from metarl.policies import CategoricalMLP, GaussianMLP
+from metarl.randomness import RolloutKey, keyed_generator
+from metarl.rollout import rollout
+from tests.probes import Corridor, CorridorTasks
+
+KEY = RolloutKey(seed=4, purpose="test/step_0", iteration=2)
+
+
+def per_task(policy, tasks):
+    """Different parameters for every task."""
+    generator = torch.Generator().manual_seed(0)
+    return {
+        name: value + 0.3 * torch.randn(tasks, *value.shape, generator=generator)
+        for name, value in parameters_of(policy).items()
+    }
+
+
+def corridor_rollout(autoreset=AutoresetMode.NEXT_STEP, broken="", horizon=6):
+    distribution = CorridorTasks(horizon, autoreset, broken)
+    policy = CategoricalMLP(distribution.observation_space, distribution.action_space, (5,))
+    torch.manual_seed(0)
+    tasks = {"length": np.array([2, 9, 4])}
+    phi = per_task(policy, 3)
+    family = Categorical(distribution.action_space)
+    return policy, phi, tasks, rollout(distribution.make(12), policy, family, phi, tasks, horizon, KEY)
+
+
+@pytest.mark.parametrize("autoreset", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
+def test_equals_one_episode_at_a_time_whatever_the_autoreset(autoreset):
+    torch.manual_seed(1)
+    policy, phi, tasks, episodes = corridor_rollout(autoreset)
+    seeds = KEY.reset_seeds(3, 4)
+    family = Categorical(Corridor.action_space)
+    for task in range(3):
+        for episode in range(4):
+            env = Corridor()
+            observation, _ = env.reset(
+                seed=seeds[task * 4 + episode], options={"tasks": {"length": tasks["length"][[task]]}}
+            )
+            noise = keyed_generator(4, "test/step_0/action", 2, task, episode).random((6, 1), np.float32)
+            own = {name: value[task] for name, value in phi.items()}
+            for step in range(min(6, tasks["length"][task])):
+                assert episodes.valid[task, step, episode]
+                batch = torch.as_tensor(observation, dtype=torch.float32)[None]
+                np.testing.assert_array_equal(episodes.observations[task, step, episode], batch[0])
+                logits = functional_call(policy, own, (batch,))
+                torch.testing.assert_close(episodes.distribution[task, step, episode], logits[0])
+                action = family.sample(logits, torch.from_numpy(noise[step])[None])[0]
+                assert episodes.actions[task, step, episode] == action
+                torch.testing.assert_close(episodes.log_probs[task, step, episode], logits.log_softmax(-1)[0, action])
+                observation, reward, terminated, _, _ = env.step(int(action))
+                assert episodes.rewards[task, step, episode] == reward
+            assert bool(episodes.terminated[task, episode]) == terminated
+            np.testing.assert_array_equal(episodes.final_observations[task, episode], observation.astype(np.float32))
+            assert episodes.lengths[task, episode] == min(6, tasks["length"][task])
+
+
+def test_nothing_after_the_end_of_an_episode_is_kept():
+    *_, episodes = corridor_rollout()
+    assert (episodes.rewards[~episodes.valid] == 0).all()
+    assert episodes.steps == 4 * (2 + 6 + 4)
+    assert torch.equal(episodes.returns, episodes.rewards.sum(dim=1))
+
+
+def test_cut_after_the_longest_episode():
+    distribution = CorridorTasks(horizon=50)
+    policy = CategoricalMLP(distribution.observation_space, distribution.action_space, (5,))
+    tasks = {"length": np.array([2, 5])}
+    family = Categorical(distribution.action_space)
+    episodes = rollout(distribution.make(4), policy, family, per_task(policy, 2), tasks, 50, KEY)
+    assert episodes.rewards.shape == (2, 5, 2)
+
+
+def navigation_rollout(tasks, phi, policy, key, episodes=5, horizon=30):
+    distribution = Navigation2D(horizon)
+    count = len(tasks["goal"])
+    envs = distribution.make(count * episodes)
+    return rollout(envs, policy, DiagonalGaussian(distribution.action_space), phi, tasks, horizon, key)
+
+
+def test_a_share_of_the_tasks_has_exactly_the_same_episodes():
+    distribution = Navigation2D()
+    torch.manual_seed(0)
+    policy = GaussianMLP(distribution.observation_space, distribution.action_space, (16, 16))
+    tasks = distribution.sample(6, np.random.default_rng(0))
+    phi = per_task(policy, 6)
+    whole = navigation_rollout(tasks, phi, policy, KEY)
+    for first, last in ((0, 2), (2, 6), (5, 6)):
+        share = {name: value[first:last] for name, value in phi.items()}
+        key = RolloutKey(KEY.seed, KEY.purpose, KEY.iteration, first_task=first)
+        part = navigation_rollout({"goal": tasks["goal"][first:last]}, share, policy, key)
+        steps = part.rewards.shape[1]
+        assert torch.equal(part.actions, whole.actions[first:last, :steps])
+        assert torch.equal(part.observations, whole.observations[first:last, :steps])
+        assert torch.equal(part.rewards, whole.rewards[first:last, :steps])
+
+
+def test_actions_reach_the_environment_in_its_own_range():
+    distribution = Navigation2D()
+    policy = GaussianMLP(distribution.observation_space, distribution.action_space, (4,))
+    tasks = {"goal": np.array([[0.5, 0.5]])}
+    episodes = navigation_rollout(tasks, per_task(policy, 1), policy, KEY)
+    moved = (episodes.observations[:, 1:] - episodes.observations[:, :-1])[episodes.valid[:, 1:]]
+    expected = 0.1 * episodes.actions[:, :-1][episodes.valid[:, 1:]].clamp(-1, 1)
+    torch.testing.assert_close(moved, expected, rtol=0, atol=1e-6)
+
+
+def test_a_reward_that_is_not_finite_is_named():
+    with pytest.raises(NonFiniteError, match=r"reward .*test/step_0 of iteration 2: task 0, episode 3, step 1"):
+        corridor_rollout(broken="reward")
+
+
+def test_an_observation_that_is_not_finite_is_named():
+    with pytest.raises(NonFiniteError, match=r"observation .*: task 0, episode 2, step 1"):
+        corridor_rollout(broken="observation")

@@ -1,0 +1,122 @@
+"""The solver and the trust-region step where linear algebra knows the answer."""
+
+import math
+
+import pytest
+import torch
+
+from metarl.trpo import TrustRegion, conjugate_gradient
+
+
+def positive_definite(n, seed=0):
+    root = torch.randn(n, n, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return root @ root.T + torch.eye(n, dtype=torch.float64)
+
+
+def test_two_steps_solve_a_two_by_two_system():
+    a = torch.tensor([1.0, 4.0])
+    x, residual = conjugate_gradient(lambda v: a * v, torch.ones(2), iterations=2)
+    torch.testing.assert_close(x, torch.tensor([1.0, 0.25]))
+    torch.testing.assert_close(residual, torch.zeros(2), rtol=0, atol=1e-6)
+
+
+def test_equals_a_dense_solver():
+    a, b = positive_definite(12), torch.randn(12, dtype=torch.float64)
+    x, _ = conjugate_gradient(lambda v: a @ v, b, iterations=30, tolerance=1e-24)
+    torch.testing.assert_close(x, torch.linalg.solve(a, b), rtol=1e-8, atol=1e-8)
+
+
+def test_the_residual_is_what_it_says_after_any_number_of_steps():
+    a, b = positive_definite(12), torch.randn(12, dtype=torch.float64)
+    for iterations in (0, 1, 5):
+        x, residual = conjugate_gradient(lambda v: a @ v, b, iterations)
+        torch.testing.assert_close(residual, b - a @ x)
+
+
+def test_stays_put_once_converged_and_leaves_its_input_alone():
+    a, b = positive_definite(3), torch.randn(3, dtype=torch.float64)
+    original = b.clone()
+    x, _ = conjugate_gradient(lambda v: a @ v, b, iterations=200)
+    assert torch.isfinite(x).all()
+    assert torch.equal(b, original)
+    zero, _ = conjugate_gradient(lambda v: a @ v, torch.zeros(3, dtype=torch.float64))
+    assert (zero == 0).all()
+
+
+def quadratic_problem(n=5, scale=1.0):
+    """Linear loss g.x with the constraint x'Ax / 2: the trust-region step has a closed form."""
+    a = positive_definite(n)
+    g = scale * torch.randn(n, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+    def evaluate(x):
+        return g @ x, 0.5 * x @ a @ x
+
+    return a, g, evaluate
+
+
+def test_step_has_the_closed_form_on_a_quadratic():
+    a, g, evaluate = quadratic_problem()
+    start = torch.zeros(5, dtype=torch.float64)
+    region = TrustRegion(bound=0.02, damping=0.0, iterations=20)
+    new, outcome = region.step(start, g @ start, g, lambda v: a @ v, evaluate)
+    natural = torch.linalg.solve(a, g)
+    length = math.sqrt(2 * 0.02 / (g @ natural))
+    # the full step meets the bound to rounding; one shortening is allowed for that
+    assert outcome.status == "accepted"
+    assert outcome.line_search_steps <= 2
+    factor = 0.8 ** (outcome.line_search_steps - 1)
+    torch.testing.assert_close(new, -factor * length * natural)
+    assert outcome.constraint == pytest.approx(0.02 * factor**2)
+    assert outcome.loss_after == pytest.approx((g @ new).item())
+    assert outcome.gradient_norm == pytest.approx(g.norm().item())
+
+
+def test_the_step_does_not_depend_on_the_scale_of_the_loss():
+    steps = []
+    for scale in (1.0, 100.0):
+        a, g, evaluate = quadratic_problem(scale=scale)
+        start = torch.zeros(5, dtype=torch.float64)
+        region = TrustRegion(damping=0.0, iterations=20)
+        steps.append(region.step(start, g @ start, g, lambda v, a=a: a @ v, evaluate)[0])
+    torch.testing.assert_close(*steps)
+
+
+def test_shortens_until_the_constraint_holds():
+    a, g, _ = quadratic_problem()
+    start = torch.zeros(5, dtype=torch.float64)
+
+    def evaluate(x):
+        return g @ x, 2 * x @ a @ x  # four times what the products say
+
+    new, outcome = TrustRegion(damping=0.0, iterations=20).step(start, g @ start, g, lambda v: a @ v, evaluate)
+    assert outcome.status == "accepted"
+    assert outcome.line_search_steps == 5  # 0.8^4 is the first power whose square is below 1/4
+    assert outcome.constraint <= 0.01
+    assert not torch.equal(new, start)
+
+
+@pytest.mark.parametrize("after", [1.0, float("nan"), 0.0])
+def test_a_step_that_does_not_improve_is_rejected_whole(after):
+    a, g, _ = quadratic_problem()
+    start = torch.ones(5, dtype=torch.float64)
+    zero = torch.zeros((), dtype=torch.float64)
+    new, outcome = TrustRegion().step(start, zero, g, lambda v: a @ v, lambda x: (zero + after, zero))
+    assert outcome.status == "rejected"
+    assert new is start
+    assert (outcome.line_search_steps, outcome.constraint, outcome.loss_after) == (15, 0.0, 0.0)
+
+
+def test_equality_with_the_bound_is_accepted_and_with_the_loss_is_not():
+    a, g, _ = quadratic_problem()
+    start = torch.zeros(5, dtype=torch.float64)
+    at_bound = torch.tensor(0.01, dtype=torch.float64)
+    below = torch.tensor(-1.0, dtype=torch.float64)
+    _, outcome = TrustRegion().step(start, g @ start, g, lambda v: a @ v, lambda x: (below, at_bound))
+    assert outcome.status == "accepted"
+
+
+def test_no_gradient_no_step():
+    a, g, evaluate = quadratic_problem()
+    start = torch.ones(5, dtype=torch.float64)
+    new, outcome = TrustRegion().step(start, g @ start, 0 * g, lambda v: a @ v, evaluate)
+    assert (outcome.status, new is start) == ("stationary", True)

@@ -97,5 +97,5 @@ def test_modes_and_summaries():
 
 
 def test_other_action_spaces_are_refused():
-    with pytest.raises(ValueError, match="MultiBinary.*allowed: Box or Discrete"):
+    with pytest.raises(ValueError, match=r"MultiBinary.*allowed: Box or Discrete"):
         distribution_for(gymnasium.spaces.MultiBinary(3))

@@ -28,7 +28,7 @@ class Problem:
         self.theta, phi = tiny_theta(self.policy, TASKS)
         self.rule = GradientDescent(step_size, steps, second_order)
         self.supports = []
-        for step in range(steps):
+        for _ in range(steps):
             self.supports.append(random_samples(self.policy, FAMILY, phi, TASKS, 12, generator))
             phi = self.slow_step(phi, self.supports[-1])
         self.query = random_samples(self.policy, FAMILY, phi, TASKS, 10, generator)

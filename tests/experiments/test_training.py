@@ -1,0 +1,246 @@
+"""Whole runs: what they write, that they continue exactly, and that no kill loses them."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from experiments import evaluate, navigation_2d
+from experiments.training import main, open_run
+from metarl.learner import Learner
+from metarl.runs import Run, RunError, load_checkpoint
+from tests.experiments.test_command_line import TINY, error_of
+
+ROOT = Path(__file__).parents[2]
+
+
+def train(*arguments):
+    main(navigation_2d.EXPERIMENT, [*TINY, *map(str, arguments)])
+
+
+def timeless_metrics(directory):
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if "second" not in k} for line in lines]
+
+
+def parameters(directory):
+    return load_checkpoint(directory / "checkpoint.pt")["learner"]["theta"]
+
+
+def assert_same_run(a, b):
+    assert timeless_metrics(a) == timeless_metrics(b)
+    left, right = parameters(a), parameters(b)
+    assert left.keys() == right.keys()
+    assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("runs") / "unbroken"
+    train("--iterations", 6, "--evaluate-every", 3, "--run-dir", directory)
+    return directory
+
+
+def test_a_run_writes_what_it_promises(unbroken):
+    names = {path.name for path in unbroken.iterdir() if not path.name.startswith("events")}
+    assert names == {
+        "config.json", "metrics.jsonl", "checkpoint.pt", "best.pt", "evaluation.json", "adaptation.png", "paths.png"
+    }  # fmt: skip
+    lines = timeless_metrics(unbroken)
+    assert [line["iteration"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    expected = {"env_steps", "return/step_0", "return/step_1", "adaptation_gain", "kl", "line_search_steps"}
+    expected |= {"explained_variance", "policy_std", "inner_gradient_norm"}
+    assert expected <= set(lines[0])
+    full = json.loads((unbroken / "metrics.jsonl").read_text().splitlines()[0])
+    assert {"seconds/rollout", "seconds/adapt", "seconds/update"} <= set(full)
+    assert "evaluation/step_2" in lines[2]
+    assert "evaluation/step_2" not in lines[3]
+    config = json.loads((unbroken / "config.json").read_text())
+    assert config["experiment"] == "navigation_2d"
+    assert config["settings"]["hidden_sizes"] == [6]
+
+
+def test_tensorboard_gets_the_same_figures_and_the_pictures(unbroken):
+    events = EventAccumulator(str(unbroken), size_guidance={"scalars": 0})
+    events.Reload()
+    lines = timeless_metrics(unbroken)
+    for name in ("return/step_0", "return/step_1", "kl", "policy_std", "env_steps"):
+        found = [(event.step, event.value) for event in events.Scalars(name)]
+        assert found == [(line["iteration"], pytest.approx(line[name], rel=1e-6)) for line in lines]
+    assert [event.step for event in events.Images("paths")] == [3, 6]
+    assert [event.step for event in events.Images("adaptation")] == [3, 6]
+
+
+def test_the_best_iterate_is_kept(unbroken):
+    lines = timeless_metrics(unbroken)
+    best = max(lines, key=lambda line: line["return/step_1"])
+    state = load_checkpoint(unbroken / "best.pt")
+    assert state["learner"]["iteration"] == best["iteration"]
+    assert state["progress"]["best_return"] == best["return/step_1"]
+
+
+def test_evaluation_file_matches_a_fresh_evaluation(unbroken, tmp_path, capsys):
+    record = json.loads((unbroken / "evaluation.json").read_text())
+    assert (record["dynamics"], record["iteration"]) == ("paper", 6)
+    evaluate.main([str(unbroken), "--output", str(tmp_path / "fresh")])
+    fresh = json.loads((tmp_path / "fresh" / "evaluation.json").read_text())
+    assert fresh == record
+    assert f"{record['return/step_2']['mean']:.2f}" in capsys.readouterr().out
+    evaluate.main([str(unbroken), "--steps", "1", "--tasks", "2", "--best", "--output", str(tmp_path / "best")])
+    best = json.loads((tmp_path / "best" / "evaluation.json").read_text())
+    assert len(best["return/step_1"]["per_task"]) == 2
+    assert "return/step_2" not in best
+
+
+@pytest.mark.parametrize("stop", [1, 2, 4])
+def test_stopped_and_resumed_equals_never_stopped(unbroken, tmp_path, stop):
+    directory = tmp_path / "run"
+    train("--iterations", stop, "--evaluate-every", 3, "--run-dir", directory)
+    main(navigation_2d.EXPERIMENT, ["--resume", str(directory), "--iterations", "6"])
+    assert_same_run(directory, unbroken)
+    assert json.loads((directory / "config.json").read_text())["settings"]["iterations"] == 6
+
+
+def test_resuming_forgets_iterations_after_the_checkpoint(unbroken, tmp_path):
+    directory = tmp_path / "run"
+    train("--iterations", 4, "--evaluate-every", 3, "--run-dir", directory)
+    early = tmp_path / "early"
+    train("--iterations", 2, "--evaluate-every", 3, "--run-dir", early)
+    (directory / "checkpoint.pt").write_bytes((early / "checkpoint.pt").read_bytes())
+    main(navigation_2d.EXPERIMENT, ["--resume", str(directory), "--iterations", "6"])
+    assert_same_run(directory, unbroken)
+
+
+def test_checkpoints_come_as_often_as_asked(tmp_path, monkeypatch):
+    saved = []
+    save = Run.save
+    monkeypatch.setattr(
+        Run,
+        "save",
+        lambda run, name, state: (saved.append((name, state["learner"]["iteration"])), save(run, name, state)),
+    )
+    train("--iterations", 5, "--checkpoint-every", 2, "--run-dir", tmp_path / "run")
+    assert [i for name, i in saved if name == "checkpoint.pt"] == [0, 2, 4, 5]
+
+
+def test_killed_at_random_moments_a_run_always_resumes(unbroken, tmp_path):
+    """SIGKILL ten times, at random moments from its start on, then let it finish."""
+    rng = random.Random(0)
+    directory = tmp_path / "run"
+    code = "import sys; from experiments import navigation_2d as n, training; training.main(n.EXPERIMENT, sys.argv[1:])"
+    new = [*TINY, "--iterations", "6", "--evaluate-every", "3", "--run-dir", str(directory)]
+    kills = 0
+    while kills < 10:
+        started = (directory / "checkpoint.pt").exists()
+        arguments = ["--resume", str(directory), "--iterations", "6"] if started else new
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, *arguments], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        seen = len(timeless_metrics_so_far(directory))
+        deadline = time.monotonic() + 60
+        # wait until it works, so that kills hit training and not imports
+        while (
+            process.poll() is None and len(timeless_metrics_so_far(directory)) == seen and time.monotonic() < deadline
+        ):
+            time.sleep(0.001)
+        time.sleep(rng.random() * 0.02)
+        process.send_signal(signal.SIGKILL)
+        _, errors = process.communicate()
+        assert b"Traceback" not in errors
+        kills += 1
+        if started and process.returncode == 0:
+            break
+        done = load_checkpoint(directory / "checkpoint.pt")["learner"]["iteration"]
+        if done >= 5:  # rewind, so that ten kills fit into six iterations
+            for path in directory.iterdir():
+                path.unlink()
+    if (directory / "checkpoint.pt").exists():
+        main(navigation_2d.EXPERIMENT, ["--resume", str(directory), "--iterations", "6"])
+    else:
+        main(navigation_2d.EXPERIMENT, new)
+    assert_same_run(directory, unbroken)
+
+
+def timeless_metrics_so_far(directory):
+    return Run(directory).metrics()
+
+
+def test_an_interrupt_ends_the_iteration_and_saves_it(tmp_path, monkeypatch, capsys):
+    step = Learner.step
+
+    def interrupted_step(learner):
+        if learner.iteration == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(learner)
+
+    monkeypatch.setattr(Learner, "step", interrupted_step)
+    train("--iterations", 6, "--run-dir", tmp_path / "run")
+    assert f"stopped after iteration 3; continue with --resume {tmp_path / 'run'}" in capsys.readouterr().out
+    assert load_checkpoint(tmp_path / "run" / "checkpoint.pt")["learner"]["iteration"] == 3
+
+
+def test_a_run_that_breaks_leaves_its_last_checkpoint(tmp_path, monkeypatch, capsys):
+    step = Learner.step
+
+    def broken_step(learner):
+        if learner.iteration == 2:
+            learner.theta = {name: value * float("nan") for name, value in learner.theta.items()}
+        return step(learner)
+
+    monkeypatch.setattr(Learner, "step", broken_step)
+    with pytest.raises(SystemExit) as leaving:
+        train("--iterations", 6, "--run-dir", tmp_path / "run")
+    assert leaving.value.code == 1
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "is not finite in train/step_0 of iteration 2: task 0, episode 0, step" in line
+    assert line.endswith("the last checkpoint is as it was")
+    assert all(torch.isfinite(value).all() for value in parameters(tmp_path / "run").values())
+
+
+def test_what_cannot_change_does_not(unbroken, capsys):
+    before = (unbroken / "metrics.jsonl").read_bytes()
+    for arguments, line in (
+        (["--seed", "5"], "error: --seed = 5 cannot change in a resumed run; allowed: 0"),
+        (["--hidden-sizes", "9"], "error: --hidden-sizes = (9,) cannot change in a resumed run; allowed: (6,)"),
+        (["--run-dir", "x"], "error: --run-dir with --resume; allowed: one of the two"),
+        (["--iterations", "6"], "error: --iterations = 6; allowed: more than the 6 already done"),
+    ):
+        given = ["--resume", str(unbroken), "--iterations", "9", *arguments]
+        assert error_of(capsys, main, navigation_2d.EXPERIMENT, given) == line
+    assert (unbroken / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_directory_with_a_run_is_not_overwritten(unbroken, capsys):
+    line = error_of(capsys, train, "--run-dir", unbroken)
+    assert line == f"error: {unbroken} already holds a run; continue it with --resume {unbroken}"
+
+
+def test_a_run_of_an_unknown_experiment_is_refused(tmp_path):
+    Run.create(tmp_path / "run", {"experiment": "navigation_9d", "settings": {}})
+    with pytest.raises(RunError, match="experiment 'navigation_9d' is not known"):
+        open_run(tmp_path / "run")
+
+
+def test_memory_stays_flat():
+    """Peak resident set after 50 iterations is within 5 % of that after 10."""
+    code = """
+import resource, torch, envs, metarl
+torch.set_num_threads(1)
+d = envs.Navigation2D(50)
+learner = metarl.Learner(d, metarl.GaussianMLP(d.observation_space, d.action_space), rule=metarl.GradientDescent(0.5))
+peaks = []
+for iteration in range(50):
+    learner.step()
+    peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(peaks[9], peaks[49])
+"""
+    early, late = map(int, subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True).split())
+    assert late < 1.05 * early

@@ -1,0 +1,244 @@
+"""The learner as a whole: one data flow, keyed randomness, states that continue exactly, and learning."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from envs import Navigation2D
+from metarl import TRPO, Agent, CategoricalMLP, GaussianMLP, GradientDescent, Learner, keyed_generator
+from metarl.evaluation import evaluate, held_out_tasks
+from metarl.objective import MetaObjective
+from tests.probes import CorridorTasks
+
+
+def navigation_learner(seed=0, horizon=20, **changes):
+    distribution = Navigation2D(horizon)
+    torch.manual_seed(0)
+    policy = GaussianMLP(distribution.observation_space, distribution.action_space, (16,), "tanh")
+    settings = {"tasks": 4, "episodes": 5, "rule": GradientDescent(0.5), "seed": seed}
+    return Learner(distribution, policy, **{**settings, **changes})
+
+
+def same(a, b):
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def without_times(figures):
+    return {name: value for name, value in figures.items() if not name.startswith("seconds/")}
+
+
+def test_an_iteration_moves_the_parameters_within_the_bound():
+    learner = navigation_learner()
+    before = learner.theta
+    figures = learner.step()
+    assert figures["accepted"] == 1
+    assert 0 < figures["kl"] <= 0.01
+    assert figures["loss_after"] < figures["loss_before"]
+    assert figures["loss_before"] == pytest.approx(0, abs=1e-5)  # standardised advantages, ratios of one
+    assert not same(before, learner.theta)
+    assert (learner.iteration, figures["iteration"]) == (1, 1)
+    assert figures["adaptation_gain"] == pytest.approx(figures["return/step_1"] - figures["return/step_0"])
+
+
+def test_a_rejected_step_changes_nothing_and_is_logged(monkeypatch):
+    learner = navigation_learner()
+    before = learner.theta
+    huge = torch.tensor(1e9)
+    monkeypatch.setattr(MetaObjective, "evaluate", lambda self, vector: (huge, huge))
+    figures = learner.step()
+    assert figures["accepted"] == 0
+    assert figures["line_search_steps"] == 15
+    assert same(before, learner.theta)
+
+
+def test_environment_steps_count_valid_steps_only():
+    distribution = CorridorTasks()
+    learner = Learner(
+        distribution, CategoricalMLP(distribution.observation_space, distribution.action_space, (4,)), 3, 2
+    )
+    stages = learner.adapt({"length": np.array([2, 4, 8])}, steps=1, episodes=2)
+    assert [stage.episodes.steps for stage in stages] == [2 * (2 + 4 + 6)] * 2
+    learner.step()
+    drawn = distribution.sample(3, keyed_generator(0, "train/tasks", 0))["length"]
+    assert learner.env_steps == 2 * 2 * np.minimum(drawn, 6).sum()
+
+
+def test_query_episodes_are_drawn_with_the_adapted_parameters():
+    learner = navigation_learner()
+    tasks = held_out_tasks(learner, 4)
+    before, after = learner.adapt(tasks, steps=1)
+    distance = sum(
+        (after.parameters[n] - before.parameters[n]).flatten(1).square().sum(1) for n in learner.theta
+    ).sqrt()
+    torch.testing.assert_close(distance, 0.5 * after.gradient_norm, rtol=1e-4, atol=0)
+    outputs = torch.stack(
+        [
+            torch.func.functional_call(
+                learner.policy, {n: v[m] for n, v in after.parameters.items()}, (after.samples.observations[m],)
+            )
+            for m in range(4)
+        ]
+    )
+    valid = after.samples.weights > 0
+    torch.testing.assert_close(after.samples.distribution[valid], outputs[valid], rtol=1e-4, atol=1e-5)
+
+
+def test_every_stage_and_iteration_has_its_own_noise():
+    learner = navigation_learner()
+    tasks = held_out_tasks(learner, 4)
+    first = learner.adapt(tasks, steps=1, purpose="train")
+    learner.iteration = 1
+    second = learner.adapt(tasks, steps=1, purpose="train")
+    test = learner.adapt(tasks, steps=1)
+    starts = [stages[k].episodes.actions[0, 0] for stages in (first, second, test) for k in (0, 1)]
+    assert all(not torch.equal(a, b) for i, a in enumerate(starts) for b in starts[:i])
+
+
+def test_a_share_of_the_test_tasks_has_the_same_first_episodes():
+    learner = navigation_learner()
+    tasks = held_out_tasks(learner, 4)
+    whole = learner.adapt(tasks, steps=0)[0].episodes
+    part = learner.adapt({"goal": tasks["goal"][:2]}, steps=0)[0].episodes
+    assert torch.equal(part.rewards, whole.rewards[:2, : part.rewards.shape[1]])
+
+
+@pytest.mark.parametrize("chunk", [1, 3])
+def test_task_chunks_change_nothing_but_rounding(chunk):
+    whole, parts = navigation_learner(task_chunk=4), navigation_learner(task_chunk=chunk)
+    figures = [without_times(learner.step()) for learner in (whole, parts)]
+    for name in figures[0]:
+        assert figures[1][name] == pytest.approx(figures[0][name], rel=1e-3, abs=1e-6), name
+    for name, value in whole.theta.items():
+        torch.testing.assert_close(parts.theta[name], value, rtol=1e-3, atol=1e-5)
+
+
+def test_the_same_seed_gives_the_same_run_and_another_one_does_not():
+    runs = []
+    for seed in (1, 1, 2):
+        learner = navigation_learner(seed)
+        runs.append(([without_times(learner.step()) for _ in range(2)], learner.theta))
+    assert runs[0][0] == runs[1][0]
+    assert same(runs[0][1], runs[1][1])
+    assert not same(runs[0][1], runs[2][1])
+
+
+def test_a_loaded_state_continues_bit_for_bit():
+    unbroken = navigation_learner()
+    unbroken.step()
+    state = {**unbroken.state_dict(), "theta": {n: v.clone() for n, v in unbroken.theta.items()}}
+    expected = [without_times(unbroken.step()) for _ in range(2)]
+    resumed = navigation_learner()
+    resumed.load_state_dict(state)
+    assert [without_times(resumed.step()) for _ in range(2)] == expected
+    assert same(resumed.theta, unbroken.theta)
+
+
+def test_a_state_of_another_policy_is_refused():
+    state = navigation_learner().state_dict()
+    state["theta"] = {name: value[..., :1] for name, value in state["theta"].items()}
+    with pytest.raises(ValueError, match="the state holds parameters"):
+        navigation_learner().load_state_dict(state)
+
+
+def test_training_and_test_tasks_come_from_different_streams():
+    learner = navigation_learner()
+    test = held_out_tasks(learner, 40)["goal"]
+    train = [Navigation2D().sample(20, keyed_generator(0, "train/tasks", i))["goal"] for i in range(20)]
+    distances = np.abs(np.concatenate(train)[:, None] - test[None]).sum(axis=-1)
+    assert distances.min() > 1e-6
+
+
+def test_evaluation_adapts_without_changing_the_learner():
+    learner = navigation_learner()
+    before = learner.state_dict()
+    evaluation = evaluate(learner, 2, held_out_tasks(learner, 6), 3)
+    assert same(learner.theta, before["theta"])
+    assert (learner.iteration, learner.env_steps) == (0, 0)
+    np.testing.assert_allclose(evaluation.returns[1], evaluation.stages[1].episodes.returns.mean(dim=1))
+    np.testing.assert_allclose(evaluation.standard_error, evaluation.returns.std(axis=1, ddof=1) / 6**0.5)
+    record = evaluation.to_json()
+    assert record["return/step_2"]["mean"] == pytest.approx(np.mean(record["return/step_2"]["per_task"]))
+    assert np.array(record["tasks"]["goal"]).shape == (6, 2)
+
+
+def test_first_order_and_second_order_learn_differently():
+    second = navigation_learner()
+    first = navigation_learner(rule=replace(second.rule, second_order=False))
+    figures = [learner.step() for learner in (first, second)]
+    assert figures[0]["return/step_1"] == figures[1]["return/step_1"]
+    assert figures[0]["meta_gradient_norm"] != pytest.approx(figures[1]["meta_gradient_norm"], rel=1e-2)
+
+
+def test_without_inner_steps_the_learner_is_plain_trpo():
+    learner = navigation_learner(rule=GradientDescent(0.5, steps=0))
+    figures = [learner.step() for _ in range(8)]
+    assert "return/step_1" not in figures[0]
+    assert figures[-1]["return/step_0"] > figures[0]["return/step_0"]
+
+
+def test_any_module_serves_as_a_policy():
+    class Bilinear(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(0.1 * torch.randn(2, 4))
+
+        def forward(self, observations):
+            return observations.tanh() @ self.weight
+
+    distribution = Navigation2D(10)
+    learner = Learner(distribution, Bilinear(), tasks=3, episodes=4, outer=TRPO(product_fraction=1.0))
+    assert learner.step()["kl"] > 0
+
+
+def test_a_policy_whose_output_does_not_fit_is_refused():
+    distribution = Navigation2D(10)
+    with pytest.raises(ValueError, match=r"to shape \(2, 3\); allowed: \(2, 4\), mean, then log standard deviation"):
+        Learner(distribution, nn.Linear(2, 3))
+
+
+def test_an_agent_acts_with_the_adapted_parameters_of_its_task():
+    learner = navigation_learner()
+    stage = learner.adapt({"goal": np.array([[0.4, 0.4], [-0.4, 0.1]])}, steps=2)[-1]
+    observation = np.array([0.1, -0.2])
+    actions = [learner.agent(stage, task)(observation) for task in (0, 1)]
+    for task, action in enumerate(actions):
+        own = {n: v[task] for n, v in stage.parameters.items()}
+        output = torch.func.functional_call(learner.policy, own, (torch.tensor([[0.1, -0.2]]),))
+        np.testing.assert_allclose(action, 0.1 * output[0, :2].detach().clamp(-1, 1), rtol=1e-5)
+    assert not np.allclose(*actions)
+
+
+def test_a_discrete_agent_acts():
+    distribution = CorridorTasks()
+    policy = CategoricalMLP(distribution.observation_space, distribution.action_space, (4,))
+    theta = dict(policy.named_parameters())
+    agent = Agent(policy, {n: v.detach() for n, v in theta.items()}, distribution.action_space)
+    observation = np.array([0.5, 2.0])
+    assert agent(observation) == policy(torch.tensor([[0.5, 2.0]])).argmax()
+
+
+def test_discrete_actions_learn_what_pays():
+    """The best action of a corridor is always 2; its return is known."""
+    distribution = CorridorTasks()
+    torch.manual_seed(0)
+    policy = CategoricalMLP(distribution.observation_space, distribution.action_space, (8,), "tanh")
+    learner = Learner(distribution, policy, tasks=4, episodes=10, rule=GradientDescent(0.1), outer=TRPO(max_kl=0.1))
+    for _ in range(40):
+        figures = learner.step()
+    lengths = np.minimum(distribution.sample(4, keyed_generator(0, "train/tasks", 39))["length"], 6)
+    best = (2 * lengths * (lengths + 1) / 2).mean()
+    assert figures["return/step_1"] > 0.9 * best
+
+
+def test_meta_learning_makes_one_gradient_step_worth_more():
+    learner = navigation_learner(horizon=30, tasks=10, episodes=10)
+    tasks = held_out_tasks(learner, 20)
+    before = evaluate(learner, 1, tasks, 10).mean
+    for _ in range(15):
+        learner.step()
+    after = evaluate(learner, 1, tasks, 10).mean
+    assert after[1] > before[1] + 3
+    assert after[1] - after[0] > before[1] - before[0] + 1

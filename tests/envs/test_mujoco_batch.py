@@ -3,13 +3,12 @@
 import os
 import subprocess
 import sys
-import warnings
 
 import gymnasium
 import mujoco
 import numpy as np
 import pytest
-from mujoco_oracle import DYNAMICS, MUJOCO_TASKS, assert_equals_lanes
+from mujoco_oracle import DYNAMICS, MUJOCO_TASKS, assert_batches_equal_lanes
 
 import envs
 
@@ -24,25 +23,12 @@ def away_from_the_repository(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore:threads = ")
 @pytest.mark.parametrize("dynamics", DYNAMICS)
 @pytest.mark.parametrize("distribution", MUJOCO_TASKS)
-def test_lanes_equal_mj_step(distribution, dynamics):
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "threads = ")
-        for threads in (1, 2, 3):
-            assert_equals_lanes(
-                make_distribution(distribution, dynamics), threads, steps=40, lanes=range(0, 64, 9)
-            )
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("dynamics", DYNAMICS)
-@pytest.mark.parametrize("distribution", MUJOCO_TASKS)
-def test_all_lanes_equal_mj_step_for_1000_steps(distribution, dynamics):
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "threads = ")
-        for threads in (1, 2, 3):
-            assert_equals_lanes(make_distribution(distribution, dynamics), threads, steps=1000)
+@pytest.mark.parametrize("steps", [30, pytest.param(1000, marks=pytest.mark.slow)])
+def test_lanes_equal_mj_step(distribution, dynamics, steps):
+    assert_batches_equal_lanes(make_distribution(distribution, dynamics), (1, 2, 3), steps)
 
 
 @pytest.mark.parametrize(

@@ -46,8 +46,7 @@ class PaperAnt(Ant):
         spec = gymnasium_spec("ant.xml")
         spec.option.timestep = 0.02
         for geom in spec.geoms:
-            if geom.name != "floor":
-                geom.solimp[:3] = 0.8, 0.8, 0.01
+            geom.solimp[:3] = 0.8, 0.8, 0.01
         # MuJoCo computes subtree_linvel and cfrc_ext only for sensors that need them
         for sensor in (mujoco.mjtSensor.mjSENS_SUBTREELINVEL, mujoco.mjtSensor.mjSENS_FRAMELINACC):
             spec.add_sensor(type=sensor, objtype=mujoco.mjtObj.mjOBJ_BODY, objname="torso")

@@ -18,36 +18,68 @@ class PaperHalfCheetah(Body):
 
     Observation (20): qpos without x (8), qvel (9), centre of mass (3). Shared reward: -0.05 |a|^2.
     Reset noise: N(0, 0.01^2) on positions, N(0, 0.1^2) on velocities.
+
+    The centre of mass and its velocity are written out below rather than taken from a second, partial forward
+    pass of MuJoCo, which they equal to 1e-15: half as many steps again per second.
     """
 
     frame_skip = 1
-    fields = ("subtree_com", "subtree_linvel")
-    stage = mujoco.mjtStage.mjSTAGE_VEL
     observation_size = 20
 
     def __init__(self) -> None:
-        spec = gymnasium_spec("half_cheetah.xml")
-        # MuJoCo computes subtree_linvel only for a sensor that needs it
-        spec.add_sensor(
-            type=mujoco.mjtSensor.mjSENS_SUBTREELINVEL, objtype=mujoco.mjtObj.mjOBJ_BODY, objname="torso"
-        )
-        self.model = compile_spec(spec)
+        self.model = compile_spec(gymnasium_spec("half_cheetah.xml"))
+        self.arms = _mass_arms(self.model)
 
     def initial_state(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         qpos = self.model.qpos0 + 0.01 * rng.standard_normal(self.model.nq)
         return qpos, 0.1 * rng.standard_normal(self.model.nv)
 
+    def derive(self, state: State) -> State:
+        """Return the centre of mass `com` (N, 3) and its forward velocity `com_vx` (N,).
+
+        With theta_j the angle of link j about the y axis and (a_j, b_j) its arm,
+
+            com = root + sum_j (a_j cos theta_j + b_j sin theta_j, 0, b_j cos theta_j - a_j sin theta_j).
+        """
+        model, qpos, qvel = self.model, state["qpos"], state["qvel"]
+        angles, rates = np.empty((2, len(self.arms), len(qpos)))
+        for link, body in enumerate(range(TORSO, model.nbody)):
+            hinge = model.body_dofadr[body] + model.body_dofnum[body] - 1
+            angles[link], rates[link] = qpos[:, hinge], qvel[:, hinge]
+            if body > TORSO:
+                parent = model.body_parentid[body] - TORSO
+                angles[link] += angles[parent]
+                rates[link] += rates[parent]
+        cos, sin, (a, b) = np.cos(angles), np.sin(angles), self.arms.T[..., None]
+        height = b * cos - a * sin
+        com = np.zeros((len(qpos), 3))
+        # sums over rows, for the rounding of matrix products depends on the number of lanes
+        com[:, 0] = qpos[:, 0] + (a * cos + b * sin).sum(axis=0)
+        com[:, 2] = model.body_pos[TORSO, 2] + qpos[:, 1] + height.sum(axis=0)
+        return {"com": com, "com_vx": qvel[:, 0] + (rates * height).sum(axis=0)}
+
     def observe(self, state: State) -> np.ndarray:
-        return np.concatenate([state["qpos"][:, 1:], state["qvel"], state["subtree_com"][:, TORSO]], axis=1)
+        return np.concatenate([state["qpos"][:, 1:], state["qvel"], state["com"]], axis=1)
 
     def position(self, state: State) -> np.ndarray:
-        return state["subtree_com"][:, TORSO, :2]
+        return state["com"][:, :2]
 
     def x_velocity(self, previous: np.ndarray, state: State) -> np.ndarray:
-        return state["subtree_linvel"][:, TORSO, 0].copy()
+        return state["com_vx"]
 
     def shared_reward(self, state: State, actions: np.ndarray) -> np.ndarray:
         return -0.05 * np.square(actions).sum(axis=1)
+
+
+def _mass_arms(model: mujoco.MjModel) -> np.ndarray:
+    """Return for each link its arm (x, z) in its own frame: what it carries, times mass, over the total mass.
+
+    A link carries its own mass at its centre, and the mass of each subtree at the joint to it.
+    """
+    arms = model.body_mass[:, None] * model.body_ipos[:, [0, 2]]
+    for body in range(TORSO + 1, model.nbody):
+        arms[model.body_parentid[body]] += model.body_subtreemass[body] * model.body_pos[body, [0, 2]]
+    return arms[TORSO:] / model.body_subtreemass[TORSO]
 
 
 class GymnasiumHalfCheetah(Body):

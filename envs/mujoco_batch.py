@@ -56,9 +56,10 @@ def compile_spec(spec: mujoco.MjSpec) -> mujoco.MjModel:
 class Body:
     """A simulated body under one dynamics, apart from any task.
 
-    The functions below take a `State`: the arrays `qpos` (N, nq), `qvel` (N, nv), and those named in
-    `fields`, each MuJoCo's quantity of that name with a leading axis of lanes. They are views of live memory
-    and must not be written.
+    The functions below take a `State`: the arrays `qpos` (N, nq), `qvel` (N, nv), those named in `fields`,
+    each MuJoCo's quantity of that name with a leading axis of lanes, and what `derive` adds. They are views
+    of live memory and must not be written. What a lane gets must not depend on the other lanes, to the last
+    bit: sums run along rows of fixed length, and matrix products, whose rounding varies, are avoided.
 
     Attributes:
         model: the compiled model.
@@ -87,6 +88,10 @@ class Body:
     def initial_state(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Draw positions (nq,) and velocities (nv,) for the start of an episode."""
         raise NotImplementedError
+
+    def derive(self, state: State) -> State:
+        """Return what else the functions below need in the state, computed once after each step."""
+        return {}
 
     def observe(self, state: State) -> np.ndarray:
         """Return observations (N, O)."""
@@ -161,9 +166,8 @@ class MujocoBatch(TaskBatch):
                 f"threads = {threads}, but this machine has {cores} cores: expect it slower", stacklevel=3
             )
         self.body = body = distribution.body
-        # an mjData per lane: a step goes on from the stages that the last one computed, and contacts are kept
-        persistent = body.leftover_forces or body.stage == mujoco.mjtStage.mjSTAGE_VEL
-        self.simulation = Batch(body.model, num_envs, threads, persistent)
+        # an mjData per lane keeps each lane's contacts
+        self.simulation = Batch(body.model, num_envs, threads, persistent=body.leftover_forces)
         self.state = {name: self.simulation.bind(name) for name in ("qpos", "qvel", *body.fields)}
         self.controls = self.simulation.bind("ctrl")
         if body.leftover_forces:
@@ -174,14 +178,16 @@ class MujocoBatch(TaskBatch):
 
     def reset_lanes(self, rngs: list[np.random.Generator]) -> np.ndarray:
         """Put every lane in an initial state of the body, and run `mj_forward` there."""
-        states = [self.body.initial_state(rng) for rng in rngs]
+        body = self.body
+        states = [body.initial_state(rng) for rng in rngs]
         self.simulation.reset(stage=mujoco.mjtStage.mjSTAGE_NONE)
         self.state["qpos"][:] = [qpos for qpos, _ in states]
         self.state["qvel"][:] = [qvel for _, qvel in states]
         self.simulation.forward()
-        if self.body.leftover_forces:
+        if body.leftover_forces:
             self.state["cfrc_ext"][:] = 0.0
-        return self.body.observe(self.state)
+        self.state.update(body.derive(self.state))
+        return body.observe(self.state)
 
     def step_lanes(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """Advance the unfinished lanes by `frame_skip` physics steps."""
@@ -191,6 +197,7 @@ class MujocoBatch(TaskBatch):
         self.simulation.step(active, body.frame_skip, body.stage)
         if body.leftover_forces:
             self._collect_forces(active)
+        state.update(body.derive(state))
         blown_up = self._unstable() & active
         observations = body.observe(state)
         x_velocity = body.x_velocity(previous, state)

@@ -57,6 +57,25 @@ def test_gymnasium_dynamics_equal_gymnasium(distribution, gym_id):
     assert contacts > 10
 
 
+def test_paper_models_differ_from_gymnasiums_as_documented():
+    for name, distribution, allowed in (
+        ("half_cheetah", envs.HalfCheetahDirection, set()),
+        ("ant", envs.AntDirection, {"geom_solimp"}),
+    ):
+        paper = distribution(dynamics="paper").body.model
+        ours = distribution(dynamics="gymnasium").body.model
+        theirs = gymnasium.make(f"{distribution.__name__.removesuffix('Direction')}-v5").unwrapped.model
+        names = [field for field in dir(theirs) if isinstance(getattr(theirs, field), np.ndarray)]
+        assert len(names) > 300, name
+        assert not [f for f in names if not np.array_equal(getattr(ours, f), getattr(theirs, f))]
+        physics = [f for f in names if not f.startswith(("_", "sensor", "name"))]
+        assert {f for f in physics if not np.array_equal(getattr(paper, f), getattr(theirs, f))} == allowed
+        assert ours.opt.timestep == theirs.opt.timestep == 0.01
+        assert paper.opt.integrator == theirs.opt.integrator
+        assert paper.opt.timestep == (0.02 if allowed else 0.01)
+        assert (paper.geom_solimp[:, :3] == [0.8, 0.8, 0.01]).all() or not allowed
+
+
 def test_contact_forces_of_the_paper_are_those_of_the_new_state():
     distribution = make_distribution(envs.AntDirection, "paper")
     batch = distribution.make(8)
@@ -146,6 +165,29 @@ def test_seeds_alone_decide_the_initial_state(distribution, dynamics):
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first[0], first[1])
     assert not np.array_equal(few.reset()[0], few.reset()[0])
+
+
+@pytest.mark.parametrize("dynamics", DYNAMICS)
+@pytest.mark.parametrize("distribution", MUJOCO_TASKS)
+def test_episodes_do_not_depend_on_the_other_lanes(distribution, dynamics):
+    distribution = make_distribution(distribution, dynamics)
+    rng = np.random.default_rng(0)
+    tasks, actions = (
+        distribution.sample(23, rng),
+        rng.uniform(-1, 1, (10, 23, *distribution.action_space.shape)),
+    )
+    whole = distribution.make(23, 2)
+    whole.reset(seed=0, options={"tasks": tasks})
+    expected = [whole.step(action)[:3] for action in actions]
+    start = 0
+    for count in (1, 2, 3, 4, 5, 8):
+        lanes = slice(start, start + count)
+        part = distribution.make(count)
+        part.reset(seed=start, options={"tasks": {name: values[lanes] for name, values in tasks.items()}})
+        for action, results in zip(actions, expected, strict=True):
+            for mine, theirs in zip(part.step(action[lanes]), results, strict=False):
+                np.testing.assert_array_equal(mine, theirs[lanes])
+        start += count
 
 
 @pytest.mark.parametrize("dynamics", DYNAMICS)

@@ -69,7 +69,7 @@ class Body:
             last, so without this all derived quantities are those of the step's start.
         leftover_forces: fill `cfrc_ext` as gymnasium does, by `mj_rnePostConstraint` on what `mj_step` left
             behind: the contacts of the last stage of the integrator. `cfrc_ext` is 0 after a reset. This part
-            is a loop over lanes, for no batched call gives these forces; it costs about 5 % of a step.
+            is a loop over the lanes with contacts, for no batched call gives these forces; it costs some 5 %.
         observation_size: O.
     """
 
@@ -172,6 +172,7 @@ class MujocoBatch(TaskBatch):
         self.controls = self.simulation.bind("ctrl")
         if body.leftover_forces:
             self.scratch = mujoco.MjData(body.model)
+            self.contacts = self.simulation.bind("ncon")
             self.state["cfrc_ext"] = np.zeros((num_envs, body.model.nbody, 6))
         self.render_fps = round(1 / body.dt)
         self.renderer: mujoco.Renderer | None = None
@@ -229,7 +230,8 @@ class MujocoBatch(TaskBatch):
 
     def _collect_forces(self, active: np.ndarray) -> None:
         forces, model, scratch = self.state["cfrc_ext"], self.body.model, self.scratch
-        for lane in np.flatnonzero(active).tolist():
+        forces[active] = 0.0
+        for lane in np.flatnonzero(active & (self.contacts > 0)).tolist():
             self.simulation.get_data(lane, scratch)
             mujoco.mj_rnePostConstraint(model, scratch)
             forces[lane] = scratch.cfrc_ext

@@ -33,8 +33,8 @@ class PaperAnt(Ant):
     noise: N(0, 0.01^2) on positions, N(0, 0.1^2) on velocities.
 
     rllab ran `mj_forward` after each step, with the step's controls; so here do stages up to the
-    accelerations, and cfrc_ext is that of the new state. The MuJoCo 1.31 of that time filled it in every
-    forward pass.
+    accelerations, and cfrc_ext is that of the new state. This assumes that the MuJoCo 1.31 of that time
+    filled it in every forward pass.
     """
 
     frame_skip = 1

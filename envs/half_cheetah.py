@@ -19,8 +19,8 @@ class PaperHalfCheetah(Body):
     Observation (20): qpos without x (8), qvel (9), centre of mass (3). Shared reward: -0.05 |a|^2.
     Reset noise: N(0, 0.01^2) on positions, N(0, 0.1^2) on velocities.
 
-    The centre of mass and its velocity are written out below rather than taken from a second, partial forward
-    pass of MuJoCo, which they equal to 1e-15: half as many steps again per second.
+    The centre of mass and its velocity are written out below. They equal MuJoCo's to 1e-15; to have MuJoCo
+    compute them at the new state would cost a quarter of the speed.
     """
 
     frame_skip = 1

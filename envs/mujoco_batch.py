@@ -198,12 +198,13 @@ class MujocoBatch(TaskBatch):
         self.simulation.step(active, body.frame_skip, body.stage)
         if body.leftover_forces:
             self._collect_forces(active)
-        state.update(body.derive(state))
         blown_up = self._unstable() & active
-        observations = body.observe(state)
-        x_velocity = body.x_velocity(previous, state)
-        rewards = self.distribution.task_reward(body.position(state), x_velocity, self.tasks)
-        rewards += body.shared_reward(state, actions)
+        with np.errstate(over="ignore", invalid="ignore"):  # in lanes that blew up
+            state.update(body.derive(state))
+            observations = body.observe(state)
+            x_velocity = body.x_velocity(previous, state)
+            rewards = self.distribution.task_reward(body.position(state), x_velocity, self.tasks)
+            rewards += body.shared_reward(state, actions)
         if blown_up.any():
             observations[blown_up] = self.observations[blown_up]
             rewards[blown_up] = 0.0

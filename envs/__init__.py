@@ -1,21 +1,39 @@
-"""Task distributions and their batched simulators. Needs numpy, gymnasium and mujoco; knows nothing of learning."""
+"""Task distributions and their batched simulators on numpy, gymnasium and mujoco; no learning here."""
 
 from functools import partial
 
 import gymnasium
 
+from envs.ant import AntDirection, AntGoal, AntVelocity
+from envs.half_cheetah import HalfCheetahDirection, HalfCheetahVelocity
 from envs.navigation import Navigation2D
 from envs.tasks import SingleTaskEnv, TaskBatch, TaskDistribution, Tasks, check_tasks
 
-__all__ = ["Navigation2D", "SingleTaskEnv", "TaskBatch", "TaskDistribution", "Tasks", "check_tasks"]
+__all__ = [
+    "AntDirection",
+    "AntGoal",
+    "AntVelocity",
+    "HalfCheetahDirection",
+    "HalfCheetahVelocity",
+    "Navigation2D",
+    "SingleTaskEnv",
+    "TaskBatch",
+    "TaskDistribution",
+    "Tasks",
+    "check_tasks",
+]
 
 
-def _single(distribution: type, **settings) -> SingleTaskEnv:
-    return SingleTaskEnv(distribution(**settings))
+def _single(distribution: type, render_mode: str | None = None, **settings) -> SingleTaskEnv:
+    return SingleTaskEnv(distribution(**settings), render_mode)
 
 
-for _distribution in (Navigation2D,):
-    gymnasium.register(
-        f"metarl/{_distribution.__name__}-v0",
-        entry_point=partial(_single, _distribution),
-    )
+for _distribution in (
+    Navigation2D,
+    HalfCheetahDirection,
+    HalfCheetahVelocity,
+    AntVelocity,
+    AntDirection,
+    AntGoal,
+):
+    gymnasium.register(f"metarl/{_distribution.__name__}-v0", entry_point=partial(_single, _distribution))

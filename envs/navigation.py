@@ -11,9 +11,10 @@ from envs.tasks import TaskBatch, TaskDistribution, Tasks
 class Navigation2D(TaskDistribution):
     """Goals drawn from U[-0.5, 0.5]^2 (Finn et al. 2017, section 5.3.1, as the authors' code has it).
 
-    The observation is the position x, starting at the origin; x' = x + a with each component of the action a in
-    [-0.1, 0.1]; the reward is -||x' - goal||. An episode ends when x' is within 0.01 of the goal in both components,
-    or after `horizon` steps. The paper's text has the squared distance; its code and its numbers have the distance.
+    The observation is the position x, starting at the origin; x' = x + a with each component of the action a
+    in [-0.1, 0.1]; the reward is -||x' - goal||. An episode ends when x' is within 0.01 of the goal in both
+    components, or after `horizon` steps. The paper's text has the squared distance; its code and its numbers
+    have the distance.
     """
 
     name = "navigation_2d"

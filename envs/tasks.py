@@ -1,16 +1,16 @@
 """What a task distribution and its batch of environments are.
 
 A *task* is a record of parameters: a goal, a velocity, a direction. M tasks are a dict of arrays, each with a
-leading axis of M, which can be saved, printed and sliced. A *task distribution* samples them and builds a batch of
-environments. A *batch* is a `gymnasium.vector.VectorEnv` of N lanes that is given its tasks at reset:
+leading axis of M, which can be saved, printed and sliced. A *task distribution* samples them and builds a
+batch of environments. A *batch* is a `gymnasium.vector.VectorEnv` of N lanes, given its tasks at reset:
 
     observations, _ = batch.reset(seed=seeds, options={"tasks": tasks})
 
-with N a multiple of M, and lane i serving task i // (N / M): the E = N / M episodes of a task lie side by side.
+with N a multiple of M and E = N / M: lane i serves task i // E, so the episodes of a task lie side by side.
 """
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import gymnasium
 import numpy as np
@@ -56,12 +56,9 @@ def check_tasks(tasks: Tasks, task_space: dict[str, gymnasium.spaces.Box]) -> in
         values = np.asarray(tasks[name])
         if values.ndim != 1 + len(space.shape) or values.shape[1:] != space.shape:
             raise ValueError(f"task parameter {name!r} has shape {values.shape}; allowed: (M, *{space.shape})")
-        allowed = (values >= space.low) & (values <= space.high)
-        if not allowed.all():
-            task = int(np.argwhere(~allowed)[0][0])
-            raise ValueError(
-                f"task parameter {name!r} of task {task} is {values[task]}; allowed: {space.low} to {space.high}"
-            )
+        for task, value in enumerate(values):
+            if not space.contains(np.asarray(value)):
+                raise ValueError(f"task parameter {name!r} of task {task} is {value}; allowed: {space}")
         counts.add(len(values))
     if len(counts) != 1 or 0 in counts:
         raise ValueError(f"task parameters have {sorted(counts)} rows; allowed: one positive number for all")
@@ -71,17 +68,19 @@ def check_tasks(tasks: Tasks, task_space: dict[str, gymnasium.spaces.Box]) -> in
 class TaskBatch(VectorEnv):
     """Base of the batches in this package: tasks, time limit and finished lanes, shared by all simulators.
 
-    A simulator implements `reset_lanes` and `step_lanes`. There is no autoreset. A finished lane waits for the next
-    reset: it repeats its last observation with reward 0 and stays terminated, so no step after the end of an
-    episode can leak into another one.
+    A simulator implements `reset_lanes` and `step_lanes`. There is no autoreset. A finished lane waits for
+    the next reset: it repeats its last observation with reward 0 and stays terminated, so no step after the
+    end of an episode can leak into another one.
 
     Attributes:
         tasks: the parameters of every lane, a dict of arrays (N, ...).
         finished: (N,) bool, lanes whose episode has ended.
+        render_fps: pictures per second of a video in real time.
     """
 
     # gymnasium's attribute is an instance-wide dict by convention
     metadata = {"autoreset_mode": AutoresetMode.DISABLED}  # noqa: RUF012
+    render_fps = 10
 
     def __init__(self, distribution: TaskDistribution, num_envs: int):
         if num_envs < 1:
@@ -103,15 +102,15 @@ class TaskBatch(VectorEnv):
         """Start an episode in every lane.
 
         Args:
-            seed: one seed per lane, or one number from which lane i takes seed + i, or None for fresh entropy.
-            options: `{"tasks": tasks}` with M tasks, N a multiple of M. Without it the lanes keep their tasks, and
-                at the first reset each lane draws its own from the distribution.
+            seed: a seed per lane, or one number from which lane i takes seed + i, or None for fresh entropy.
+            options: `{"tasks": tasks}` with M tasks, N a multiple of M. Without it the lanes keep their
+                tasks, and at the first reset each lane draws its own from the distribution.
 
         Returns:
             observations (N, O) and an empty dict.
 
         Raises:
-            ValueError: tasks that do not fit the distribution or the number of lanes; a wrong number of seeds.
+            ValueError: tasks that do not fit the distribution or the lanes; a wrong number of seeds.
         """
         rngs = self._lane_generators(seed)
         tasks = (options or {}).get("tasks")
@@ -122,7 +121,8 @@ class TaskBatch(VectorEnv):
             episodes = self.num_envs // count
             self.tasks = {name: np.repeat(values, episodes, axis=0) for name, values in tasks.items()}
         elif not self.tasks:
-            drawn = [self.distribution.sample(1, rng) for rng in rngs]
+            # from generators of their own, so that a seed's initial state is the same with and without a draw
+            drawn = [self.distribution.sample(1, rng.spawn(1)[0]) for rng in rngs]
             self.tasks = {name: np.concatenate([task[name] for task in drawn]) for name in drawn[0]}
         self.finished = np.zeros(self.num_envs, bool)
         self.elapsed_steps = 0
@@ -136,12 +136,18 @@ class TaskBatch(VectorEnv):
             actions: (N, A), clipped to the action space.
 
         Returns:
-            observations (N, O), rewards (N,), terminations (N,), truncations (N,), and a dict of extra arrays.
+            observations (N, O), rewards, terminations, truncations (N,) each, and a dict of arrays (N, ...).
+
+        Raises:
+            ValueError: actions of the wrong shape, or not finite.
         """
         actions = np.asarray(actions, np.float64)
         if actions.shape != self.action_space.shape:
             raise ValueError(f"actions have shape {actions.shape}; allowed: {self.action_space.shape}")
-        space = self.single_action_space
+        if not np.isfinite(actions).all():
+            lane = int(np.argwhere(~np.isfinite(actions))[0][0])
+            raise ValueError(f"the action of lane {lane} is {actions[lane]}; allowed: finite numbers")
+        space = self.distribution.action_space
         was_finished = self.finished
         observations, rewards, terminated, infos = self.step_lanes(np.clip(actions, space.low, space.high))
         if was_finished.any():
@@ -159,8 +165,12 @@ class TaskBatch(VectorEnv):
         raise NotImplementedError
 
     def step_lanes(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
-        """Advance the lanes; return observations, rewards, terminated, infos. Finished lanes may hold anything."""
+        """Advance the lanes; return observations, rewards, terminated, infos; anything for finished lanes."""
         raise NotImplementedError
+
+    def render_lane(self, lane: int = 0) -> np.ndarray:
+        """Return a picture (height, width, 3) uint8 of a lane."""
+        raise RuntimeError(f"{self.distribution.name} has no pictures")
 
     def _lane_generators(self, seed: int | Sequence[int] | None) -> list[np.random.Generator]:
         if seed is None:
@@ -174,17 +184,21 @@ class TaskBatch(VectorEnv):
 class SingleTaskEnv(gymnasium.Env):
     """One lane of a distribution's batch as an ordinary gymnasium environment.
 
-    `reset(options={"task": {...}})` sets the task (parameters without the leading axis); without it the environment
-    keeps its task, and the first reset draws one. `env.unwrapped.task` tells the task in force.
+    `reset(options={"task": {...}})` sets the task (parameters without the leading axis); without it the
+    environment keeps its task, and the first reset draws one. `env.unwrapped.task` tells the task in force.
     """
 
-    metadata = {"render_modes": []}  # noqa: RUF012
+    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
 
-    def __init__(self, distribution: TaskDistribution):
+    def __init__(self, distribution: TaskDistribution, render_mode: str | None = None):
+        if render_mode not in (None, "rgb_array"):
+            raise ValueError(f"render_mode = {render_mode!r}; allowed: None, 'rgb_array'")
         self.distribution = distribution
-        self.batch = distribution.make(1)
+        self.batch = cast(TaskBatch, distribution.make(1))
         self.observation_space = distribution.observation_space
         self.action_space = distribution.action_space
+        self.render_mode = render_mode
+        self.metadata = {**self.metadata, "render_fps": self.batch.render_fps}
         self.task: dict[str, np.ndarray] | None = None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
@@ -204,3 +218,11 @@ class SingleTaskEnv(gymnasium.Env):
         observations, rewards, terminated, truncated, infos = self.batch.step(np.asarray(action)[None])
         info = {name: values[0] for name, values in infos.items()}
         return observations[0], float(rewards[0]), bool(terminated[0]), bool(truncated[0]), info
+
+    def render(self) -> np.ndarray | None:
+        """Return a picture (height, width, 3) uint8 in the mode `rgb_array`, else None."""
+        return self.batch.render_lane() if self.render_mode == "rgb_array" else None
+
+    def close(self) -> None:
+        """Free what the simulator holds."""
+        self.batch.close()

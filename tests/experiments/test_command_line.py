@@ -10,23 +10,8 @@ from experiments.configuration import OneLineParser, SettingError, check_setting
 from experiments.navigation_2d import NavigationSettings
 from experiments.training import main
 
-TINY = [
-    "--iterations",
-    "2",
-    "--tasks",
-    "3",
-    "--episodes",
-    "4",
-    "--horizon",
-    "8",
-    "--hidden-sizes",
-    "6",
-    "--evaluate-every",
-    "0",
-    "--threads",
-    "1",
-]
-TINY += ["--evaluation-tasks", "4", "--evaluation-episodes", "3", "--evaluation-steps", "2"]
+TINY = """--iterations 2 --tasks 3 --episodes 4 --horizon 8 --hidden-sizes 6 --evaluate-every 0 --threads 1
+    --evaluation-tasks 4 --evaluation-episodes 3 --evaluation-steps 2""".split()
 
 
 def error_of(capsys, call, *arguments):
@@ -112,7 +97,7 @@ def test_defaults_are_the_papers():
 def test_settings_survive_json():
     settings = NavigationSettings(hidden_sizes=(7, 8), seed=3)
     assert from_json(NavigationSettings, to_json(settings)) == settings
-    with pytest.raises(SettingError, match="unknown setting speed; allowed: .*seed"):
+    with pytest.raises(SettingError, match=r"unknown setting speed; allowed: .*seed"):
         from_json(NavigationSettings, {"speed": 3})
     with pytest.raises(SettingError, match="--tasks = -1; allowed: at least 1"):
         from_json(NavigationSettings, {"tasks": -1})

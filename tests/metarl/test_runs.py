@@ -78,7 +78,7 @@ def test_a_file_that_would_execute_code_does_not(path, monkeypatch):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(RunError, match="nothing.pt does not exist"):
+    with pytest.raises(RunError, match=r"nothing\.pt does not exist"):
         load_checkpoint(tmp_path / "nothing.pt")
 
 

@@ -1,0 +1,79 @@
+"""The tasks that moving bodies share: run in a direction, at a velocity, or to a place."""
+
+from typing import Any, ClassVar
+
+import numpy as np
+from gymnasium.spaces import Box
+
+from envs.mujoco_batch import MujocoTasks
+from envs.tasks import Tasks
+
+
+class Signs(Box):
+    """The numbers -1 and +1."""
+
+    def __init__(self) -> None:
+        super().__init__(-1.0, 1.0, (), np.float64)
+
+    def contains(self, x: Any) -> bool:
+        return super().contains(x) and abs(float(x)) == 1.0
+
+    def __repr__(self) -> str:
+        return "-1.0 or 1.0"
+
+
+class Direction(MujocoTasks):
+    """Run forwards (+1) or backwards (-1), each with probability 0.5; the task's reward is direction * vx."""
+
+    task_space = {"direction": Signs()}  # noqa: RUF012
+
+    def sample(self, count: int, rng: np.random.Generator) -> Tasks:
+        """Draw directions (count,), each -1 or +1."""
+        return {"direction": rng.choice([-1.0, 1.0], count)}
+
+    def task_reward(self, position: np.ndarray, x_velocity: np.ndarray, tasks: Tasks) -> np.ndarray:
+        """Return direction * vx, (N,)."""
+        return tasks["direction"] * x_velocity
+
+
+class Velocity(MujocoTasks):
+    """Run at the velocity v ~ U[0, fastest] m/s; the task's reward is bonus - |vx - v|.
+
+    Attributes:
+        fastest: the highest velocity.
+        bonus: for each dynamics, a constant that keeps falling over from paying.
+    """
+
+    fastest: ClassVar[float]
+    bonus: ClassVar[dict[str, float]]
+
+    def __init__(self, dynamics: str = "paper", horizon: int = 200):
+        super().__init__(dynamics, horizon)
+        self.task_space = {"velocity": Box(0.0, self.fastest, (), np.float64)}
+
+    def sample(self, count: int, rng: np.random.Generator) -> Tasks:
+        """Draw velocities (count,) in m/s."""
+        return {"velocity": rng.uniform(0.0, self.fastest, count)}
+
+    def task_reward(self, position: np.ndarray, x_velocity: np.ndarray, tasks: Tasks) -> np.ndarray:
+        """Return bonus - |vx - v|, (N,)."""
+        return self.bonus[self.dynamics] - np.abs(x_velocity - tasks["velocity"])
+
+
+class Goal(MujocoTasks):
+    """Run to the goal g ~ U[-3, 3]^2 metres; the task's reward is bonus - |x - g|_1.
+
+    Attributes:
+        bonus: for each dynamics, a constant that keeps falling over from paying.
+    """
+
+    bonus: ClassVar[dict[str, float]]
+    task_space = {"goal": Box(-3.0, 3.0, (2,), np.float64)}  # noqa: RUF012
+
+    def sample(self, count: int, rng: np.random.Generator) -> Tasks:
+        """Draw goals (count, 2) in metres."""
+        return {"goal": rng.uniform(-3.0, 3.0, (count, 2))}
+
+    def task_reward(self, position: np.ndarray, x_velocity: np.ndarray, tasks: Tasks) -> np.ndarray:
+        """Return bonus - |x - g|_1, (N,)."""
+        return self.bonus[self.dynamics] - np.abs(position - tasks["goal"]).sum(axis=1)

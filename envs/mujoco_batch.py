@@ -10,7 +10,7 @@ A body is a subclass of `Body`, a task a subclass of `MujocoTasks`: pure functio
 
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -175,10 +175,10 @@ class MujocoBatch(TaskBatch):
         self.render_fps = round(1 / body.dt)
         self.renderer: mujoco.Renderer | None = None
 
-    def reset_lanes(self, rngs: list[np.random.Generator]) -> np.ndarray:
+    def reset_lanes(self, seeds: Sequence[int | None]) -> np.ndarray:
         """Put every lane in an initial state of the body, and run `mj_forward` there."""
         body = self.body
-        states = [body.initial_state(rng) for rng in rngs]
+        states = [body.initial_state(np.random.default_rng(seed)) for seed in seeds]
         self.simulation.reset(stage=mujoco.mjtStage.mjSTAGE_NONE)
         self.state["qpos"][:] = [qpos for qpos, _ in states]
         self.state["qvel"][:] = [qvel for _, qvel in states]

@@ -1,5 +1,6 @@
 """2D navigation: a point agent moves from the origin to a goal that it cannot observe."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -40,7 +41,7 @@ class NavigationBatch(TaskBatch):
 
     goal_tolerance = 0.01
 
-    def reset_lanes(self, rngs: list[np.random.Generator]) -> np.ndarray:
+    def reset_lanes(self, seeds: Sequence[int | None]) -> np.ndarray:
         """Put every point at the origin."""
         return np.zeros((self.num_envs, 2))
 

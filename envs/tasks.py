@@ -112,7 +112,7 @@ class TaskBatch(VectorEnv):
         Raises:
             ValueError: tasks that do not fit the distribution or the lanes; a wrong number of seeds.
         """
-        rngs = self._lane_generators(seed)
+        seeds = self._lane_seeds(seed)
         tasks = (options or {}).get("tasks")
         if tasks is not None:
             count = check_tasks(tasks, self.distribution.task_space)
@@ -122,11 +122,11 @@ class TaskBatch(VectorEnv):
             self.tasks = {name: np.repeat(values, episodes, axis=0) for name, values in tasks.items()}
         elif not self.tasks:
             # from generators of their own, so that a seed's initial state is the same with and without a draw
-            drawn = [self.distribution.sample(1, rng.spawn(1)[0]) for rng in rngs]
+            drawn = [self.distribution.sample(1, np.random.default_rng(s).spawn(1)[0]) for s in seeds]
             self.tasks = {name: np.concatenate([task[name] for task in drawn]) for name in drawn[0]}
         self.finished = np.zeros(self.num_envs, bool)
         self.elapsed_steps = 0
-        self.observations = self.reset_lanes(rngs)
+        self.observations = self.reset_lanes(seeds)
         return self.observations.copy(), {}
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
@@ -160,8 +160,8 @@ class TaskBatch(VectorEnv):
         self.observations = observations
         return observations.copy(), rewards, terminated, truncated, infos
 
-    def reset_lanes(self, rngs: list[np.random.Generator]) -> np.ndarray:
-        """Put every lane in an initial state drawn from its generator; return observations (N, O)."""
+    def reset_lanes(self, seeds: Sequence[int | None]) -> np.ndarray:
+        """Put every lane in an initial state drawn with its seed; return observations (N, O)."""
         raise NotImplementedError
 
     def step_lanes(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
@@ -172,13 +172,13 @@ class TaskBatch(VectorEnv):
         """Return a picture (height, width, 3) uint8 of a lane."""
         raise RuntimeError(f"{self.distribution.name} has no pictures")
 
-    def _lane_generators(self, seed: int | Sequence[int] | None) -> list[np.random.Generator]:
+    def _lane_seeds(self, seed: int | Sequence[int] | None) -> Sequence[int | None]:
         if seed is None:
-            return [np.random.default_rng() for _ in range(self.num_envs)]
+            return [None] * self.num_envs
         seeds = range(int(seed), int(seed) + self.num_envs) if isinstance(seed, int | np.integer) else seed
         if len(seeds) != self.num_envs:
             raise ValueError(f"{len(seeds)} seeds for {self.num_envs} lanes; allowed: one number, or one per lane")
-        return [np.random.default_rng(lane_seed) for lane_seed in seeds]
+        return seeds
 
 
 class SingleTaskEnv(gymnasium.Env):

@@ -44,6 +44,12 @@ def setting(
     return dataclasses.field(default=default, metadata={**described, **bounds})
 
 
+def with_default(kind: type, name: str, default: Any, source: str) -> Any:
+    """Declare the field of a base configuration again, with another default that comes from `source`."""
+    [field] = [field for field in dataclasses.fields(kind) if field.name == name]
+    return dataclasses.field(default=default, metadata={**field.metadata, "source": source})
+
+
 def check_settings(configuration: Any) -> None:
     """Raise SettingError for the first field whose value is not allowed."""
     for field in dataclasses.fields(configuration):

@@ -1,4 +1,4 @@
-"""Meta-train on 2D navigation; `python experiments/navigation_2d.py` uses the paper's settings."""
+"""Meta-train on 2D navigation, by default with the paper's settings."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 import metarl
 from envs import Navigation2D
-from experiments.configuration import setting
+from experiments.configuration import with_default
 from experiments.settings import Settings, build_learner
 from experiments.training import Experiment, main
 from metarl.evaluation import Evaluation
@@ -16,9 +16,7 @@ from metarl.evaluation import Evaluation
 class NavigationSettings(Settings):
     """Meta-train a policy with MAML-TRPO to reach goals in the plane that it cannot see."""
 
-    inner_step_size: float = setting(
-        0.5, "step size of the inner loop", more_than=0, source="paper's code; its text has 0.1"
-    )
+    inner_step_size: float = with_default(Settings, "inner_step_size", 0.5, "paper's code; its text has 0.1")
 
 
 def build(settings: NavigationSettings) -> metarl.Learner:

@@ -48,6 +48,7 @@ class MetaObjective:
         self.policy, self.distribution, self.inner_loss, self.rule = policy, distribution, inner_loss, rule
         self.like, self.supports, self.query = like, supports, query
         self.tasks = len(query.weights)
+        self.chunk = chunk
         self.chunks = task_chunks(self.tasks, chunk)
 
     def loss_and_gradient(self, vector: Tensor) -> tuple[Tensor, Tensor]:
@@ -105,7 +106,7 @@ class MetaObjective:
             _thin(self.query, fraction, rng),
         )
         maps = []
-        for tasks in self.chunks:
+        for tasks in task_chunks(self.tasks, round(self.chunk / fraction)):
             theta = self._leaves(vector)
             anchors = self._adapted_after_each_step(theta, tasks)[1:] if fraction < 1 else None
             phi = self._adapt(theta, supports, tasks, anchors)

@@ -39,7 +39,7 @@ def rollout(
         Episodes on the device of the parameters, cut after the longest episode.
 
     Raises:
-        NonFiniteError: naming task, episode and step of the first observation or reward that is not finite.
+        NonFiniteError: naming task, episode and step of the first observation, action or reward that is not finite.
     """
     device = next(iter(parameters.values())).device
     count = len(next(iter(tasks.values())))
@@ -69,6 +69,8 @@ def rollout(
         observations[:, t], parameter_store[:, t], actions[:, t] = observation, output, action
 
         flat_action = action.reshape(envs.num_envs, *action.shape[2:]).cpu().numpy()
+        if not np.isfinite(flat_action).all():
+            _check_finite("action", actions[:, : t + 1], torch.ones(count, t + 1, per_task, dtype=torch.bool), key)
         raw, reward, terminations, truncations, infos = envs.step(distribution.to_environment(flat_action))
         valid[:, t] = running
         rewards[:, t] = np.where(running, reward.reshape(lanes), 0.0)
@@ -109,7 +111,7 @@ def _final_observations(raw: np.ndarray, infos: dict) -> np.ndarray:
 
 
 def _check_finite(name: str, values: Tensor, valid: Tensor, key: RolloutKey) -> None:
-    broken = ~torch.isfinite(values.flatten(3).sum(-1) if values.ndim > 3 else values) & valid
+    broken = ~torch.isfinite(values.flatten(3).sum(-1) if values.ndim > 3 else values) & valid.to(values.device)
     if broken.any():
         task, step, episode = (int(i) for i in broken.nonzero()[0])
         raise NonFiniteError(

@@ -8,9 +8,9 @@ import gymnasium
 import mujoco
 import numpy as np
 import pytest
-from mujoco_oracle import DYNAMICS, MUJOCO_TASKS, assert_batches_equal_lanes
 
 import envs
+from tests.envs.mujoco_oracle import DYNAMICS, MUJOCO_TASKS, assert_batches_equal_lanes
 
 
 def make_distribution(distribution, dynamics, horizon=10_000):

@@ -6,9 +6,9 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
-from mujoco_oracle import DYNAMICS, MUJOCO_TASKS
 
 import envs
+from tests.envs.mujoco_oracle import DYNAMICS, MUJOCO_TASKS
 
 
 class Point:

@@ -10,8 +10,17 @@ from experiments.configuration import OneLineParser, SettingError, check_setting
 from experiments.navigation_2d import NavigationSettings
 from experiments.training import main
 
-TINY = """--iterations 2 --tasks 3 --episodes 4 --horizon 8 --hidden-sizes 6 --evaluate-every 0 --threads 1
-    --evaluation-tasks 4 --evaluation-episodes 3 --evaluation-steps 2""".split()
+_SIZES = {
+    "iterations": 2,
+    "tasks": 3,
+    "episodes": 4,
+    "horizon": 8,
+    "hidden-sizes": 6,
+    "evaluate-every": 0,
+    "threads": 1,
+}
+_SIZES |= {"evaluation-tasks": 4, "evaluation-episodes": 3, "evaluation-steps": 2}
+TINY = [word for name, size in _SIZES.items() for word in (f"--{name}", str(size))]
 
 
 def error_of(capsys, call, *arguments):

@@ -1,0 +1,24 @@
+"""Meta-train an ant to run forwards or backwards, by default with the paper's settings."""
+
+from dataclasses import dataclass
+
+from envs import AntDirection
+from experiments.configuration import with_default
+from experiments.locomotion import LocomotionSettings, locomotion_experiment
+from experiments.settings import Settings
+from experiments.training import main
+
+
+@dataclass(frozen=True)
+class DirectionSettings(LocomotionSettings):
+    """Meta-train an ant with MAML-TRPO to run forwards or backwards, whichever the reward asks for."""
+
+    iterations: int = with_default(Settings, "iterations", 575, "paper's published result")
+    episodes: int = with_default(Settings, "episodes", 40, "paper")
+    evaluation_episodes: int = with_default(Settings, "evaluation_episodes", 40, "paper")
+
+
+EXPERIMENT = locomotion_experiment(AntDirection, DirectionSettings)
+
+if __name__ == "__main__":
+    main(EXPERIMENT)

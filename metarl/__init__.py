@@ -7,7 +7,7 @@ import os
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 from metarl.adaptation import GradientDescent
-from metarl.episodes import NonFiniteError
+from metarl.episodes import NonFiniteError, SimulationError
 from metarl.learner import Agent, Learner, Stage
 from metarl.outer import TRPO
 from metarl.policies import CategoricalMLP, GaussianMLP
@@ -21,6 +21,7 @@ __all__ = [
     "GradientDescent",
     "Learner",
     "NonFiniteError",
+    "SimulationError",
     "Stage",
     "keyed_generator",
 ]

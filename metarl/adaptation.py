@@ -48,7 +48,8 @@ class GradientDescent:
         step_size: alpha for the steps that training takes.
         steps: S, the inner steps of meta-training.
         second_order: False drops the inner Hessian from the meta-gradient (first-order MAML).
-        later_factor: multiplies alpha for every step after the S trained ones, at test time; the paper's code halves.
+        later_factor: multiplies alpha at test time for every step after the S trained ones, and after the first;
+            the paper's code halves.
     """
 
     step_size: float = 0.1
@@ -62,7 +63,7 @@ class GradientDescent:
 
     def update(self, theta: Parameters, phi: Parameters, gradients: Parameters, step: int) -> Parameters:
         """One step downhill."""
-        step_size = self.step_size * (1.0 if step < self.steps else self.later_factor)
+        step_size = self.step_size * (1.0 if step < max(1, self.steps) else self.later_factor)
         return {name: value - step_size * gradients[name] for name, value in phi.items()}
 
 

@@ -20,7 +20,7 @@ from metarl.episodes import Episodes, Samples, task_chunks, to_samples
 from metarl.estimators import Estimator, policy_loss, score
 from metarl.objective import MetaObjective
 from metarl.outer import TRPO
-from metarl.parameters import Parameters, call_per_task, expand_over_tasks, parameters_of, ravel, unravel
+from metarl.parameters import Parameters, call_per_task, parameters_of, ravel, unravel
 from metarl.randomness import RolloutKey, keyed_generator
 from metarl.rollout import Tasks, rollout
 from metarl.trpo import TrustRegionOutcome
@@ -114,7 +114,7 @@ class Learner:
         self.policy.to(self.device)
         self.actions = distribution_for(self.distribution.action_space)
         self.inner_loss = policy_loss(self.policy, self.actions, self.estimator)
-        self.theta = parameters_of(self.policy)
+        self.theta = self.rule.meta_parameters(parameters_of(self.policy))
         self.iteration = 0
         self.env_steps = 0
         self._envs: dict[int, VectorEnv] = {}
@@ -237,7 +237,7 @@ class Learner:
         shape = self.distribution.observation_space.shape
         inputs = torch.zeros(1, 2, *(shape or ()), device=self.device)
         with torch.no_grad():
-            output = call_per_task(self.policy, expand_over_tasks(self.theta, 1), inputs)
+            output = call_per_task(self.policy, self.rule.start(self.theta, 1), inputs)
         expected = (1, 2, self.actions.parameter_size)
         if tuple(output.shape) != expected:
             raise ValueError(

@@ -9,12 +9,14 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 from metarl.adaptation import GradientDescent, LayerStepSizes, MetaSGD
 from metarl.episodes import NonFiniteError
 from metarl.learner import Agent, Learner, Stage
-from metarl.outer import TRPO
+from metarl.outer import PPO, TRPO, Adam, Reptile
 from metarl.policies import CategoricalMLP, GaussianMLP, WithContext
 from metarl.randomness import keyed_generator
 
 __all__ = [
+    "PPO",
     "TRPO",
+    "Adam",
     "Agent",
     "CategoricalMLP",
     "GaussianMLP",
@@ -23,6 +25,7 @@ __all__ = [
     "Learner",
     "MetaSGD",
     "NonFiniteError",
+    "Reptile",
     "Stage",
     "WithContext",
     "keyed_generator",

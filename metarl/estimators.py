@@ -83,6 +83,10 @@ def lvc(distribution: ActionDistribution, outputs: Tensor, samples: Samples) -> 
     Rothfuss et al. 2019, section 5. The expectation of its Hessian is -E sum_n w_n A_n d^2 p(a_n | o_n) / p(a_n | o_n):
     of the Hessian of the return it lacks the products of different steps of an episode, that is, how an action affects
     the gradient of what follows. So the meta-gradient is biased.
+
+    Here as in `dice` the inner step, as a function of theta at fixed support data, is that of `score`; only its
+    derivative differs. A line search therefore measures another function than the one that the meta-gradient descends.
+    With `surrogate` as inner loss both are the same.
     """
     log_probs = distribution.log_prob(outputs, samples.actions)
     return -(samples.weights * samples.advantages * _magic_box(log_probs)).sum(dim=1)

@@ -102,8 +102,9 @@ class MetaObjective:
         penalises (Rothfuss et al. 2019).
         """
         theta = unravel(vector, self.like)
+        paths = [self._adapted_after_each_step(theta, tasks) for tasks in self.chunks]
         with torch.no_grad():
-            parts = [self._inner_kls(self._adapted_after_each_step(theta, tasks), tasks) for tasks in self.chunks]
+            parts = [self._inner_kls(path, tasks) for path, tasks in zip(paths, self.chunks, strict=True)]
         return torch.cat(parts, dim=1).mean(dim=1)
 
     def displacement(self, vector: Tensor) -> Tensor:

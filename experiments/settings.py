@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 import metarl
-from envs import TaskDistribution
+from envs import ObservedTasks, TaskDistribution
 from experiments.configuration import SettingError, setting
 from metarl.policies import ACTIVATIONS
 
@@ -34,6 +34,9 @@ class Settings:
     order: str = setting(
         "second", "whether the meta-gradient runs through the inner one", choices=("first", "second"), source="paper"
     )
+    observe_task: bool = setting(
+        False, "show the task to the policy, as the oracle of the paper's figures sees it", source="paper"
+    )
     max_kl: float = setting(
         0.01, "bound on the mean KL of a meta-update", unit="nats", more_than=0, source="paper's code"
     )
@@ -46,6 +49,13 @@ class Settings:
     )
     hidden_sizes: tuple[int, ...] = setting((100, 100), "widths of the hidden layers", at_least=1, source="paper")
     activation: str = setting("relu", "of the hidden layers", choices=tuple(ACTIVATIONS), source="paper")
+    max_failed: float = setting(
+        0.1,
+        "share of an iteration's episodes that may blow up before the run stops",
+        at_least=0,
+        at_most=1,
+        changeable=True,
+    )
     device: str = setting("auto", "where learning happens", choices=("auto", "cpu", "cuda"), changeable=True)
     threads: int = setting(
         len(os.sched_getaffinity(0)), "of physics and mathematics; here: all cores", at_least=1, changeable=True
@@ -75,6 +85,8 @@ def build_learner(settings: Settings, distribution: TaskDistribution) -> metarl.
     device = choose_device(settings.device)
     torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
+    if settings.observe_task:
+        distribution = ObservedTasks(distribution)
     policy = metarl.GaussianMLP(
         distribution.observation_space, distribution.action_space, settings.hidden_sizes, settings.activation
     )

@@ -3,6 +3,7 @@
 import importlib
 import math
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -60,6 +61,12 @@ def main(experiment: Experiment, arguments: Sequence[str] | None = None) -> None
             print(f"results in {run.directory}: evaluation.json, adaptation.png; tensorboard --logdir {run.directory}")
 
 
+def prepare(experiment: Experiment, arguments: Sequence[str]) -> None:
+    """Start a run and leave it untrained, with its first checkpoint."""
+    with one_line_errors():
+        _start(experiment, arguments)
+
+
 @contextmanager
 def one_line_errors() -> Iterator[None]:
     """Turn errors that a user can mend into one line: exit status 2 for bad input, 1 for a run that broke."""
@@ -68,7 +75,7 @@ def one_line_errors() -> Iterator[None]:
     except (SettingError, RunError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except (metarl.NonFiniteError, ArithmeticError) as error:
+    except (metarl.NonFiniteError, metarl.SimulationError, ArithmeticError) as error:
         print(f"error: {error}; the last checkpoint is as it was", file=sys.stderr)
         sys.exit(1)
 
@@ -111,6 +118,7 @@ def train(experiment: Experiment, run: Run, settings: Settings, learner: metarl.
             started, steps_before = time.perf_counter(), learner.env_steps
             figures = learner.step()
             seconds = time.perf_counter() - started
+            _check_failures(figures, settings)
             figures["steps_per_second"] = (learner.env_steps - steps_before) / seconds
             if settings.evaluate_every and learner.iteration % settings.evaluate_every == 0:
                 evaluation = _evaluate(settings, learner)
@@ -129,9 +137,9 @@ def train(experiment: Experiment, run: Run, settings: Settings, learner: metarl.
             for name, value in figures.items():
                 writer.add_scalar(name, value, learner.iteration)
             bar.update()
-            bar.set_postfix_str(
-                f"return {figures['return/step_0']:.1f} -> {after:.1f}, {figures['steps_per_second']:,.0f} steps/s"
-            )
+            failed = f", {figures['failed_episodes']:.0f} episodes blew up" if figures["failed_episodes"] else ""
+            shown = f"return {figures['return/step_0']:.1f} -> {after:.1f}, {figures['steps_per_second']:,.0f} steps/s"
+            bar.set_postfix_str(shown + failed)
     if learner.iteration < settings.iterations:
         print(f"stopped after iteration {learner.iteration}; continue with --resume {run.directory}")
         return False
@@ -197,14 +205,33 @@ def _start(experiment: Experiment, arguments: Sequence[str]) -> tuple[Run, Setti
                 f"--iterations = {settings.iterations}; allowed: more than the {learner.iteration} already done"
             )
         run.rewind(learner.iteration)
-        run.write_config({"experiment": experiment.name, "settings": to_json(settings)})
+        run.write_config({**run.config, "settings": to_json(settings)})
         return run, settings, learner, progress
     learner, progress = experiment.build(settings), Progress()
     name = f"{experiment.name}-seed{settings.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
     directory = namespace.run_dir or Path("runs") / name
-    run = Run.create(directory, {"experiment": experiment.name, "settings": to_json(settings)})
+    run = Run.create(directory, {"experiment": experiment.name, "commit": _commit(), "settings": to_json(settings)})
     run.save("checkpoint.pt", _state(learner, progress))
     return run, settings, learner, progress
+
+
+def _check_failures(figures: dict[str, float], settings: Settings) -> None:
+    episodes = settings.tasks * settings.episodes * (settings.inner_steps + 1)
+    failed = int(figures["failed_episodes"])
+    if failed > settings.max_failed * episodes:
+        raise metarl.SimulationError(
+            f"{failed} of {episodes} episodes of iteration {figures['iteration']} blew up; "
+            f"allowed: a share of {settings.max_failed:g} (--max-failed)"
+        )
+
+
+def _commit() -> str | None:
+    """The version of this code, where it is a git checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def _peek_resume(arguments: Sequence[str]) -> Path | None:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from metarl.adaptation import AdaptationRule, adapt_step
 from metarl.distributions import Categorical
 from metarl.episodes import Samples
-from metarl.estimators import Estimator, dice, lvc, policy_loss, score, surrogate
+from metarl.estimators import Estimator, dice, lvc, outcomes, policy_loss, score, surrogate
 from metarl.objective import MetaObjective
 from metarl.parameters import Parameters, call_per_task, ravel
 
@@ -243,7 +243,7 @@ class Batch:
 
     Attributes:
         supports, query: as the meta-objective takes them.
-        outcomes: (M,), mean return per step after adaptation.
+        outcomes: (M,), return per step after adaptation, as the sampling term takes it.
     """
 
     supports: list[Samples]
@@ -253,9 +253,8 @@ class Batch:
     def objective(self, estimator: Estimator, rule: AdaptationRule, sampling: bool = False) -> MetaObjective:
         """The library's meta-objective of this data."""
         like = rule.meta_parameters({"table": torch.from_numpy(TABLE)})
-        outcomes = self.outcomes if sampling else None
         arguments = (TabularPolicy(), FAMILY, estimator, rule, like, self.supports, self.query)
-        return MetaObjective(*arguments, chunk=4096, outcomes=outcomes)
+        return MetaObjective(*arguments, chunk=4096, outcomes=self.outcomes if sampling else None)
 
     def meta_gradient(self, estimator: Estimator, rule: AdaptationRule, sampling: bool = False) -> np.ndarray:
         """The library's estimate of the gradient of the return, flat."""
@@ -312,8 +311,9 @@ def sampled(
         return Batch(*_population(phi, task, supports, weights))
     chosen, shares, _ = choose(phi, rule.steps, query)
     rewards = np.stack([TASKS[m].rewards[STATES[row], ACTIONS[row]] for m, row in zip(task, chosen, strict=True)])
-    outcomes = torch.from_numpy(rewards.sum(axis=2).mean(axis=1) / HORIZON)
-    return Batch(supports, samples_of(phi, task, chosen, shares), outcomes)
+    returns = torch.from_numpy(rewards.sum(axis=2))
+    per_task = outcomes(returns, torch.full_like(returns, HORIZON), torch.ones(len(task)))
+    return Batch(supports, samples_of(phi, task, chosen, shares), per_task)
 
 
 def _probabilities(phi: Parameters, task: Sequence[int]) -> np.ndarray:

@@ -4,6 +4,7 @@ Nothing here knows what is learned: a loss maps parameters with a leading axis o
 tasks, to M numbers.
 """
 
+import fnmatch
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -18,7 +19,7 @@ Loss = Callable[[Parameters, Data], Tensor]
 
 
 class AdaptationRule(Protocol):
-    """How a task's parameters start from the meta-parameters, and what one inner step does to them.
+    """Where a task's parameters start from the meta-parameters, and what one inner step does to them.
 
     Attributes:
         steps: S, the number of inner steps in meta-training.
@@ -31,12 +32,20 @@ class AdaptationRule(Protocol):
     @property
     def second_order(self) -> bool: ...
 
+    def meta_parameters(self, parameters: Parameters) -> Parameters:
+        """Theta for a module's parameters: these, and whatever else the rule itself learns."""
+        ...
+
+    def adapted_names(self, phi: Parameters) -> list[str]:
+        """Names of the parameters that inner steps change; the others are shared by all tasks."""
+        ...
+
     def start(self, theta: Parameters, tasks: int) -> Parameters:
-        """Parameters before the first step, with a leading axis of M tasks."""
+        """The module's parameters before the first step, with a leading axis of M tasks."""
         ...
 
     def update(self, theta: Parameters, phi: Parameters, gradients: Parameters, step: int) -> Parameters:
-        """Parameters after inner step number `step`, counted from 0."""
+        """Parameters after inner step number `step`, counted from 0, given the gradients of the adapted ones."""
         ...
 
 
@@ -44,41 +53,127 @@ class AdaptationRule(Protocol):
 class GradientDescent:
     """phi' = phi - alpha_s * gradient (Finn et al. 2017).
 
+    With `adapted` naming the last layer this is ANIL (Raghu et al. 2020): the rest of the network is shared and only
+    meta-learned. With `adapted` naming a context vector that the module feeds to itself, and `from_zero`, it is CAVIA
+    (Zintgraf et al. 2019); the context's entry in theta then has no effect and keeps its value.
+
     Attributes:
         step_size: alpha for the steps that training takes.
         steps: S, the inner steps of meta-training.
         second_order: False drops the inner Hessian from the meta-gradient (first-order MAML).
         later_factor: multiplies alpha at test time for every step after the S trained ones, and after the first;
             the paper's code halves.
+        adapted: patterns, as of file names, of the parameters that inner steps change.
+        from_zero: the adapted parameters of every task start at 0, not at theta.
     """
 
     step_size: float = 0.1
     steps: int = 1
     second_order: bool = True
     later_factor: float = 0.5
+    adapted: tuple[str, ...] = ("*",)
+    from_zero: bool = False
+
+    def meta_parameters(self, parameters: Parameters) -> Parameters:
+        """The module's parameters alone; ValueError if a pattern of `adapted` fits none of them."""
+        for pattern in self.adapted:
+            if not fnmatch.filter(parameters, pattern):
+                raise ValueError(f"adapted = {pattern!r} fits no parameter; allowed: {', '.join(parameters)}")
+        return dict(parameters)
+
+    def adapted_names(self, phi: Parameters) -> list[str]:
+        """Those that fit a pattern of `adapted`."""
+        return [name for name in phi if any(fnmatch.fnmatchcase(name, pattern) for pattern in self.adapted)]
 
     def start(self, theta: Parameters, tasks: int) -> Parameters:
-        """Every task starts at theta."""
-        return expand_over_tasks(theta, tasks)
+        """Every task starts at theta, or its adapted parameters at 0."""
+        phi = expand_over_tasks(theta, tasks)
+        if self.from_zero:
+            phi |= {name: 0 * phi[name] for name in self.adapted_names(phi)}  # in the graph, with derivative 0
+        return phi
 
     def update(self, theta: Parameters, phi: Parameters, gradients: Parameters, step: int) -> Parameters:
         """One step downhill."""
-        step_size = self.step_size * (1.0 if step < max(1, self.steps) else self.later_factor)
-        return {name: value - step_size * gradients[name] for name, value in phi.items()}
+        factor = 1.0 if step < max(1, self.steps) else self.later_factor
+        moved = {
+            name: phi[name] - factor * self._step_size(theta, name, step) * gradient
+            for name, gradient in gradients.items()
+        }
+        return {**phi, **moved}
+
+    def _step_size(self, theta: Parameters, name: str, step: int) -> float | Tensor:
+        return self.step_size
 
 
-def inner_gradient(loss: Loss[Data], phi: Parameters, data: Data, differentiable: bool) -> Parameters:
+class _LearnedStepSizes(GradientDescent):
+    """Gradient descent whose step sizes are meta-parameters `step_size.NAME`, one tensor per adapted parameter."""
+
+    _prefix = "step_size."
+
+    def meta_parameters(self, parameters: Parameters) -> Parameters:
+        """The module's parameters, and the step sizes of the adapted ones, which all start at `step_size`."""
+        theta = super().meta_parameters(parameters)
+        if taken := [name for name in theta if name.startswith(self._prefix)]:
+            raise ValueError(f"parameter {taken[0]!r} has the name of a step size; allowed: any other name")
+        sizes = {self._prefix + n: self._initial_step_size(theta[n]) for n in self.adapted_names(theta)}
+        return {**theta, **sizes}
+
+    def start(self, theta: Parameters, tasks: int) -> Parameters:
+        """As in plain gradient descent; the step sizes are no parameters of the module."""
+        own = {name: value for name, value in theta.items() if not name.startswith(self._prefix)}
+        return super().start(own, tasks)
+
+    def _initial_step_size(self, parameter: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class MetaSGD(_LearnedStepSizes):
+    """phi' = phi - alpha * gradient, alpha a learned tensor shaped as the parameter (Meta-SGD, Li et al. 2017).
+
+    All steps share it. Its elements may become negative, as in the paper; they start at one value, where the paper
+    draws them at random. Attributes as in `GradientDescent`; `step_size` is where alpha starts.
+    """
+
+    def _initial_step_size(self, parameter: Tensor) -> Tensor:
+        return torch.full_like(parameter, self.step_size)
+
+    def _step_size(self, theta: Parameters, name: str, step: int) -> Tensor:
+        return theta[self._prefix + name]
+
+
+@dataclass(frozen=True)
+class LayerStepSizes(_LearnedStepSizes):
+    """phi' = phi - alpha_s * gradient, alpha_s a learned number per tensor and step (MAML++, Antoniou et al. 2019).
+
+    Steps after the S trained ones use the last step's. Attributes as in `GradientDescent`; `step_size` is where all
+    alpha_s start. The paper gives a layer's weight and bias one number; here each tensor has its own.
+    """
+
+    def _initial_step_size(self, parameter: Tensor) -> Tensor:
+        return parameter.new_full((max(1, self.steps),), self.step_size)
+
+    def _step_size(self, theta: Parameters, name: str, step: int) -> Tensor:
+        return theta[self._prefix + name][min(step, max(1, self.steps) - 1)]
+
+
+def inner_gradient(
+    loss: Loss[Data], phi: Parameters, data: Data, differentiable: bool, names: Sequence[str] | None = None
+) -> Parameters:
     """Gradient of each task's own loss in its own parameters; parameters that play no part get 0.
 
     Args:
         loss: maps (M, ...) parameters and data to (M,).
-        phi: (M, ...) tensors that require gradients.
+        phi: (M, ...) tensors, those named requiring gradients.
         data: of the same M tasks.
         differentiable: keep the graph, so that the result can be differentiated again.
+        names: of the parameters whose gradients are wanted; None takes all.
     """
+    names = list(phi) if names is None else names
     total = loss(phi, data).sum()  # tasks share no parameter, so the gradient of the sum holds each task's own
-    gradients = torch.autograd.grad(total, list(phi.values()), create_graph=differentiable, materialize_grads=True)
-    return dict(zip(phi, gradients, strict=True))
+    wanted = [phi[name] for name in names]
+    gradients = torch.autograd.grad(total, wanted, create_graph=differentiable, materialize_grads=True)
+    return dict(zip(names, gradients, strict=True))
 
 
 def adapt_step(
@@ -87,23 +182,22 @@ def adapt_step(
     """Take one inner step for all tasks, without a graph.
 
     Returns:
-        the parameters after it, and the Euclidean norm of each task's gradient, (M,).
+        the parameters after it, and the Euclidean norm of each task's gradient in the adapted parameters, (M,).
     """
-    leaves = {name: value.detach().requires_grad_() for name, value in phi.items()}
-    gradients = inner_gradient(loss, leaves, data, differentiable=False)
+    gradients = _gradient_at_point(loss, rule, phi, data)
     with torch.no_grad():
         squares = [gradient.flatten(1).square().sum(dim=1) for gradient in gradients.values()]
         return rule.update(theta, phi, gradients, step), torch.stack(squares).sum(dim=0).sqrt()
 
 
-def adapt(
+def adaptation_path(
     loss: Loss[Data],
     rule: AdaptationRule,
     theta: Parameters,
     supports: Sequence[Data],
     tasks: int,
     anchors: Sequence[Parameters] | None = None,
-) -> Parameters:
+) -> list[Parameters]:
     """Take all inner steps, differentiably in theta.
 
     Args:
@@ -117,16 +211,36 @@ def adapt(
             adapted parameters themselves.
 
     Returns:
-        adapted parameters, (M, ...).
+        parameters phi_0 ... phi_S before the first step and after each, (M, ...).
     """
-    phi = rule.start(theta, tasks)
+    path = [rule.start(theta, tasks)]
     for step, data in enumerate(supports):
+        phi = path[-1]
         if rule.second_order:
-            gradients = inner_gradient(loss, phi, data, differentiable=True)
+            gradients = inner_gradient(loss, phi, data, True, rule.adapted_names(phi))
         else:
-            leaves = {name: value.detach().requires_grad_() for name, value in phi.items()}
-            gradients = inner_gradient(loss, leaves, data, differentiable=False)
+            gradients = _gradient_at_point(loss, rule, phi, data)
         phi = rule.update(theta, phi, gradients, step)
         if anchors is not None:
             phi = {name: value + (anchors[step][name] - value).detach() for name, value in phi.items()}
-    return phi
+        path.append(phi)
+    return path
+
+
+def adapt(
+    loss: Loss[Data],
+    rule: AdaptationRule,
+    theta: Parameters,
+    supports: Sequence[Data],
+    tasks: int,
+    anchors: Sequence[Parameters] | None = None,
+) -> Parameters:
+    """Adapted parameters phi_S, (M, ...): the end of `adaptation_path`, which takes the same arguments."""
+    return adaptation_path(loss, rule, theta, supports, tasks, anchors)[-1]
+
+
+def _gradient_at_point(loss: Loss[Data], rule: AdaptationRule, phi: Parameters, data: Data) -> Parameters:
+    names = rule.adapted_names(phi)
+    point = {name: value.detach() for name, value in phi.items()}
+    point |= {name: point[name].requires_grad_() for name in names}
+    return inner_gradient(loss, point, data, False, names)

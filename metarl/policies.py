@@ -76,6 +76,23 @@ class CategoricalMLP(nn.Module):
         return self.logits(observations)
 
 
+class WithContext(nn.Module):
+    """Feed a module its inputs joined with a context vector, which is a parameter named `context` that starts at 0.
+
+    Adapting the context alone is CAVIA (Zintgraf et al. 2019), section 4.1: phi concatenated to the input.
+    """
+
+    def __init__(self, module: nn.Module, size: int):
+        """Wrap a module whose inputs are `size` numbers longer than those that will be given."""
+        super().__init__()
+        self.module = module
+        self.context = nn.Parameter(torch.zeros(size))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """(batch, O) to whatever the module makes of (batch, O + size)."""
+        return self.module(torch.cat([inputs, self.context.expand(*inputs.shape[:-1], -1)], dim=-1))
+
+
 def _size(space: gymnasium.Space, kind: type[gymnasium.Space]) -> int:
     if not isinstance(space, kind):
         raise ValueError(f"space {space} does not fit this policy; allowed: {kind.__name__}")

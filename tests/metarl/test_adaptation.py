@@ -1,10 +1,13 @@
 """The inner loop on losses simple enough to know the answer."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from metarl.adaptation import GradientDescent, adapt, adapt_step, inner_gradient
-from metarl.parameters import ravel, unravel
+from metarl.adaptation import GradientDescent, LayerStepSizes, MetaSGD, adapt, adapt_step, inner_gradient
+from metarl.parameters import call_per_task, expand_over_tasks, parameters_of, ravel, unravel
+from metarl.policies import WithContext
 from tests.probes import finite_differences
 
 CURVATURE = torch.tensor([[1.0, 3.0], [2.0, 5.0]], dtype=torch.float64)  # (M, n)
@@ -104,3 +107,123 @@ def test_inner_gradient_keeps_a_graph_only_on_request():
     phi = {"x": THETA["x"].expand(2, 2).clone().requires_grad_()}
     assert inner_gradient(quartic, phi, TARGETS, differentiable=True)["x"].requires_grad
     assert not inner_gradient(quartic, phi, TARGETS, differentiable=False)["x"].requires_grad
+
+
+THETA_2 = {**THETA, "y": torch.tensor([0.4], dtype=torch.float64)}
+ONLY_Y = ("y",)
+RULES = {
+    "gradient descent": GradientDescent(0.03, steps=2),
+    "meta-sgd": MetaSGD(0.03, steps=2),
+    "layer step sizes": LayerStepSizes(0.03, steps=2),
+    "part": GradientDescent(0.03, steps=2, adapted=ONLY_Y),
+    "part, meta-sgd": MetaSGD(0.03, steps=2, adapted=ONLY_Y),
+    "context": GradientDescent(0.03, steps=2, adapted=ONLY_Y, from_zero=True),
+}
+
+
+def coupled(phi, targets):
+    """A loss in which x and y meet, so that no Hessian is block diagonal."""
+    return quartic(phi, targets) + (phi["x"].square() * phi["y"]).sum(dim=1) + phi["y"].pow(4).sum(dim=1)
+
+
+def varied(rule):
+    """Meta-parameters of a rule whose step sizes differ from each other."""
+    theta = rule.meta_parameters(THETA_2)
+    return {
+        name: value * torch.linspace(1, 2, value.numel(), dtype=value.dtype).view_as(value)
+        if name.startswith("step_size.")
+        else value
+        for name, value in theta.items()
+    }
+
+
+@pytest.mark.parametrize("kind", RULES)
+def test_the_meta_gradient_of_every_rule_is_the_derivative(kind):
+    rule = RULES[kind]
+    theta = varied(rule)
+
+    def objective(vector):
+        phi = adapt(coupled, rule, leaves(unravel(vector, theta)), [TARGETS, TARGETS - 0.5], 2)
+        return coupled(phi, TARGETS + 1).sum().detach()
+
+    parameters = leaves(theta)
+    phi = adapt(coupled, rule, parameters, [TARGETS, TARGETS - 0.5], 2)
+    gradient = ravel(torch.autograd.grad(coupled(phi, TARGETS + 1).sum(), list(parameters.values())))
+    expected = finite_differences(objective, ravel(list(theta.values())))
+    torch.testing.assert_close(gradient, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", RULES)
+def test_every_rule_steps_alike_with_and_without_a_graph_and_one_task_at_a_time(kind):
+    rule = RULES[kind]
+    theta, supports = varied(rule), [TARGETS, TARGETS - 0.5, TARGETS + 0.5]  # the third step is after the trained ones
+    expected = adapt(coupled, rule, leaves(theta), supports, 2)
+    phi, single = rule.start(theta, 2), [rule.start(theta, 1) for _ in range(2)]
+    for step, data in enumerate(supports):
+        phi, _ = adapt_step(coupled, rule, theta, phi, data, step)
+        single = [adapt_step(coupled, rule, theta, single[m], data[m : m + 1], step)[0] for m in range(2)]
+    assert set(phi) == set(THETA_2)
+    for name in THETA_2:
+        torch.testing.assert_close(phi[name], expected[name])
+        torch.testing.assert_close(torch.cat([own[name] for own in single]), expected[name])
+
+
+@pytest.mark.parametrize("kind", ["meta-sgd", "layer step sizes"])
+def test_first_order_still_learns_the_step_sizes(kind):
+    """The last step's size has the derivative -(meta-gradient at phi) . (inner gradient): no second derivatives."""
+    rule = replace(RULES[kind], steps=1, second_order=False)
+    theta = leaves(varied(rule))
+    phi = adapt(coupled, rule, theta, [TARGETS], 2)
+    found = torch.autograd.grad(coupled(phi, TARGETS + 1).sum(), theta["step_size.x"])[0]
+    start = {name: value.detach().clone().requires_grad_() for name, value in rule.start(theta, 2).items()}
+    inner = torch.autograd.grad(coupled(start, TARGETS).sum(), start["x"])[0]
+    end = {name: value.detach().requires_grad_() for name, value in phi.items()}
+    outer = torch.autograd.grad(coupled(end, TARGETS + 1).sum(), end["x"])[0]
+    per_element = -(outer * inner).sum(dim=0)
+    torch.testing.assert_close(found, per_element if kind == "meta-sgd" else per_element.sum()[None])
+
+
+def test_learned_step_sizes_start_as_one_number_and_follow_their_own_shape():
+    per_element, per_step = MetaSGD(0.3, steps=2), LayerStepSizes(0.3, steps=2)
+    assert per_element.meta_parameters(THETA_2)["step_size.x"].tolist() == [0.3, 0.3]
+    assert per_step.meta_parameters(THETA_2)["step_size.y"].tolist() == [0.3, 0.3]
+    ones, zero = {"x": torch.ones(1, 2)}, {"x": torch.zeros(1, 2)}
+    theta = {**THETA, "step_size.x": torch.tensor([0.5, 0.25])}
+    assert per_element.update(theta, zero, ones, 1)["x"].tolist() == [[-0.5, -0.25]]
+    steps = [per_step.update(theta, zero, ones, step)["x"][0, 0].item() for step in range(4)]
+    assert steps == [-0.5, -0.25, -0.125, -0.125]
+
+
+def test_a_part_of_the_parameters_adapts_and_the_rest_is_shared():
+    rule = RULES["part"]
+    phi, norm = adapt_step(coupled, rule, THETA_2, rule.start(THETA_2, 2), TARGETS, 0)
+    assert torch.equal(phi["x"], THETA_2["x"].expand(2, 2))
+    torch.testing.assert_close((phi["y"] - THETA_2["y"]).norm(dim=1), 0.03 * norm)
+    assert set(MetaSGD(adapted=ONLY_Y).meta_parameters(THETA_2)) == {"x", "y", "step_size.y"}
+
+
+def test_a_context_starts_at_zero_for_every_task_and_has_no_meta_gradient():
+    rule = RULES["context"]
+    assert torch.equal(rule.start(THETA_2, 2)["y"], torch.zeros(2, 1, dtype=torch.float64))
+    theta = leaves(THETA_2)
+    phi = adapt(coupled, rule, theta, [TARGETS], 2)
+    x, y = torch.autograd.grad(coupled(phi, TARGETS).sum(), [theta["x"], theta["y"]])
+    assert (y == 0).all()
+    assert (x != 0).all()
+
+
+def test_a_module_reads_its_context_beside_its_inputs():
+    module = WithContext(torch.nn.Linear(5, 2), size=2)
+    theta = parameters_of(module)
+    assert (theta["context"] == 0).all()
+    phi = expand_over_tasks(theta, 3) | {"context": torch.randn(3, 2)}
+    inputs = torch.randn(3, 4, 3)
+    joined = torch.cat([inputs, phi["context"].unsqueeze(1).expand(3, 4, 2)], dim=-1)
+    torch.testing.assert_close(call_per_task(module, phi, inputs), module.module(joined))
+
+
+def test_names_that_cannot_be_are_refused():
+    with pytest.raises(ValueError, match=r"adapted = 'head\.\*' fits no parameter; allowed: x, y"):
+        GradientDescent(adapted=("head.*",)).meta_parameters(THETA_2)
+    with pytest.raises(ValueError, match=r"'step_size\.x' has the name of a step size"):
+        MetaSGD().meta_parameters({"step_size.x": torch.ones(1)})

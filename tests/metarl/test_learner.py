@@ -5,12 +5,25 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from gymnasium.spaces import Box
 from torch import nn
 
 from envs import Navigation2D
-from metarl import TRPO, Agent, CategoricalMLP, GaussianMLP, GradientDescent, Learner, keyed_generator
+from metarl import (
+    TRPO,
+    Agent,
+    CategoricalMLP,
+    GaussianMLP,
+    GradientDescent,
+    LayerStepSizes,
+    Learner,
+    MetaSGD,
+    WithContext,
+    keyed_generator,
+)
 from metarl.evaluation import evaluate, held_out_tasks
 from metarl.objective import MetaObjective
+from metarl.parameters import parameters_of
 from tests.probes import CorridorTasks
 
 
@@ -177,6 +190,36 @@ def test_without_inner_steps_the_learner_is_plain_trpo():
     figures = [learner.step() for _ in range(8)]
     assert "return/step_1" not in figures[0]
     assert figures[-1]["return/step_0"] > figures[0]["return/step_0"]
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        MetaSGD(0.1, steps=2),
+        LayerStepSizes(0.1, steps=2),
+        GradientDescent(0.5, adapted=("mean.2.*", "log_std")),
+        GradientDescent(0.5, steps=2, second_order=False, adapted=("context",), from_zero=True),
+    ],
+    ids=["meta-sgd", "layer step sizes", "head", "context"],
+)
+def test_every_adaptation_rule_learns_what_it_should_and_continues_exactly(rule):
+    def make():
+        learner = navigation_learner()
+        policy = learner.policy
+        if rule.from_zero:
+            wide = Box(-1, 1, (4,))
+            policy = WithContext(GaussianMLP(wide, learner.distribution.action_space, (16,), "tanh"), 2)
+        return replace(learner, policy=policy, rule=rule)
+
+    learner = make()
+    start = learner.theta
+    learner.step()
+    moved = {name for name in start if not torch.equal(start[name], learner.theta[name])}
+    assert moved == set(start) - {"context"}
+    assert set(learner.adapt(held_out_tasks(learner, 2), 1)[-1].parameters) == set(parameters_of(learner.policy))
+    resumed = make()
+    resumed.load_state_dict(learner.state_dict())
+    assert without_times(resumed.step()) == without_times(learner.step())
 
 
 def test_any_module_serves_as_a_policy():

@@ -37,7 +37,7 @@ def paths(evaluation: Evaluation) -> dict[str, Figure]:
                 axes.plot(path[:, 0], path[:, 1], color=color, linewidth=1, label=label if episode == 0 else None)
         axes.plot(*evaluation.tasks["goal"][task], marker="*", markersize=12, color="tab:red", label="goal")
         axes.set(xlim=(-0.8, 0.8), ylim=(-0.8, 0.8), aspect="equal")
-    panels[0].legend(fontsize=7, loc="lower left")
+    panels[0].legend(fontsize=7, loc="upper left")
     return {"paths": figure}
 
 

@@ -127,8 +127,10 @@ def run_method(figure: str, name: str, seed: int, threads: int | None) -> None:
     if not (directory / "checkpoint.pt").exists():
         new = ["--seed", str(seed), "--run-dir", str(directory), *flags]
         training.main(experiment, new) if method.trained else training.prepare(experiment, new)
-    elif method.trained and not (directory / "evaluation.json").exists():
-        training.main(experiment, ["--resume", str(directory), *flags])
+    elif method.trained:
+        run = Run.open(directory)
+        if run.load("checkpoint.pt")["learner"]["iteration"] < run.config["settings"]["iterations"]:
+            training.main(experiment, ["--resume", str(directory), *flags])
     kept = RESULTS / figure / slug / f"seed{seed}"
     evaluate.main([str(directory), "--output", str(kept)])
     (kept / "paths.png").unlink(missing_ok=True)

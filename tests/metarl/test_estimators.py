@@ -65,10 +65,10 @@ class Problem:
         samples = random_samples(self.policy, FAMILY, phi, TASKS, STEPS * EPISODES, generator)
         return replace(samples, steps=STEPS)
 
-    def objective(self, estimator=None, chunk=TASKS):
+    def objective(self, estimator=None, chunk=TASKS, outcomes=None):
         estimator = estimator or self.estimator
         arguments = (self.policy, FAMILY, estimator, self.rule, self.like, self.supports, self.query)
-        return MetaObjective(*arguments, chunk=chunk)
+        return MetaObjective(*arguments, chunk=chunk, outcomes=outcomes)
 
 
 def kl_loss(distribution, outputs, samples):
@@ -109,6 +109,19 @@ def test_one_task_at_a_time_gives_the_same(rule, estimator):
     elsewhere = problem.vector + 0.1 * v
     for found, expected in zip(single.loss_and_gradient(elsewhere), whole.loss_and_gradient(elsewhere), strict=True):
         torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_sampling_term_is_part_of_loss_and_gradient_and_chunks_change_nothing(rule):
+    problem, weights = Problem(RULES[rule]), torch.tensor([0.7, -1.3]).double()
+    objective = problem.objective(outcomes=weights)
+    elsewhere = problem.vector + 0.05 * torch.randn_like(problem.vector)
+    loss, gradient = objective.loss_and_gradient(elsewhere)
+    expected = finite_differences(lambda v: objective.evaluate(v)[0], elsewhere)
+    torch.testing.assert_close(gradient, expected, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(objective.evaluate(elsewhere)[0], loss)
+    torch.testing.assert_close(problem.objective(chunk=1, outcomes=weights).loss_and_gradient(elsewhere)[1], gradient)
+    assert abs(loss - problem.objective().evaluate(elsewhere)[0]) > 1e-3
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from experiments.configuration import OneLineParser, SettingError, check_settings
 from experiments.training import evaluate_run, one_line_errors, open_run, table
+from experiments.videos import save_videos
 from metarl.runs import Run
 
 
@@ -18,6 +19,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tasks", type=int, metavar="INT", help="test tasks (default: the run's evaluation_tasks)")
     parser.add_argument("--episodes", type=int, metavar="INT", help="per task and step (default: the run's)")
     parser.add_argument("--best", action="store_true", help="the best iterate by training return, not the last one")
+    parser.add_argument(
+        "--video", type=int, nargs="*", metavar="TASK", help="film these test tasks before and after (default: 0 and 1)"
+    )
     parser.add_argument("--output", type=Path, metavar="DIR", help="where results go (default: the run itself)")
     chosen = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
     with one_line_errors():
@@ -28,9 +32,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
             check_settings(settings)
         except SettingError as error:
             raise SettingError(str(error).replace("--evaluation-", "--")) from None
+        if wrong := [task for task in chosen.video or [] if not 0 <= task < settings.evaluation_tasks]:
+            raise SettingError(f"--video = {wrong[0]}; allowed: 0 to {settings.evaluation_tasks - 1}")
         evaluation = evaluate_run(experiment, Run.open(chosen.run), settings, learner, chosen.output)
         print(f"{experiment.name} after iteration {learner.iteration}, {settings.evaluation_tasks} test tasks")
         print(table(evaluation))
+        if chosen.video is not None:
+            save_videos(
+                learner,
+                evaluation,
+                chosen.video or range(min(2, settings.evaluation_tasks)),
+                chosen.output or chosen.run,
+            )
 
 
 if __name__ == "__main__":

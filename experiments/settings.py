@@ -46,6 +46,13 @@ class Settings:
     )
     hidden_sizes: tuple[int, ...] = setting((100, 100), "widths of the hidden layers", at_least=1, source="paper")
     activation: str = setting("relu", "of the hidden layers", choices=tuple(ACTIVATIONS), source="paper")
+    max_failed: float = setting(
+        0.1,
+        "share of an iteration's episodes that may blow up before the run stops",
+        at_least=0,
+        at_most=1,
+        changeable=True,
+    )
     device: str = setting("auto", "where learning happens", choices=("auto", "cpu", "cuda"), changeable=True)
     threads: int = setting(
         len(os.sched_getaffinity(0)), "of physics and mathematics; here: all cores", at_least=1, changeable=True

@@ -68,7 +68,7 @@ def one_line_errors() -> Iterator[None]:
     except (SettingError, RunError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except (metarl.NonFiniteError, ArithmeticError) as error:
+    except (metarl.NonFiniteError, metarl.SimulationError, ArithmeticError) as error:
         print(f"error: {error}; the last checkpoint is as it was", file=sys.stderr)
         sys.exit(1)
 
@@ -111,6 +111,7 @@ def train(experiment: Experiment, run: Run, settings: Settings, learner: metarl.
             started, steps_before = time.perf_counter(), learner.env_steps
             figures = learner.step()
             seconds = time.perf_counter() - started
+            _check_failures(figures, settings)
             figures["steps_per_second"] = (learner.env_steps - steps_before) / seconds
             if settings.evaluate_every and learner.iteration % settings.evaluate_every == 0:
                 evaluation = _evaluate(settings, learner)
@@ -129,9 +130,9 @@ def train(experiment: Experiment, run: Run, settings: Settings, learner: metarl.
             for name, value in figures.items():
                 writer.add_scalar(name, value, learner.iteration)
             bar.update()
-            bar.set_postfix_str(
-                f"return {figures['return/step_0']:.1f} -> {after:.1f}, {figures['steps_per_second']:,.0f} steps/s"
-            )
+            failed = f", {figures['failed_episodes']:.0f} episodes blew up" if figures["failed_episodes"] else ""
+            shown = f"return {figures['return/step_0']:.1f} -> {after:.1f}, {figures['steps_per_second']:,.0f} steps/s"
+            bar.set_postfix_str(shown + failed)
     if learner.iteration < settings.iterations:
         print(f"stopped after iteration {learner.iteration}; continue with --resume {run.directory}")
         return False
@@ -205,6 +206,16 @@ def _start(experiment: Experiment, arguments: Sequence[str]) -> tuple[Run, Setti
     run = Run.create(directory, {"experiment": experiment.name, "settings": to_json(settings)})
     run.save("checkpoint.pt", _state(learner, progress))
     return run, settings, learner, progress
+
+
+def _check_failures(figures: dict[str, float], settings: Settings) -> None:
+    episodes = settings.tasks * settings.episodes * (settings.inner_steps + 1)
+    failed = int(figures["failed_episodes"])
+    if failed > settings.max_failed * episodes:
+        raise metarl.SimulationError(
+            f"{failed} of {episodes} episodes of iteration {figures['iteration']} blew up; "
+            f"allowed: a share of {settings.max_failed:g} (--max-failed)"
+        )
 
 
 def _peek_resume(arguments: Sequence[str]) -> Path | None:

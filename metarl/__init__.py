@@ -7,7 +7,7 @@ import os
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 from metarl.adaptation import GradientDescent, LayerStepSizes, MetaSGD
-from metarl.episodes import NonFiniteError
+from metarl.episodes import NonFiniteError, SimulationError
 from metarl.learner import Agent, Learner, Stage
 from metarl.outer import TRPO
 from metarl.policies import CategoricalMLP, GaussianMLP, WithContext
@@ -23,6 +23,7 @@ __all__ = [
     "Learner",
     "MetaSGD",
     "NonFiniteError",
+    "SimulationError",
     "Stage",
     "WithContext",
     "keyed_generator",

@@ -18,6 +18,10 @@ class NonFiniteError(RuntimeError):
     """A reward, observation, loss or step was NaN or infinite; the message says what, where and which task."""
 
 
+class SimulationError(RuntimeError):
+    """The simulator gave up on more episodes than a run allows."""
+
+
 def task_chunks(tasks: int, size: int) -> list[slice]:
     """Cut M tasks into consecutive slices of at most `size`."""
     return [slice(first, min(first + size, tasks)) for first in range(0, tasks, size)]

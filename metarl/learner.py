@@ -175,7 +175,7 @@ class Learner:
                 samples = to_samples(sampled, advantages, self.weighting)
                 stages.append(Stage(phi, sampled, samples, explained, norm))
                 if step < steps:
-                    phi, norm = self._inner_step(phi, samples, step)
+                    phi, norm = self.inner_step(phi, samples, step)
         return stages
 
     def objective(self, supports: list[Samples], query: Samples) -> MetaObjective:
@@ -209,7 +209,7 @@ class Learner:
         self.theta = {name: state["theta"][name].to(self.device) for name in self.theta}
         self.iteration, self.env_steps = state["iteration"], state["env_steps"]
 
-    def _inner_step(self, phi: Parameters, samples: Samples, step: int) -> tuple[Parameters, Tensor]:
+    def inner_step(self, phi: Parameters, samples: Samples, step: int) -> tuple[Parameters, Tensor]:
         """One inner step for all tasks, in chunks, and the norms of their gradients (M,)."""
         parts = []
         for tasks in task_chunks(len(samples.weights), self._chunk(samples)):

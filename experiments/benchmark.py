@@ -1,0 +1,198 @@
+"""Time an experiment's parts: `python experiments/benchmark.py navigation_2d [--json]`.
+
+Parts are measured in turn, several times over, so that a slow moment of the machine hits all of them; medians are
+printed with their spread. Run it with nothing else running.
+"""
+
+import json
+import platform
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import gymnasium
+import mujoco
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from mujoco.rollout import Rollout
+
+import metarl
+from envs.mujoco_batch import MujocoBatch
+from experiments.configuration import OneLineParser, parse, setting
+from experiments.settings import Settings
+from experiments.training import find_experiment, one_line_errors
+from metarl.learner import Stage
+from metarl.randomness import keyed_generator
+
+EXPERIMENTS = (
+    "navigation_2d",
+    "half_cheetah_direction",
+    "half_cheetah_velocity",
+    "ant_velocity",
+    "ant_direction",
+    "ant_goal",
+)
+
+
+@dataclass(frozen=True)
+class BenchmarkSettings:
+    """Time the parts of a meta-iteration, and of the simulator where there is one."""
+
+    tasks: int = setting(0, "tasks in a meta-batch; 0 for the experiment's own", at_least=0)
+    episodes: int = setting(20, "episodes per task", at_least=1)
+    horizon: int = setting(100, "length of an episode", unit="steps", at_least=1)
+    hidden_sizes: tuple[int, ...] = setting((64, 64), "widths of the hidden layers", at_least=1)
+    activation: str = setting("tanh", "of the hidden layers", choices=("relu", "tanh"))
+    product_fraction: float = setting(0.2, "share of the samples in Hessian-vector products", more_than=0, at_most=1)
+    dynamics: str = setting("gymnasium", "of a simulated body", choices=("paper", "gymnasium"))
+    threads: int = setting(Settings().threads, "of physics and mathematics; here: all cores", at_least=1)
+    device: str = setting("auto", "where learning happens", choices=("auto", "cpu", "cuda"))
+    repeats: int = setting(7, "measurements of each part", at_least=1)
+
+
+Timings = dict[str, Callable[[], float]]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and print, as a table or as JSON."""
+    parser = OneLineParser(BenchmarkSettings.__doc__ or "")
+    parser.add_argument("experiment", choices=EXPERIMENTS, help="what to time")
+    parser.add_argument("--json", action="store_true", help="print JSON alone")
+    with one_line_errors():
+        chosen, settings = parse(BenchmarkSettings, sys.argv[1:] if arguments is None else arguments, parser, {})
+        figures = measure(chosen.experiment, settings)
+    if chosen.json:
+        print(json.dumps(figures, indent=1))
+        return
+    for name, value in figures.items():
+        shown = (
+            f"{value['median']:>12,.4g}   ({value['min']:,.4g} to {value['max']:,.4g})"
+            if isinstance(value, dict)
+            else value
+        )
+        print(f"{name:<32} {shown}")
+
+
+def measure(name: str, settings: BenchmarkSettings) -> dict[str, Any]:
+    """Time all parts; figures by name, each with median, min and max, and what they were measured on."""
+    experiment = find_experiment(name)
+    wanted = {field.name for field in fields(experiment.settings)}
+    given = {field.name: getattr(settings, field.name) for field in fields(settings) if field.name in wanted}
+    if not settings.tasks:
+        del given["tasks"]
+    learner = experiment.build(experiment.settings(**given))
+    parts = {**learner_parts(learner), **simulator_parts(learner)}
+    for timing in parts.values():
+        timing()  # the first call builds lanes and fills caches
+    measured: dict[str, list[float]] = {part: [] for part in parts}
+    for _ in range(settings.repeats):
+        for part, timing in parts.items():
+            measured[part].append(timing())
+    summary = {
+        part: {"median": float(np.median(values)), "min": min(values), "max": max(values)}
+        for part, values in measured.items()
+    }
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    machine = f"{platform.machine()}, {settings.threads} threads, {learner.device}, torch {torch.__version__}"
+    sizes = f"{learner.tasks} tasks x {learner.episodes} episodes x {learner.distribution.horizon} steps"
+    return {**summary, "peak_memory_mb": round(peak), "sizes": sizes, "machine": machine}
+
+
+def learner_parts(learner: metarl.Learner) -> Timings:
+    """One meta-iteration, and its phases one by one on fixed data."""
+    tasks = learner.distribution.sample(learner.tasks, keyed_generator(0, "benchmark"))
+    support, query = learner.adapt(tasks, 1)
+    vector = metarl.parameters.ravel(list(learner.theta.values()))
+
+    def rollout() -> float:
+        stages: list[Stage] = []
+        seconds = _seconds(lambda: stages.extend(learner.adapt(tasks, 0)))
+        return stages[0].episodes.steps / seconds
+
+    def update() -> None:
+        objective = learner.objective([support.samples], query.samples)
+        learner.outer.update(objective, vector, keyed_generator(0, "benchmark/products"))
+
+    def matrix_product() -> float:
+        a = torch.randn(2000, 2000, device=learner.device)
+        return 2 * 2000**3 / _seconds(lambda: (a @ a).sum().item())
+
+    return {
+        "rollout_steps_per_s": rollout,
+        "adapt_seconds": lambda: _seconds(lambda: learner.inner_step(support.parameters, support.samples, 0)),
+        "update_seconds": lambda: _seconds(update),
+        "meta_iteration_seconds": lambda: _seconds(learner.step),
+        "matrix_product_flops": matrix_product,
+    }
+
+
+def simulator_parts(learner: metarl.Learner) -> Timings:
+    """Steps per second of the physics alone, of our batch, and of gymnasium's own vector environment."""
+    distribution = learner.distribution
+    lanes, horizon = learner.tasks * learner.episodes, distribution.horizon
+    batch = distribution.make(lanes, learner.threads)
+    if not isinstance(batch, MujocoBatch):
+        return {}
+    body, model = batch.body, batch.body.model
+    tasks = distribution.sample(learner.tasks, keyed_generator(0, "benchmark"))
+    actions = np.random.default_rng(0).uniform(-1, 1, (horizon, lanes, model.nu))
+    batch.reset(seed=0, options={"tasks": tasks})
+    state_size = mujoco.mj_stateSize(model, mujoco.mjtState.mjSTATE_FULLPHYSICS)
+    initial = np.zeros((lanes, state_size))
+    initial[:, 1 : 1 + model.nq] = batch.state["qpos"]
+    initial[:, 1 + model.nq : 1 + model.nq + model.nv] = batch.state["qvel"]
+    controls = np.ascontiguousarray(np.repeat(actions, body.frame_skip, axis=0).transpose(1, 0, 2))
+    states = np.zeros((lanes, horizon * body.frame_skip, state_size))
+    engine, scratch = Rollout(nthread=learner.threads), [mujoco.MjData(model) for _ in range(learner.threads)]
+
+    def open_loop() -> float:
+        seconds = _seconds(lambda: engine.rollout(model, scratch, initial, controls, state=states))
+        return lanes * horizon / seconds
+
+    def ours() -> float:
+        batch.reset(seed=0, options={"tasks": tasks})
+        lengths: list[int] = []
+
+        def run() -> None:
+            for action in actions:
+                lengths.append(int((~batch.finished).sum()))
+                batch.step(action)
+
+        return _per_second(run, lambda: sum(lengths))
+
+    parts: Timings = {"physics_open_loop_steps_per_s": open_loop, "batch_steps_per_s": ours}
+    if batch.distribution.dynamics == "gymnasium":
+        name = "HalfCheetah-v5" if "cheetah" in batch.distribution.name else "Ant-v5"
+        makers = [lambda: gymnasium.make(name)] * 16
+        theirs = SyncVectorEnv(makers, autoreset_mode=AutoresetMode.NEXT_STEP)
+
+        def sync() -> float:
+            theirs.reset(seed=0)
+            steps = min(horizon, 50)
+            return _per_second(
+                lambda: [theirs.step(a[:16].astype(np.float32)) for a in actions[:steps]], lambda: 16 * steps
+            )
+
+        parts["sync_vector_env_steps_per_s"] = sync
+    return parts
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    call()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def _per_second(call: Callable[[], Any], count: Callable[[], int]) -> float:
+    seconds = _seconds(call)
+    return count() / seconds
+
+
+if __name__ == "__main__":
+    main()

@@ -8,22 +8,34 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 from metarl.adaptation import GradientDescent, LayerStepSizes, MetaSGD
 from metarl.episodes import NonFiniteError, SimulationError
+from metarl.few_shot import CLASSIFICATION, MAML, REGRESSION, Criterion, FewShotLearner, Reptile
+from metarl.few_shot_tasks import Examples, FewShotTasks, ImageEpisodes, Sine
 from metarl.learner import Agent, Learner, Stage
 from metarl.outer import TRPO
 from metarl.policies import CategoricalMLP, GaussianMLP, WithContext
 from metarl.randomness import keyed_generator
 
 __all__ = [
+    "CLASSIFICATION",
+    "MAML",
+    "REGRESSION",
     "TRPO",
     "Agent",
     "CategoricalMLP",
+    "Criterion",
+    "Examples",
+    "FewShotLearner",
+    "FewShotTasks",
     "GaussianMLP",
     "GradientDescent",
+    "ImageEpisodes",
     "LayerStepSizes",
     "Learner",
     "MetaSGD",
     "NonFiniteError",
+    "Reptile",
     "SimulationError",
+    "Sine",
     "Stage",
     "WithContext",
     "keyed_generator",

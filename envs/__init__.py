@@ -7,6 +7,7 @@ import gymnasium
 from envs.ant import AntDirection, AntGoal, AntVelocity
 from envs.half_cheetah import HalfCheetahDirection, HalfCheetahVelocity
 from envs.navigation import Navigation2D
+from envs.oracle import ObservedTasks
 from envs.tasks import SingleTaskEnv, TaskBatch, TaskDistribution, Tasks, check_tasks
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "HalfCheetahDirection",
     "HalfCheetahVelocity",
     "Navigation2D",
+    "ObservedTasks",
     "SingleTaskEnv",
     "TaskBatch",
     "TaskDistribution",

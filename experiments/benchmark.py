@@ -4,6 +4,9 @@ Parts are measured in turn, several times over, so that a slow moment of the mac
 printed with their spread. Run it with nothing else running.
 """
 
+import metarl  # before torch: see there
+
+# isort: split
 import json
 import platform
 import resource
@@ -20,12 +23,11 @@ import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from mujoco.rollout import Rollout
 
-import metarl
 from envs.mujoco_batch import MujocoBatch
 from experiments.configuration import OneLineParser, parse, setting
 from experiments.settings import Settings
 from experiments.training import find_experiment, one_line_errors
-from metarl.learner import Stage
+from metarl.learner import Clock, Stage
 from metarl.randomness import keyed_generator
 
 EXPERIMENTS = (
@@ -110,8 +112,9 @@ def learner_parts(learner: metarl.Learner) -> Timings:
 
     def rollout() -> float:
         stages: list[Stage] = []
-        seconds = _seconds(lambda: stages.extend(learner.adapt(tasks, 0)))
-        return stages[0].episodes.steps / seconds
+        clock = Clock(learner.device)
+        stages.extend(learner.adapt(tasks, 0, clock=clock))
+        return stages[0].episodes.steps / clock.seconds["rollout"]
 
     def update() -> None:
         objective = learner.objective([support.samples], query.samples)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 import metarl
-from envs import TaskDistribution
+from envs import ObservedTasks, TaskDistribution
 from experiments.configuration import SettingError, setting
 from metarl.policies import ACTIVATIONS
 
@@ -33,6 +33,9 @@ class Settings:
     inner_step_size: float = setting(0.1, "step size of the inner loop", more_than=0, source="paper")
     order: str = setting(
         "second", "whether the meta-gradient runs through the inner one", choices=("first", "second"), source="paper"
+    )
+    observe_task: bool = setting(
+        False, "show the task to the policy, as the oracle of the paper's figures sees it", source="paper"
     )
     max_kl: float = setting(
         0.01, "bound on the mean KL of a meta-update", unit="nats", more_than=0, source="paper's code"
@@ -82,6 +85,8 @@ def build_learner(settings: Settings, distribution: TaskDistribution) -> metarl.
     device = choose_device(settings.device)
     torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
+    if settings.observe_task:
+        distribution = ObservedTasks(distribution)
     policy = metarl.GaussianMLP(
         distribution.observation_space, distribution.action_space, settings.hidden_sizes, settings.activation
     )

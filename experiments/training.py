@@ -3,6 +3,7 @@
 import importlib
 import math
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -58,6 +59,12 @@ def main(experiment: Experiment, arguments: Sequence[str] | None = None) -> None
             evaluation = evaluate_run(experiment, run, settings, learner)
             print(table(evaluation))
             print(f"results in {run.directory}: evaluation.json, adaptation.png; tensorboard --logdir {run.directory}")
+
+
+def prepare(experiment: Experiment, arguments: Sequence[str]) -> None:
+    """Start a run and leave it untrained, with its first checkpoint."""
+    with one_line_errors():
+        _start(experiment, arguments)
 
 
 @contextmanager
@@ -198,12 +205,12 @@ def _start(experiment: Experiment, arguments: Sequence[str]) -> tuple[Run, Setti
                 f"--iterations = {settings.iterations}; allowed: more than the {learner.iteration} already done"
             )
         run.rewind(learner.iteration)
-        run.write_config({"experiment": experiment.name, "settings": to_json(settings)})
+        run.write_config({**run.config, "settings": to_json(settings)})
         return run, settings, learner, progress
     learner, progress = experiment.build(settings), Progress()
     name = f"{experiment.name}-seed{settings.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
     directory = namespace.run_dir or Path("runs") / name
-    run = Run.create(directory, {"experiment": experiment.name, "settings": to_json(settings)})
+    run = Run.create(directory, {"experiment": experiment.name, "commit": _commit(), "settings": to_json(settings)})
     run.save("checkpoint.pt", _state(learner, progress))
     return run, settings, learner, progress
 
@@ -216,6 +223,15 @@ def _check_failures(figures: dict[str, float], settings: Settings) -> None:
             f"{failed} of {episodes} episodes of iteration {figures['iteration']} blew up; "
             f"allowed: a share of {settings.max_failed:g} (--max-failed)"
         )
+
+
+def _commit() -> str | None:
+    """The version of this code, where it is a git checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
 
 
 def _peek_resume(arguments: Sequence[str]) -> Path | None:

@@ -61,7 +61,8 @@ class GradientDescent:
         step_size: alpha for the steps that training takes.
         steps: S, the inner steps of meta-training.
         second_order: False drops the inner Hessian from the meta-gradient (first-order MAML).
-        later_factor: multiplies alpha for every step after the S trained ones, at test time; the paper's code halves.
+        later_factor: multiplies alpha at test time for every step after the S trained ones, and after the first;
+            the paper's code halves.
         adapted: patterns, as of file names, of the parameters that inner steps change.
         from_zero: the adapted parameters of every task start at 0, not at theta.
     """
@@ -93,7 +94,7 @@ class GradientDescent:
 
     def update(self, theta: Parameters, phi: Parameters, gradients: Parameters, step: int) -> Parameters:
         """One step downhill."""
-        factor = 1.0 if step < self.steps else self.later_factor
+        factor = 1.0 if step < max(1, self.steps) else self.later_factor
         moved = {
             name: phi[name] - factor * self._step_size(theta, name, step) * gradient
             for name, gradient in gradients.items()

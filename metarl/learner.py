@@ -126,7 +126,7 @@ class Learner:
         Returns:
             figures of the iteration by name, as `metrics.jsonl` and TensorBoard show them.
         """
-        clock = _Clock(self.device)
+        clock = Clock(self.device)
         tasks = self.distribution.sample(self.tasks, self._rng("train/tasks"))
         *supports, query = stages = self.adapt(tasks, self.rule.steps, purpose="train", clock=clock)
         with clock.phase("update"):
@@ -144,7 +144,7 @@ class Learner:
         steps: int,
         episodes: int | None = None,
         purpose: str = "test",
-        clock: "_Clock | None" = None,
+        clock: "Clock | None" = None,
     ) -> list[Stage]:
         """Sample with theta, take an inner step for every task, sample again, and so on.
 
@@ -158,7 +158,7 @@ class Learner:
         Returns:
             S + 1 stages, the last one without a step after it.
         """
-        clock = clock or _Clock(self.device)
+        clock = clock or Clock(self.device)
         episodes = episodes or self.episodes
         count = len(next(iter(tasks.values())))
         envs = self._lanes(count * episodes)
@@ -245,7 +245,7 @@ class Learner:
                 f"allowed: {expected[1:]}, {self.actions.meaning}"
             )
 
-    def _figures(self, stages: list[Stage], outcome: TrustRegionOutcome, clock: "_Clock") -> dict[str, float]:
+    def _figures(self, stages: list[Stage], outcome: TrustRegionOutcome, clock: "Clock") -> dict[str, float]:
         returns = [stage.episodes.returns.mean().item() for stage in stages]
         query = stages[-1]
         return {
@@ -284,7 +284,7 @@ class Agent:
         return self.distribution.to_environment(self.distribution.mode(output).cpu().numpy())[0]
 
 
-class _Clock:
+class Clock:
     """Adds up wall time per phase; waits for the device at both ends of a phase."""
 
     def __init__(self, device: str):

@@ -1,16 +1,22 @@
 """Collecting episodes: all tasks and episodes in lockstep, one batched forward per step."""
 
+from collections.abc import Callable
+from functools import partial
+
 import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor, nn
 
+from metarl.capture import capture
 from metarl.distributions import ActionDistribution
 from metarl.episodes import Episodes, NonFiniteError
 from metarl.parameters import Parameters, call_per_task
 from metarl.randomness import RolloutKey
 
 Tasks = dict[str, np.ndarray]
+
+_CAPTURE_FROM = 50  # steps; recording a policy takes as long as it saves in some 50 steps
 
 
 @torch.no_grad()
@@ -60,9 +66,15 @@ def rollout(
     final = np.zeros((*lanes, *observation_shape), np.float32)
     actions: Tensor | None = None
 
+    def to_device(raw: np.ndarray) -> Tensor:
+        return torch.from_numpy(raw.astype(np.float32)).view(*lanes, *observation_shape).to(device)
+
+    forward: Callable[[Tensor], Tensor] = partial(call_per_task, policy, parameters)
+    if horizon >= _CAPTURE_FROM:
+        forward = capture(policy, parameters, to_device(raw))
     for t in range(horizon):
-        observation = torch.from_numpy(raw.astype(np.float32)).view(*lanes, *observation_shape).to(device)
-        output = call_per_task(policy, parameters, observation)
+        observation = to_device(raw)
+        output = forward(observation)
         action = distribution.sample(output, noise[:, t])
         if actions is None:
             actions = torch.zeros(count, horizon, *action.shape[1:], dtype=action.dtype, device=device)

@@ -1,0 +1,244 @@
+"""Reproduce the paper's reinforcement-learning figures: `python experiments/reproduce.py navigation_2d --seeds 0 1 2`.
+
+For each method and seed a run is trained under runs/reproduce (continued if it was stopped), evaluated, and what
+matters of it is kept under experiments/results. `--report` makes the tables and figures from what is there.
+"""
+
+import json
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments import evaluate, training
+from experiments.configuration import OneLineParser, SettingError
+from experiments.pictures import save_json
+from metarl.runs import Run
+
+RESULTS = Path(__file__).parent / "results"
+RUNS = Path("runs/reproduce")
+
+
+@dataclass(frozen=True)
+class Method:
+    """One line of a figure.
+
+    Attributes:
+        flags: of the experiment's script.
+        published: the paper's mean return after 0, 1, ... gradient steps.
+        trained: whether there is anything to train.
+    """
+
+    flags: str = ""
+    published: tuple[float, ...] = ()
+    trained: bool = True
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """One figure of the paper: its methods by name, `maml` among them."""
+
+    maml: Method
+    pretrained: Method
+    random: Method
+    oracle: Method
+    longer: dict[str, Method] = field(default_factory=dict)
+
+    @property
+    def methods(self) -> dict[str, Method]:
+        """All methods by name."""
+        named = {name: getattr(self, name) for name in ("maml", "pretrained", "random", "oracle")}
+        return {**named, **self.longer}
+
+
+PRETRAINED, RANDOM = "--inner-steps 0 --inner-step-size", "--iterations 1 --inner-step-size"
+ORACLE = "--inner-steps 0 --observe-task --evaluation-steps 0"
+
+FIGURES = {
+    "navigation_2d": Reproduction(
+        maml=Method("", (-40.41, -11.68, -3.33, -3.23)),
+        pretrained=Method(f"{PRETRAINED} 0.5", (-40.81, -19.73, -11.72, -8.48)),
+        random=Method(f"{RANDOM} 0.5", (-82.66, -57.96, -53.84, -46.81), trained=False),
+        oracle=Method(ORACLE, (-2.29,)),
+        longer={"maml, 300 iterations": Method("--iterations 300")},
+    ),
+    "half_cheetah_direction": Reproduction(
+        maml=Method("", (-50.69, 293.19, 313.48, 315.65)),
+        pretrained=Method(f"{PRETRAINED} 0.2", (-43.03, -24.75, -12.85, 19.57)),
+        random=Method(f"{RANDOM} 1.0", (-35.74, 21.83, 62.32, 86.19), trained=False),
+        oracle=Method(ORACLE, (442.69,)),
+    ),
+    "half_cheetah_velocity": Reproduction(
+        maml=Method("", (-129.53, -78.57, -66.62, -60.78)),
+        pretrained=Method(f"{PRETRAINED} 0.02", (-158.00, -135.39, -128.47, -133.61)),
+        random=Method(f"{RANDOM} 0.1", (-254.83, -254.33, -246.79, -230.83), trained=False),
+        oracle=Method(ORACLE, (-54.47,)),
+    ),
+    "ant_velocity": Reproduction(
+        maml=Method("", (30.58, 96.74, 100.06, 101.41)),
+        pretrained=Method(f"{PRETRAINED} 0.2", (-1.83, 6.11, 8.48, 9.47)),
+        random=Method(f"{RANDOM} 1.0", (-78.64, -62.81, -48.55, -35.57), trained=False),
+        oracle=Method(ORACLE, (107.89,)),
+    ),
+    "ant_direction": Reproduction(
+        maml=Method("", (8.66, 499.15, 500.68, 499.11)),
+        pretrained=Method(f"{PRETRAINED} 0.2", (3.16, 1.27, 6.51, 6.87)),
+        random=Method(f"{RANDOM} 1.0", (3.11, 9.25, 15.96, 26.12), trained=False),
+        oracle=Method(ORACLE, (524.80,)),
+    ),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train and evaluate what is missing, then report."""
+    parser = OneLineParser("Train and evaluate the methods of one of the paper's figures, or report what has been run.")
+    parser.add_argument("figure", nargs="?", choices=tuple(FIGURES), help="the experiment of the figure")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="INT", help="(default 0 1 2)")
+    parser.add_argument("--methods", nargs="+", metavar="NAME", help="of the figure (default: all)")
+    parser.add_argument("--threads", type=int, metavar="INT", help="passed on to the runs")
+    parser.add_argument("--report", action="store_true", help="tables and figures of all that has been run")
+    chosen = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
+    with training.one_line_errors():
+        if chosen.figure is None and not chosen.report:
+            raise SettingError(f"nothing to do; allowed: a figure ({', '.join(FIGURES)}), --report, or both")
+        if chosen.figure is not None:
+            known = FIGURES[chosen.figure].methods
+            methods = chosen.methods or list(known)
+            if unknown := [name for name in methods if name not in known]:
+                raise SettingError(f"--methods = {unknown[0]!r}; allowed: {', '.join(map(repr, known))}")
+            for name in methods:
+                for seed in chosen.seeds:
+                    run_method(chosen.figure, name, seed, chosen.threads)
+        report()
+
+
+def run_method(figure: str, name: str, seed: int, threads: int | None) -> None:
+    """Train, evaluate and keep one run; whatever of that is already done is not done again."""
+    method, experiment = FIGURES[figure].methods[name], training.find_experiment(figure)
+    directory, slug = RUNS / figure / _slug(name) / f"seed{seed}", _slug(name)
+    flags = [*method.flags.split(), *(["--threads", str(threads)] if threads else [])]
+    if not (directory / "checkpoint.pt").exists():
+        new = ["--seed", str(seed), "--run-dir", str(directory), *flags]
+        training.main(experiment, new) if method.trained else training.prepare(experiment, new)
+    elif method.trained and not (directory / "evaluation.json").exists():
+        training.main(experiment, ["--resume", str(directory), *flags])
+    kept = RESULTS / figure / slug / f"seed{seed}"
+    evaluate.main([str(directory), "--output", str(kept)])
+    (kept / "paths.png").unlink(missing_ok=True)
+    (kept / "adaptation.png").unlink()
+    if method.trained:
+        evaluate.main([str(directory), "--best", "--output", str(kept / "best")])
+        shutil.copy(kept / "best" / "evaluation.json", kept / "best_evaluation.json")
+        shutil.rmtree(kept / "best")
+    for file in ("config.json", "checkpoint.pt"):
+        shutil.copy(directory / file, kept / file)
+    lines = Run(directory).metrics()
+    curve = {key: [round(line[key], 3) for line in lines] for key in (lines[0] if lines else {}) if "return/" in key}
+    seconds = sum(line["seconds/rollout"] + line["seconds/adapt"] + line["seconds/update"] for line in lines)
+    machine = f"{platform.machine()}, {os.cpu_count()} cores"
+    save_json(kept / "curve.json", {**curve, "seconds": round(seconds), "machine": machine})
+
+
+def report() -> None:
+    """Write summary.json, a figure per experiment, and tables in Markdown, from the results that are kept."""
+    summary: dict[str, dict[str, Any]] = {}
+    for figure, reproduction in FIGURES.items():
+        for name, method in reproduction.methods.items():
+            folders = sorted((RESULTS / figure / _slug(name)).glob("seed*"))
+            if folders:
+                summary.setdefault(figure, {})[name] = _summarise(figure, method, folders)
+    kept = json.loads((RESULTS / "summary.json").read_text()) if (RESULTS / "summary.json").exists() else {}
+    save_json(RESULTS / "summary.json", {**kept, **summary})
+    for figure, methods in summary.items():
+        _draw(figure, methods).savefig(RESULTS / figure / "adaptation.png", dpi=120)
+        print(table(figure, methods))
+
+
+def table(figure: str, methods: dict[str, Any]) -> str:
+    """A Markdown table: ours, mean and standard error over seeds, with the published number in brackets."""
+    rows = [
+        f"| {figure} | 0 steps | 1 step | 2 steps | 3 steps | iterations | seeds |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, entry in methods.items():
+        published = FIGURES[figure].methods[name].published
+        cells = []
+        for step in range(4):
+            value = entry.get(f"return/step_{step}")
+            paper = f" ({published[step]:.1f})" if step < len(published) else ""
+            cells.append(f"{value['mean']:.1f} ± {value['standard_error']:.1f}{paper}" if value else "")
+        rows.append(f"| {name} | {' | '.join(cells)} | {entry['iterations']} | {len(entry['seeds'])} |")
+    return "\n".join(rows) + "\n"
+
+
+def _summarise(figure: str, method: Method, folders: Sequence[Path]) -> dict[str, Any]:
+    records = [json.loads((folder / "evaluation.json").read_text()) for folder in folders]
+    configs = [json.loads((folder / "config.json").read_text()) for folder in folders]
+    curves = [json.loads((folder / "curve.json").read_text()) for folder in folders]
+    entry: dict[str, Any] = {
+        "seeds": [record["seed"] for record in records],
+        "iterations": records[0]["iteration"],
+        "dynamics": records[0]["dynamics"],
+        "env_steps": records[0]["env_steps"],
+        "seconds": [curve["seconds"] for curve in curves],
+        "machine": curves[0]["machine"],
+        "commit": configs[0].get("commit"),
+        "command": f"python experiments/{figure}.py {method.flags}".strip() if method.trained else "no training",
+    }
+    for prefix, name in (("", "evaluation.json"), ("best/", "best_evaluation.json")):
+        found = [json.loads((folder / name).read_text()) for folder in folders if (folder / name).exists()]
+        for key in sorted(found[0]) if found else []:
+            if key.startswith("return/"):
+                means = np.array([record[key]["mean"] for record in found])
+                error = means.std(ddof=1) / len(means) ** 0.5 if len(means) > 1 else float("nan")
+                entry[prefix + key] = {
+                    "mean": round(float(means.mean()), 3),
+                    "standard_error": None if len(means) == 1 else round(float(error), 3),
+                    "per_seed": means.round(3).tolist(),
+                }
+    return entry
+
+
+def _draw(figure: str, methods: dict[str, Any]) -> Figure:
+    picture = Figure(figsize=(11, 4), layout="constrained")
+    steps_axes, curve_axes = picture.subplots(1, 2)
+    for index, (name, entry) in enumerate(methods.items()):
+        color, published = f"C{index}", FIGURES[figure].methods[name].published
+        keys = sorted(key for key in entry if key.startswith("return/step_"))
+        means = [entry[key]["mean"] for key in keys]
+        errors = [entry[key]["standard_error"] or 0.0 for key in keys]
+        if len(keys) == 1:
+            steps_axes.axhline(means[0], color=color, label=name)
+            if published:
+                steps_axes.axhline(published[0], color=color, linestyle=":", label=f"{name}, published")
+            continue
+        steps_axes.errorbar(range(len(keys)), means, errors, color=color, marker="o", capsize=3, label=name)
+        if published:
+            steps_axes.plot(published, color=color, marker="x", linestyle=":", label=f"{name}, published")
+        for folder in sorted((RESULTS / figure / _slug(name)).glob("seed*")):
+            curve = json.loads((folder / "curve.json").read_text())
+            for step, style in ((0, "--"), (1, "-")):
+                if values := curve.get(f"return/step_{step}"):
+                    iterations = range(1, len(values) + 1)
+                    curve_axes.plot(iterations, values, color=color, linestyle=style, linewidth=0.8)
+    steps_axes.set(xlabel="gradient steps", ylabel="return", title="test tasks, mean and s.e. over seeds")
+    steps_axes.set_xticks(range(4))
+    steps_axes.legend(fontsize=7)
+    curve_axes.set(xlabel="meta-iteration", ylabel="return", title="training: before (dashed) and after one step")
+    picture.suptitle(figure.replace("_", " "))
+    return picture
+
+
+def _slug(name: str) -> str:
+    return name.replace(", ", "_").replace(" ", "_")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,28 @@
+"""The oracle sees the task, and nothing else changes."""
+
+import numpy as np
+
+import envs
+
+
+def test_observations_end_with_the_task_of_the_lane():
+    plain = envs.AntGoal(horizon=3)
+    oracle = envs.ObservedTasks(plain)
+    tasks = plain.sample(2, np.random.default_rng(0))
+    batches = [distribution.make(4) for distribution in (plain, oracle)]
+    firsts = [batch.reset(seed=[1, 2, 3, 4], options={"tasks": tasks})[0] for batch in batches]
+    lanes = np.repeat(tasks["goal"], 2, axis=0)
+    np.testing.assert_array_equal(firsts[1], np.hstack([firsts[0], lanes]))
+    actions = np.full((4, 8), 0.3)
+    steps = [batch.step(actions) for batch in batches]
+    np.testing.assert_array_equal(steps[1][0], np.hstack([steps[0][0], lanes]))
+    np.testing.assert_array_equal(steps[1][1], steps[0][1])
+    assert oracle.observation_space.shape == (127,)
+    assert oracle.observation_space.contains(steps[1][0][0])
+
+
+def test_a_scalar_task_takes_one_place():
+    oracle = envs.ObservedTasks(envs.HalfCheetahDirection())
+    observations, _ = oracle.make(2).reset(seed=0, options={"tasks": {"direction": np.array([1.0, -1.0])}})
+    assert observations[:, -1].tolist() == [1, -1]
+    assert oracle.observation_space.shape == (21,)

@@ -1,0 +1,181 @@
+"""The MuJoCo experiments: settings, whole small runs, videos, failures, benchmark."""
+
+import json
+
+import numpy as np
+import pytest
+
+from envs.mujoco_batch import MujocoBatch
+from experiments import benchmark, evaluate, reproduce
+from experiments.training import find_experiment, main
+from metarl.runs import load_checkpoint
+from tests.experiments.test_command_line import TINY, error_of
+
+NAMES = ["half_cheetah_direction", "half_cheetah_velocity", "ant_velocity", "ant_direction", "ant_goal"]
+
+
+def defaults(name):
+    settings = find_experiment(name).settings()
+    return (settings.tasks, settings.episodes, settings.horizon, settings.inner_step_size, settings.max_kl,
+            settings.iterations, settings.evaluation_episodes, settings.dynamics)  # fmt: skip
+
+
+def test_defaults_are_the_papers():
+    assert defaults("half_cheetah_direction") == (40, 20, 200, 0.1, 0.02, 100, 20, "paper")
+    assert defaults("half_cheetah_velocity") == (40, 10, 200, 0.1, 0.01, 475, 20, "paper")
+    assert defaults("ant_velocity") == (40, 20, 200, 0.1, 0.01, 375, 20, "paper")
+    assert defaults("ant_direction") == (40, 40, 200, 0.1, 0.01, 575, 40, "paper")
+    assert defaults("ant_goal")[:5] == (40, 20, 200, 0.1, 0.01)
+
+
+@pytest.mark.parametrize("dynamics", ["paper", "gymnasium"])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_experiment_runs_in_both_dynamics(name, dynamics, tmp_path):
+    main(
+        find_experiment(name), [*TINY, "--iterations", "1", "--dynamics", dynamics, "--run-dir", str(tmp_path / "run")]
+    )
+    record = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert (record["dynamics"], record["iteration"]) == (dynamics, 1)
+    assert np.isfinite(record["return/step_2"]["mean"])
+
+
+def test_unknown_dynamics_get_one_line(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    line = error_of(capsys, main, find_experiment("ant_goal"), ["--dynamics", "papre"])
+    assert line == "error: --dynamics = 'papre'; allowed: paper, gymnasium; the nearest is paper"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_number_of_threads_changes_nothing(tmp_path):
+    for threads in ("1", "2"):
+        arguments = [*TINY, "--threads", threads, "--run-dir", str(tmp_path / threads)]
+        main(find_experiment("half_cheetah_velocity"), arguments)
+    first, second = (
+        [json.loads(line) for line in (tmp_path / threads / "metrics.jsonl").read_text().splitlines()]
+        for threads in ("1", "2")
+    )
+    for a, b in zip(first, second, strict=True):
+        for name in ("return/step_0", "return/step_1", "loss_after"):
+            assert a[name] == pytest.approx(b[name], rel=1e-4), name
+    assert first[0]["return/step_0"] == second[0]["return/step_0"]  # the episodes before any update, exactly
+
+
+def test_too_many_failed_episodes_stop_the_run(tmp_path, monkeypatch, capsys):
+    step_lanes = MujocoBatch.step_lanes
+
+    def unstable(batch, actions):
+        observations, rewards, terminated, _ = step_lanes(batch, actions)
+        blown_up = np.arange(batch.num_envs) < 4
+        return observations, rewards, terminated | blown_up, {"blown_up": blown_up}
+
+    monkeypatch.setattr(MujocoBatch, "step_lanes", unstable)
+    with pytest.raises(SystemExit) as leaving:
+        main(find_experiment("half_cheetah_velocity"), [*TINY, "--run-dir", str(tmp_path / "run")])
+    assert leaving.value.code == 1
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("error: 8 of 24 episodes of iteration 1 blew up; allowed: a share of 0.1 (--max-failed)")
+    assert load_checkpoint(tmp_path / "run" / "checkpoint.pt")["learner"]["iteration"] == 0
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("runs") / "cheetah"
+    main(find_experiment("half_cheetah_direction"), [*TINY, "--iterations", "1", "--run-dir", str(directory)])
+    return directory
+
+
+# imageio leaves the pipes of the reading process to the garbage collector
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_videos_before_and_after(run, tmp_path, capsys):
+    imageio = pytest.importorskip("imageio.v3", reason="needs the extra 'video'")
+    evaluate.main([str(run), "--video", "1", "--output", str(tmp_path)])
+    shown = capsys.readouterr()
+    if "no renderer" in shown.err:
+        pytest.skip("no renderer on this machine; MUJOCO_GL=egl or osmesa may help")
+    frames = [imageio.imread(tmp_path / f"video_task1_{label}.mp4", index=None) for label in ("before", "after")]
+    for film in frames:
+        assert film.shape == (4, 360, 480, 3)  # 8 steps of 0.01 s at 50 pictures a second
+        assert film.std() > 10
+    assert np.abs(frames[0].astype(float) - frames[1]).max() > 0
+
+
+def test_no_renderer_gets_one_line_and_everything_else(run, tmp_path, capsys, monkeypatch):
+    def fail(batch, lane):
+        raise RuntimeError("no renderer (why)")
+
+    monkeypatch.setattr(MujocoBatch, "render_lane", fail)
+    evaluate.main([str(run), "--video", "--output", str(tmp_path)])
+    assert capsys.readouterr().err.strip() == "no video: no renderer (why)"
+    assert (tmp_path / "evaluation.json").exists()
+
+
+def test_a_task_that_cannot_be_filmed(run, capsys, tmp_path):
+    line = error_of(capsys, evaluate.main, [str(run), "--video", "4", "--output", str(tmp_path / "out")])
+    assert line == "error: --video = 4; allowed: 0 to 3"
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["navigation_2d", "ant_velocity"])
+def test_benchmark_prints_what_it_promises(name, capsys):
+    small = [
+        "--tasks",
+        "2",
+        "--episodes",
+        "3",
+        "--horizon",
+        "5",
+        "--repeats",
+        "2",
+        "--threads",
+        "1",
+        "--json",
+        "--dynamics",
+        "paper",
+    ]
+    benchmark.main([name, *small])
+    figures = json.loads(capsys.readouterr().out)
+    expected = {"rollout_steps_per_s", "adapt_seconds", "update_seconds", "meta_iteration_seconds"}
+    if name == "ant_velocity":
+        expected |= {"physics_open_loop_steps_per_s", "batch_steps_per_s"}
+    assert expected <= set(figures)
+    for part in expected:
+        assert 0 < figures[part]["min"] <= figures[part]["median"] <= figures[part]["max"]
+
+
+def test_reproduction_runs_keeps_and_reports(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(reproduce, "RESULTS", tmp_path / "results")
+    small = " ".join(TINY)
+    methods = {
+        "maml": reproduce.Method(small, (-40.0, -11.0)),
+        "pretrained": reproduce.Method(f"{small} --inner-steps 0"),
+        "random": reproduce.Method(small, trained=False),
+        "oracle": reproduce.Method(f"{small} --inner-steps 0 --observe-task --evaluation-steps 0"),
+    }
+    monkeypatch.setattr(reproduce, "FIGURES", {"navigation_2d": reproduce.Reproduction(**methods)})
+    reproduce.main(["navigation_2d", "--seeds", "0", "1"])
+    table = capsys.readouterr().out
+    summary = json.loads((tmp_path / "results" / "summary.json").read_text())["navigation_2d"]
+    assert set(summary) == set(methods)
+    maml = summary["maml"]
+    assert (maml["seeds"], maml["iterations"], maml["dynamics"]) == ([0, 1], 2, "paper")
+    assert maml["command"] == f"python experiments/navigation_2d.py {small}"
+    kept = tmp_path / "results" / "navigation_2d" / "maml"
+    per_seed = [
+        json.loads((kept / f"seed{s}" / "evaluation.json").read_text())["return/step_1"]["mean"] for s in (0, 1)
+    ]
+    assert maml["return/step_1"]["mean"] == pytest.approx(np.mean(per_seed), abs=1e-3)
+    assert maml["return/step_1"]["standard_error"] == pytest.approx(np.std(per_seed, ddof=1) / 2**0.5, abs=1e-3)
+    assert "return/step_1" not in summary["oracle"]
+    assert summary["random"]["iterations"] == 0
+    assert f"{maml['return/step_1']['mean']:.1f} ± {maml['return/step_1']['standard_error']:.1f} (-11.0)" in table
+    assert (tmp_path / "results" / "navigation_2d" / "adaptation.png").stat().st_size > 10_000
+    evaluate.main([str(kept / "seed0"), "--output", str(tmp_path / "again")])
+    again = json.loads((tmp_path / "again" / "evaluation.json").read_text())
+    assert again == json.loads((kept / "seed0" / "evaluation.json").read_text())
+
+
+def test_reproduce_refuses_what_it_does_not_know(capsys):
+    assert error_of(capsys, reproduce.main, []).startswith("error: nothing to do; allowed: a figure (navigation_2d")
+    line = error_of(capsys, reproduce.main, ["navigation_2d", "--methods", "mamml"])
+    assert line.startswith("error: --methods = 'mamml'; allowed: 'maml', 'pretrained'")

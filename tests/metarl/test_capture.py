@@ -1,0 +1,93 @@
+"""A captured forward equals the module to the last bit, also after the module or the parameters have changed."""
+
+import pytest
+import torch
+from torch import nn
+
+from envs import Navigation2D
+from metarl import capture as capturing
+from metarl.capture import capture
+from metarl.parameters import call_per_task, parameters_of
+from metarl.policies import GaussianMLP
+
+
+def random_parameters(module, tasks, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return {n: torch.randn(tasks, *v.shape, generator=generator) for n, v in parameters_of(module).items()}
+
+
+class Convolutional(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3))
+        self.register_buffer("scale", torch.tensor(2.0))
+
+    def forward(self, inputs):
+        return self.scale * self.net(inputs.unsqueeze(1))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("module", "shape"),
+    [
+        (GaussianMLP(Navigation2D().observation_space, Navigation2D().action_space, (16, 16), "tanh"), (2,)),
+        (Convolutional(), (4, 4)),
+    ],
+)
+def test_equals_the_module_for_any_parameters_and_inputs(module, shape):
+    inputs = torch.randn(3, 5, *shape)
+    for seed in (0, 1):
+        phi = random_parameters(module, 3, seed)
+        replay = capture(module, phi, inputs)
+        assert replay.func is not call_per_task
+        for other in (inputs, torch.randn_like(inputs)):
+            assert torch.equal(replay(other), call_per_task(module, phi, other))
+
+
+@torch.no_grad()
+def test_only_what_depends_on_the_inputs_is_done_again():
+    policy = GaussianMLP(Navigation2D().observation_space, Navigation2D().action_space, (8, 8))
+    run = capturing._record(policy, random_parameters(policy, 3, 0), torch.randn(3, 4, 2))[1]
+    assert len([node for node in run.graph.nodes if node.op == "call_function"]) == 9  # 3 products, 3 sums, 2 relu, cat
+
+
+class Switching(nn.Module):
+    """A module that Python code changes from outside."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.factor = nn.Linear(2, 2), 1.0
+
+    def forward(self, inputs):
+        return self.factor * self.linear(inputs)
+
+
+@torch.no_grad()
+def test_a_module_that_has_changed_is_recorded_again():
+    module, inputs = Switching(), torch.randn(3, 4, 2)
+    phi = random_parameters(module, 3, 0)
+    before = capture(module, phi, inputs)(inputs)
+    module.factor = 3.0
+    assert torch.equal(capture(module, phi, inputs)(inputs), call_per_task(module, phi, inputs))
+    assert not torch.equal(capture(module, phi, inputs)(inputs), before)
+
+
+@torch.no_grad()
+def test_a_module_that_cannot_be_recorded_runs_as_it_is(monkeypatch):
+    def fail(*arguments):
+        raise RuntimeError("data-dependent")
+
+    monkeypatch.setattr(capturing, "_record", fail)
+    module, inputs = Switching(), torch.randn(3, 4, 2)
+    phi = random_parameters(module, 3, 0)
+    assert torch.equal(capture(module, phi, inputs)(inputs), call_per_task(module, phi, inputs))
+
+
+@torch.no_grad()
+def test_captures_go_with_their_module():
+    module, inputs = Switching(), torch.randn(3, 4, 2)
+    count = len(capturing._captured)
+    capture(module, random_parameters(module, 3, 0), inputs)
+    assert len(capturing._captured) == count + 1
+    del module
+    assert len(capturing._captured) == count

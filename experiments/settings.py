@@ -2,12 +2,19 @@
 
 import os
 from dataclasses import dataclass
+from typing import Any
 
+import gymnasium
+import numpy as np
 import torch
+from gymnasium.spaces import Box
+from torch import nn
 
 import metarl
 from envs import ObservedTasks, TaskDistribution
 from experiments.configuration import SettingError, setting
+from metarl.estimators import ESTIMATORS
+from metarl.outer import OuterOptimiser
 from metarl.policies import ACTIVATIONS
 
 
@@ -34,18 +41,42 @@ class Settings:
     order: str = setting(
         "second", "whether the meta-gradient runs through the inner one", choices=("first", "second"), source="paper"
     )
+    estimator: str = setting(
+        "score", "inner loss; they differ in their second derivatives", choices=tuple(ESTIMATORS), source="paper"
+    )
+    initial_sampling: bool = setting(
+        False, "E-MAML's term for how the support data depend on the policy; with score", source="paper"
+    )
+    adaptation: str = setting(
+        "maml",
+        "what the inner loop moves, and how: everything; with learned step sizes per parameter, or per layer and step; "
+        "the last layer; a context vector",
+        choices=("maml", "meta-sgd", "layer-step-sizes", "anil", "cavia"),
+        source="paper",
+    )
+    context_size: int = setting(5, "numbers in cavia's context vector", at_least=1, source="ours")
+    outer: str = setting("trpo", "outer optimiser", choices=("trpo", "ppo", "adam", "reptile"), source="paper")
     observe_task: bool = setting(
         False, "show the task to the policy, as the oracle of the paper's figures sees it", source="paper"
     )
     max_kl: float = setting(
-        0.01, "bound on the mean KL of a meta-update", unit="nats", more_than=0, source="paper's code"
+        0.01, "trpo: bound on the mean KL of a meta-update", unit="nats", more_than=0, source="paper's code"
     )
     product_fraction: float = setting(
         0.2,
-        "share of the samples in Hessian-vector products",
+        "trpo: share of the samples in Hessian-vector products",
         more_than=0,
         at_most=1,
         source="ours, for speed; paper 1",
+    )
+    outer_step_size: float = setting(0.001, "ppo, adam: step size of Adam", more_than=0, source="ProMP's code")
+    epochs: int = setting(5, "ppo: steps on the same data", at_least=1, source="ProMP's code")
+    clip: float = setting(0.2, "ppo: change of a ratio that still pays", more_than=0, at_most=1, source="ProMP's code")
+    inner_kl: float = setting(
+        0.01, "ppo: target of the KL before each inner step", unit="nats", more_than=0, source="ProMP's code"
+    )
+    reptile_step_size: float = setting(
+        0.1, "reptile: share of the way to the adapted parameters", more_than=0, at_most=1, source="ours"
     )
     hidden_sizes: tuple[int, ...] = setting((100, 100), "widths of the hidden layers", at_least=1, source="paper")
     activation: str = setting("relu", "of the hidden layers", choices=tuple(ACTIVATIONS), source="paper")
@@ -81,23 +112,22 @@ def choose_device(device: str) -> str:
 
 
 def build_learner(settings: Settings, distribution: TaskDistribution) -> metarl.Learner:
-    """The learner of an experiment: a Gaussian MLP policy, MAML's inner loop, TRPO outside."""
+    """The learner of an experiment: by default a Gaussian MLP policy, MAML's inner loop, TRPO outside."""
+    _check_combination(settings)
     device = choose_device(settings.device)
     torch.set_num_threads(settings.threads)
     torch.manual_seed(settings.seed)
     if settings.observe_task:
         distribution = ObservedTasks(distribution)
-    policy = metarl.GaussianMLP(
-        distribution.observation_space, distribution.action_space, settings.hidden_sizes, settings.activation
-    )
-    rule = metarl.GradientDescent(settings.inner_step_size, settings.inner_steps, settings.order == "second")
     return metarl.Learner(
         distribution,
-        policy,
+        build_policy(settings, distribution),
         tasks=settings.tasks,
         episodes=settings.episodes,
-        rule=rule,
-        outer=metarl.TRPO(settings.max_kl, settings.product_fraction),
+        rule=build_rule(settings),
+        estimator=ESTIMATORS[settings.estimator],
+        initial_sampling=settings.initial_sampling,
+        outer=build_outer(settings),
         discount=settings.discount,
         gae_lambda=settings.gae_lambda,
         bootstrap=settings.bootstrap,
@@ -106,3 +136,53 @@ def build_learner(settings: Settings, distribution: TaskDistribution) -> metarl.
         threads=settings.threads,
         device=device,
     )
+
+
+def build_policy(settings: Settings, distribution: TaskDistribution) -> nn.Module:
+    """A Gaussian MLP, which for cavia reads a context vector beside the observation."""
+    observations, actions = distribution.observation_space, distribution.action_space
+    if settings.adaptation != "cavia":
+        return metarl.GaussianMLP(observations, actions, settings.hidden_sizes, settings.activation)
+    wider = Box(-np.inf, np.inf, (gymnasium.spaces.flatdim(observations) + settings.context_size,))
+    body = metarl.GaussianMLP(wider, actions, settings.hidden_sizes, settings.activation)
+    return metarl.WithContext(body, settings.context_size)
+
+
+def build_rule(settings: Settings) -> metarl.GradientDescent:
+    """The adaptation rule; `anil` adapts the last layer and the log standard deviation, the head of the network."""
+    kind: type[metarl.GradientDescent] = metarl.GradientDescent
+    changes: dict[str, Any] = {}
+    match settings.adaptation:
+        case "meta-sgd":
+            kind = metarl.MetaSGD
+        case "layer-step-sizes":
+            kind = metarl.LayerStepSizes
+        case "anil":
+            changes = {"adapted": (f"mean.{2 * len(settings.hidden_sizes)}.*", "log_std")}
+        case "cavia":
+            changes = {"adapted": ("context",), "from_zero": True}
+    return kind(settings.inner_step_size, settings.inner_steps, settings.order == "second", **changes)
+
+
+def build_outer(settings: Settings) -> OuterOptimiser:
+    """The outer optimiser."""
+    match settings.outer:
+        case "ppo":
+            return metarl.PPO(settings.outer_step_size, settings.epochs, settings.clip, settings.inner_kl)
+        case "adam":
+            return metarl.Adam(settings.outer_step_size)
+        case "reptile":
+            return metarl.Reptile(settings.reptile_step_size)
+        case _:
+            return metarl.TRPO(settings.max_kl, settings.product_fraction)
+
+
+def _check_combination(settings: Settings) -> None:
+    if settings.initial_sampling and settings.estimator != "score":
+        raise SettingError(
+            f"--initial-sampling with --estimator {settings.estimator}, which holds part of that term; allowed: score"
+        )
+    if settings.outer == "reptile" and settings.adaptation != "maml":
+        raise SettingError(
+            f"--outer reptile with --adaptation {settings.adaptation}, which it learns only in part; allowed: maml"
+        )

@@ -57,6 +57,14 @@ def generalised_advantages(
     return discounted_returns(deltas, discount * gae_lambda)
 
 
+def mean_and_deviation(values: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation over the valid steps of each task, (M, T, E) to (M,) twice."""
+    count = valid.sum(dim=(1, 2))
+    mean = torch.where(valid, values, 0).sum(dim=(1, 2)) / count
+    squares = torch.where(valid, values - mean.view(-1, 1, 1), 0).square().sum(dim=(1, 2))
+    return mean, (squares / count).sqrt()
+
+
 def standardise(values: Tensor, valid: Tensor) -> Tensor:
     """Shift and scale to mean 0 and standard deviation 1 over the valid steps of each task; 0 elsewhere.
 
@@ -64,11 +72,8 @@ def standardise(values: Tensor, valid: Tensor) -> Tensor:
         values: (M, T, E).
         valid: (M, T, E) bool.
     """
-    count = valid.sum(dim=(1, 2), keepdim=True)
-    mean = torch.where(valid, values, 0).sum(dim=(1, 2), keepdim=True) / count
-    centred = torch.where(valid, values - mean, 0)
-    deviation = (centred.square().sum(dim=(1, 2), keepdim=True) / count).sqrt()
-    return centred / (deviation + 1e-8)
+    mean, deviation = (moment.view(-1, 1, 1) for moment in mean_and_deviation(values, valid))
+    return torch.where(valid, values - mean, 0) / (deviation + 1e-8)
 
 
 def baseline_features(observations: Tensor, steps: Tensor) -> Tensor:
@@ -119,7 +124,7 @@ def fit_linear_baseline(features: Tensor, targets: Tensor, valid: Tensor, ridge:
 
 def estimate_advantages(
     episodes: Episodes, discount: float = 0.99, gae_lambda: float = 1.0, bootstrap: bool = False
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Standardised advantages against a linear baseline, refitted for every task on the very episodes it predicts.
 
     Args:
@@ -128,7 +133,8 @@ def estimate_advantages(
         bootstrap: take the baseline's prediction, instead of 0, as the value of the state at the time limit.
 
     Returns:
-        advantages (M, T, E), and the share of the returns' variance that the baseline explains, (M,).
+        advantages (M, T, E); the share of the returns' variance that the baseline explains, (M,); and the standard
+        deviation that the advantages were divided by, (M,).
     """
     features = 2 * episodes.observations.shape[-1] + 4
     size = max(1, _FEATURE_BUDGET // (features * episodes.valid[0].numel()))
@@ -136,12 +142,14 @@ def estimate_advantages(
         _advantages_of(episodes.of_tasks(tasks), discount, gae_lambda, bootstrap)
         for tasks in task_chunks(len(episodes.valid), size)
     ]
-    advantages, explained_variance = (torch.cat(part) for part in zip(*parts, strict=True))
-    return advantages, explained_variance
+    advantages, explained_variance, deviations = (torch.cat(part) for part in zip(*parts, strict=True))
+    return advantages, explained_variance, deviations
 
 
-def _advantages_of(episodes: Episodes, discount: float, gae_lambda: float, bootstrap: bool) -> tuple[Tensor, Tensor]:
-    valid, rewards = episodes.valid, episodes.rewards.double()
+def _advantages_of(
+    episodes: Episodes, discount: float, gae_lambda: float, bootstrap: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    valid, rewards, dtype = episodes.valid, episodes.rewards.double(), episodes.rewards.dtype
     time = torch.arange(rewards.shape[1], device=rewards.device).view(1, -1, 1).expand_as(rewards)
     returns = discounted_returns(rewards, discount)
     features = baseline_features(episodes.observations, time)
@@ -153,16 +161,11 @@ def _advantages_of(episodes: Episodes, discount: float, gae_lambda: float, boots
         predicted = torch.einsum("mef,mf->me", final_features, coefficients)
         final_values = torch.where(episodes.terminated, 0, predicted)
     advantages = generalised_advantages(rewards, values, valid, discount, gae_lambda, final_values)
-    standardised = standardise(advantages, valid).to(episodes.rewards.dtype)
-    return standardised, explained_variance(values, returns, valid)
+    deviation = mean_and_deviation(advantages, valid)[1].to(dtype)
+    return standardise(advantages, valid).to(dtype), explained_variance(values, returns, valid), deviation
 
 
 def explained_variance(values: Tensor, returns: Tensor, valid: Tensor) -> Tensor:
     """1 - Var(returns - values) / Var(returns) over the valid steps of each task; (M, T, E) to (M,)."""
-
-    def variance(x: Tensor) -> Tensor:
-        count = valid.sum(dim=(1, 2))
-        mean = torch.where(valid, x, 0).sum(dim=(1, 2)) / count
-        return torch.where(valid, x - mean.view(-1, 1, 1), 0).square().sum(dim=(1, 2)) / count
-
-    return 1 - variance(returns - values) / variance(returns).clamp_min(1e-12)
+    unexplained, total = (mean_and_deviation(x, valid)[1].square() for x in (returns - values, returns))
+    return 1 - unexplained / total.clamp_min(1e-12)

@@ -6,7 +6,7 @@ P distribution parameters, N = T * E samples per task.
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -84,6 +84,7 @@ class Samples:
         log_probs: (M, N) at the time of sampling.
         advantages: (M, N).
         weights: (M, N), 0 for steps that are not valid; they sum to 1 for every task.
+        steps: T if the samples are whole episodes, sample t * E + e being step t of episode e; None if they are not.
     """
 
     observations: Tensor
@@ -92,6 +93,7 @@ class Samples:
     log_probs: Tensor
     advantages: Tensor
     weights: Tensor
+    steps: int | None = None
 
     def of_tasks(self, tasks: slice) -> "Samples":
         """The samples of some of the tasks."""
@@ -101,7 +103,14 @@ class Samples:
         """The samples at some of the N positions, the same for all tasks, with weights that again sum to 1."""
         chosen = _map_tensors(self, lambda tensor: tensor[:, positions])
         total = chosen.weights.sum(dim=1, keepdim=True).clamp_min(torch.finfo(self.weights.dtype).tiny)
-        return replace(chosen, weights=chosen.weights / total)
+        return replace(chosen, weights=chosen.weights / total, steps=None)
+
+    def of_episodes(self, episodes: Tensor) -> "Samples":
+        """All samples of some of the E episodes, the same for all tasks, with weights that again sum to 1."""
+        if self.steps is None:
+            raise ValueError("these samples are single steps; allowed: samples of whole episodes")
+        starts = torch.arange(self.steps, device=episodes.device).unsqueeze(1) * (self.weights.shape[1] // self.steps)
+        return replace(self.at((starts + episodes).flatten()), steps=self.steps)
 
 
 def to_samples(episodes: Episodes, advantages: Tensor, weighting: str = "timestep") -> Samples:
@@ -126,10 +135,11 @@ def to_samples(episodes: Episodes, advantages: Tensor, weighting: str = "timeste
         log_probs=episodes.log_probs.flatten(1, 2),
         advantages=advantages.flatten(1, 2),
         weights=weights.flatten(1, 2),
+        steps=advantages.shape[1],
     )
 
 
 def _map_tensors(record: Record, function: Callable[[Tensor], Tensor]) -> Record:
     values = {field.name: getattr(record, field.name) for field in fields(record)}
-    changed = {name: function(value) for name, value in values.items() if isinstance(value, Tensor)}
+    changed: dict[str, Any] = {name: function(value) for name, value in values.items() if isinstance(value, Tensor)}
     return replace(record, **changed)

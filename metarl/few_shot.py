@@ -94,7 +94,7 @@ class MetaGradient(Protocol):
 
 
 @dataclass(frozen=True)
-class MAML:
+class MAMLGradient:
     """The gradient of sum_s w_s L_query(phi_s) (Finn et al. 2017, where w_S = 1 and all others are 0).
 
     With `multi_step_iterations` it is MAML++'s multi-step loss (Antoniou et al. 2019): w starts equal over steps
@@ -131,7 +131,7 @@ class MAML:
 
 
 @dataclass(frozen=True)
-class Reptile:
+class ReptileGradient:
     """theta - phi_S as a gradient (Nichol et al. 2018), which a step size of 1 turns into a move to the mean phi_S.
 
     The inner loop sees support and query examples together, as there is no second loss; every step sees all of
@@ -189,7 +189,7 @@ class FewShotLearner:
     criterion: Criterion
     tasks: int = 25
     rule: AdaptationRule = field(default_factory=GradientDescent)
-    meta_gradient: MetaGradient = field(default_factory=MAML)
+    meta_gradient: MetaGradient = field(default_factory=MAMLGradient)
     learning_rate: float = 0.001
     final_learning_rate: float | None = None
     iterations: int = 60_000

@@ -14,16 +14,15 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from metarl.adaptation import AdaptationRule, GradientDescent, adapt_step
-from metarl.advantages import estimate_advantages
+from metarl.advantages import discounted_returns, estimate_advantages
 from metarl.distributions import distribution_for
-from metarl.episodes import Episodes, Samples, task_chunks, to_samples
-from metarl.estimators import Estimator, policy_loss, score
+from metarl.episodes import Episodes, NonFiniteError, Samples, task_chunks, to_samples
+from metarl.estimators import WITH_SAMPLING, Estimator, outcomes, policy_loss, score
 from metarl.objective import MetaObjective
-from metarl.outer import TRPO
+from metarl.outer import TRPO, OuterOptimiser, State, UpdateOutcome
 from metarl.parameters import Parameters, call_per_task, parameters_of, ravel, unravel
 from metarl.randomness import RolloutKey, keyed_generator
 from metarl.rollout import Tasks, rollout
-from metarl.trpo import TrustRegionOutcome
 
 _CHUNK_SAMPLES = 16_384  # samples of one task chunk on a CPU: its activations stay in the cache
 
@@ -61,6 +60,7 @@ class Stage:
         episodes: sampled with them.
         samples: the same with advantages, as losses take them.
         explained_variance: of the baseline, (M,).
+        advantage_deviation: what the advantages were divided by, (M,).
         gradient_norm: Euclidean norm of the inner gradient that led here, (M,); 0 at stage 0.
     """
 
@@ -68,6 +68,7 @@ class Stage:
     episodes: Episodes
     samples: Samples
     explained_variance: Tensor
+    advantage_deviation: Tensor
     gradient_norm: Tensor
 
 
@@ -83,6 +84,8 @@ class Learner:
         rule: the inner loop.
         estimator: the inner loss.
         outer: the outer optimiser.
+        initial_sampling: whether E-MAML's term for the sampling of the support data joins the meta-gradient; for
+            estimators that lack it.
         discount, gae_lambda, bootstrap: see `metarl.advantages.estimate_advantages`.
         weighting: of the steps within a task, see `metarl.episodes.to_samples`.
         seed: names all randomness of a run.
@@ -100,7 +103,8 @@ class Learner:
     episodes: int = 20
     rule: AdaptationRule = field(default_factory=GradientDescent)
     estimator: Estimator = score
-    outer: TRPO = field(default_factory=TRPO)
+    outer: OuterOptimiser = field(default_factory=TRPO)
+    initial_sampling: bool = False
     discount: float = 0.99
     gae_lambda: float = 1.0
     bootstrap: bool = False
@@ -115,8 +119,14 @@ class Learner:
         self.actions = distribution_for(self.distribution.action_space)
         self.inner_loss = policy_loss(self.policy, self.actions, self.estimator)
         self.theta = self.rule.meta_parameters(parameters_of(self.policy))
+        self.outer_state: State | None = None
         self.iteration = 0
         self.env_steps = 0
+        if self.initial_sampling and self.estimator in WITH_SAMPLING:
+            raise ValueError(
+                f"initial_sampling = True with the estimator {self.estimator.__name__}, which holds part of that term; "
+                "allowed: score"
+            )
         self._envs: dict[int, VectorEnv] = {}
         self._check_policy_output()
 
@@ -130,9 +140,13 @@ class Learner:
         tasks = self.distribution.sample(self.tasks, self._rng("train/tasks"))
         *supports, query = stages = self.adapt(tasks, self.rule.steps, purpose="train", clock=clock)
         with clock.phase("update"):
-            objective = self.objective([stage.samples for stage in supports], query.samples)
-            vector = ravel(list(self.theta.values()))
-            vector, outcome = self.outer.update(objective, vector, self._rng("train/products"))
+            returns = self._outcomes(query) if self.initial_sampling else None
+            objective = self.objective([stage.samples for stage in supports], query.samples, returns)
+            vector, self.outer_state, outcome = self.outer.update(
+                objective, ravel(list(self.theta.values())), self._rng("train/products"), self.outer_state
+            )
+            if not torch.isfinite(vector).all():
+                raise NonFiniteError(f"the meta-parameters after iteration {self.iteration + 1} are not finite")
         self.theta = unravel(vector, self.theta)
         self.iteration += 1
         self.env_steps += sum(stage.episodes.steps for stage in stages)
@@ -171,24 +185,27 @@ class Learner:
             with clock.phase("rollout"):
                 sampled = rollout(envs, self.policy, self.actions, phi, tasks, self.distribution.horizon, key)
             with clock.phase("adapt"):
-                advantages, explained = estimate_advantages(sampled, self.discount, self.gae_lambda, self.bootstrap)
+                advantages, explained, deviation = estimate_advantages(
+                    sampled, self.discount, self.gae_lambda, self.bootstrap
+                )
                 samples = to_samples(sampled, advantages, self.weighting)
-                stages.append(Stage(phi, sampled, samples, explained, norm))
+                stages.append(Stage(phi, sampled, samples, explained, deviation, norm))
                 if step < steps:
                     phi, norm = self.inner_step(phi, samples, step)
         return stages
 
-    def objective(self, supports: list[Samples], query: Samples) -> MetaObjective:
+    def objective(self, supports: list[Samples], query: Samples, outcomes: Tensor | None = None) -> MetaObjective:
         """The meta-objective of an iteration's data."""
         return MetaObjective(
             self.policy,
             self.actions,
-            self.inner_loss,
+            self.estimator,
             self.rule,
             self.theta,
             supports,
             query,
             self._chunk(query),
+            outcomes,
         )
 
     def agent(self, stage: Stage, task: int = 0) -> "Agent":
@@ -198,7 +215,12 @@ class Learner:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a later iteration depends on, beside the settings."""
-        return {"theta": self.theta, "iteration": self.iteration, "env_steps": self.env_steps}
+        return {
+            "theta": self.theta,
+            "outer": self.outer_state,
+            "iteration": self.iteration,
+            "env_steps": self.env_steps,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a state; ValueError if its parameters are not those of the policy."""
@@ -207,6 +229,8 @@ class Learner:
         if found != shapes:
             raise ValueError(f"the state holds parameters {found}; allowed: {shapes}")
         self.theta = {name: state["theta"][name].to(self.device) for name in self.theta}
+        outer = state.get("outer")
+        self.outer_state = outer and {name: value.to(self.device) for name, value in outer.items()}
         self.iteration, self.env_steps = state["iteration"], state["env_steps"]
 
     def inner_step(self, phi: Parameters, samples: Samples, step: int) -> tuple[Parameters, Tensor]:
@@ -218,6 +242,10 @@ class Learner:
             parts.append(adapt_step(self.inner_loss, self.rule, self.theta, part, data, step))
         adapted, norms = zip(*parts, strict=True)
         return {name: torch.cat([part[name] for part in adapted]) for name in phi}, torch.cat(norms)
+
+    def _outcomes(self, query: Stage) -> Tensor:
+        returns = discounted_returns(query.episodes.rewards, self.discount)[:, 0]
+        return outcomes(returns, query.episodes.lengths, query.advantage_deviation)
 
     def _lanes(self, count: int) -> VectorEnv:
         if count not in self._envs:
@@ -245,7 +273,7 @@ class Learner:
                 f"allowed: {expected[1:]}, {self.actions.meaning}"
             )
 
-    def _figures(self, stages: list[Stage], outcome: TrustRegionOutcome, clock: "Clock") -> dict[str, float]:
+    def _figures(self, stages: list[Stage], outcome: UpdateOutcome, clock: "Clock") -> dict[str, float]:
         returns = [stage.episodes.returns.mean().item() for stage in stages]
         query = stages[-1]
         return {
@@ -255,8 +283,8 @@ class Learner:
             "adaptation_gain": returns[-1] - returns[0],
             "episode_length": query.episodes.lengths.double().mean().item(),
             "failed_episodes": sum(int(stage.episodes.failed.sum()) for stage in stages),
-            "kl": outcome.constraint,
-            "line_search_steps": outcome.line_search_steps,
+            "kl": outcome.kl,
+            **outcome.details,
             "accepted": float(outcome.status == "accepted"),
             "loss_before": outcome.loss_before,
             "loss_after": outcome.loss_after,

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from metarl.adaptation import AdaptationRule, Loss, adapt, adapt_step
+from metarl.adaptation import AdaptationRule, adapt_step, adaptation_path
 from metarl.distributions import ActionDistribution
 from metarl.episodes import NonFiniteError, Samples, task_chunks
-from metarl.estimators import surrogate
+from metarl.estimators import EPISODIC, Estimator, policy_loss, sampling_term, surrogate
 from metarl.jacobian import Jacobian
 from metarl.parameters import Parameters, call_per_task, ravel, unravel
 
@@ -20,45 +20,57 @@ class MetaObjective:
         L(theta) = 1/M sum_m surrogate(phi_m(theta); query_m)
         KL(theta) = 1/M sum_m sum_n w_n KL(p_old(. | o_n) || p(. | o_n; phi_m(theta)))
 
-    where phi_m adapts theta on the support data of task m. Theta is one flat vector here; tasks are handled in chunks
-    that suit the cache, which changes nothing but rounding.
+    where phi_m adapts theta on the support data of task m; E-MAML's `sampling_term` joins L where outcomes are given.
+    Theta is one flat vector here; tasks are handled in chunks that suit the cache, which changes nothing but rounding.
     """
 
     def __init__(
         self,
         policy: nn.Module,
         distribution: ActionDistribution,
-        inner_loss: Loss[Samples],
+        estimator: Estimator,
         rule: AdaptationRule,
         like: Parameters,
         supports: Sequence[Samples],
         query: Samples,
         chunk: int,
+        outcomes: Tensor | None = None,
     ):
         """Fix the data.
 
         Args:
             policy, distribution: what acts, and the family of its outputs.
-            inner_loss, rule: of the inner loop.
+            estimator, rule: of the inner loop.
             like: meta-parameters, for their names and shapes.
             supports: data of the S inner steps, M tasks each.
             query: data after adaptation.
             chunk: tasks handled at a time.
+            outcomes: (M,), see `metarl.estimators.sampling_term`; None leaves the term out.
         """
-        self.policy, self.distribution, self.inner_loss, self.rule = policy, distribution, inner_loss, rule
-        self.like, self.supports, self.query = like, supports, query
+        self.policy, self.distribution, self.estimator, self.rule = policy, distribution, estimator, rule
+        self.like, self.supports, self.query, self.outcomes = like, supports, query, outcomes
+        self.inner_loss = policy_loss(policy, distribution, estimator)
         self.tasks = len(query.weights)
         self.chunk = chunk
         self.chunks = task_chunks(self.tasks, chunk)
 
-    def loss_and_gradient(self, vector: Tensor) -> tuple[Tensor, Tensor]:
-        """L and its gradient, through the adaptation."""
+    def loss_and_gradient(
+        self, vector: Tensor, outer: Estimator = surrogate, penalties: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """L and its gradient, through the adaptation.
+
+        Args:
+            vector: theta.
+            outer: what stands for the surrogate in L.
+            penalties: (S,), weights of `inner_kls` in L; None for none.
+        """
         losses, gradient = [], torch.zeros_like(vector)
         for tasks in self.chunks:
             theta = self._leaves(vector)
-            phi = self._adapt(theta, self.supports, tasks)
-            outputs = call_per_task(self.policy, phi, self.query.observations[tasks])
-            loss = surrogate(self.distribution, outputs, self.query.of_tasks(tasks))
+            path = self._path(theta, self.supports, tasks)
+            loss = self._losses(path, tasks, outer)
+            if penalties is not None:
+                loss = loss + penalties @ self._inner_kls(path, tasks)
             losses.append(loss.detach())
             gradient += ravel(
                 torch.autograd.grad(loss.sum() / self.tasks, list(theta.values()), materialize_grads=True)
@@ -75,13 +87,35 @@ class MetaObjective:
         theta = unravel(vector, self.like)
         loss, kl = torch.zeros_like(vector[0]), torch.zeros_like(vector[0])
         for tasks in self.chunks:
-            phi = self._adapted_after_each_step(theta, tasks)[-1]
+            path = self._adapted_after_each_step(theta, tasks)
             query = self.query.of_tasks(tasks)
             with torch.no_grad():
-                outputs = call_per_task(self.policy, phi, query.observations)
-                loss += surrogate(self.distribution, outputs, query).sum()
+                outputs = call_per_task(self.policy, path[-1], query.observations)
+                loss += self._losses(path, tasks, surrogate).sum()
                 kl += (query.weights * self.distribution.kl(query.distribution, outputs)).sum()
         return loss / self.tasks, kl / self.tasks
+
+    def inner_kls(self, vector: Tensor) -> Tensor:
+        """How far the policies before each inner step are from those that sampled its support data, without a graph.
+
+        1/M sum_m sum_n w_n KL(p_old(. | o_n) || p(. | o_n; phi_{m,s})) for s = 0 ... S - 1: (S,). The terms that ProMP
+        penalises (Rothfuss et al. 2019).
+        """
+        theta = unravel(vector, self.like)
+        paths = [self._adapted_after_each_step(theta, tasks) for tasks in self.chunks]
+        with torch.no_grad():
+            parts = [self._inner_kls(path, tasks) for path, tasks in zip(paths, self.chunks, strict=True)]
+        return torch.cat(parts, dim=1).mean(dim=1)
+
+    def displacement(self, vector: Tensor) -> Tensor:
+        """1/M sum_m (phi_m - theta), 0 for meta-parameters that are not the module's (Nichol et al. 2018); (n,)."""
+        theta = unravel(vector, self.like)
+        total = torch.zeros_like(vector)
+        for tasks in self.chunks:
+            phi = self._adapted_after_each_step(theta, tasks)[-1]
+            moved = {name: (value - theta[name]).sum(dim=0) for name, value in phi.items()}
+            total += ravel([moved.get(name, torch.zeros_like(value)) for name, value in theta.items()])
+        return total / self.tasks
 
     def kl_products(self, vector: Tensor, fraction: float, rng: np.random.Generator) -> Callable[[Tensor], Tensor]:
         """Return v -> H v, with H the Hessian of KL at the vector where the episodes were sampled.
@@ -94,22 +128,22 @@ class MetaObjective:
 
         Args:
             vector: theta when the episodes were sampled.
-            fraction: of the samples that enter F and the inner Hessians within J, drawn without replacement. The
-                adapted parameters, at which both are taken, come from all samples all the same. F and each inner
+            fraction: of the samples that enter F and the inner Hessians within J, drawn without replacement: single
+                steps, or whole episodes for the inner Hessians of an estimator that couples the steps of an episode.
+                The adapted parameters, at which both are taken, come from all samples all the same. F and each inner
                 Hessian are then unbiased estimates of what all samples give, so H has sampling noise, and a bias of
                 the order of alpha^2 times the variance of the inner Hessian. The line search that follows measures
                 loss and KL on all samples: only the direction of the step feels the noise.
             rng: draws the samples.
         """
-        supports, query = (
-            [_thin(support, fraction, rng) for support in self.supports],
-            _thin(self.query, fraction, rng),
-        )
+        thin = _thin_episodes if self.estimator in EPISODIC else _thin
+        supports = [thin(support, fraction, rng) for support in self.supports]
+        query = _thin(self.query, fraction, rng)
         maps = []
         for tasks in task_chunks(self.tasks, round(self.chunk / fraction)):
             theta = self._leaves(vector)
             anchors = self._adapted_after_each_step(theta, tasks)[1:] if fraction < 1 else None
-            phi = self._adapt(theta, supports, tasks, anchors)
+            phi = self._path(theta, supports, tasks, anchors)[-1]
             leaves = {name: value.detach().requires_grad_() for name, value in phi.items()}
             outputs = call_per_task(self.policy, leaves, query.observations[tasks])
             adaptation = Jacobian(list(phi.values()), list(theta.values()))
@@ -127,15 +161,35 @@ class MetaObjective:
 
         return product
 
-    def _adapt(
+    def _losses(self, path: Sequence[Parameters], tasks: slice, outer: Estimator) -> Tensor:
+        query = self.query.of_tasks(tasks)
+        losses = outer(self.distribution, call_per_task(self.policy, path[-1], query.observations), query)
+        if self.outcomes is None:
+            return losses
+        supports = [support.of_tasks(tasks) for support in self.supports]
+        outputs = [
+            call_per_task(self.policy, phi, data.observations) for phi, data in zip(path, supports, strict=False)
+        ]
+        return losses + sampling_term(self.distribution, outputs, supports, self.outcomes[tasks])
+
+    def _inner_kls(self, path: Sequence[Parameters], tasks: slice) -> Tensor:
+        """Per inner step and task, (S, m)."""
+        rows = []
+        for phi, support in zip(path, self.supports, strict=False):  # the path is one longer
+            data = support.of_tasks(tasks)
+            outputs = call_per_task(self.policy, phi, data.observations)
+            rows.append((data.weights * self.distribution.kl(data.distribution, outputs)).sum(dim=1))
+        return torch.stack(rows) if rows else self.query.weights.new_zeros(0, tasks.stop - tasks.start)
+
+    def _path(
         self,
         theta: Parameters,
         supports: Sequence[Samples],
         tasks: slice,
         anchors: Sequence[Parameters] | None = None,
-    ) -> Parameters:
+    ) -> list[Parameters]:
         data = [support.of_tasks(tasks) for support in supports]
-        return adapt(self.inner_loss, self.rule, theta, data, tasks.stop - tasks.start, anchors)
+        return adaptation_path(self.inner_loss, self.rule, theta, data, tasks.stop - tasks.start, anchors)
 
     def _leaves(self, vector: Tensor) -> Parameters:
         return {name: value.clone().requires_grad_() for name, value in unravel(vector, self.like).items()}
@@ -157,3 +211,11 @@ def _thin(samples: Samples, fraction: float, rng: np.random.Generator) -> Sample
     count = samples.weights.shape[1]
     positions = np.sort(rng.choice(count, max(1, round(fraction * count)), replace=False))
     return samples.at(torch.from_numpy(positions).to(samples.weights.device))
+
+
+def _thin_episodes(samples: Samples, fraction: float, rng: np.random.Generator) -> Samples:
+    if fraction >= 1 or samples.steps is None:
+        return samples
+    episodes = samples.weights.shape[1] // samples.steps
+    chosen = np.sort(rng.choice(episodes, max(1, round(fraction * episodes)), replace=False))
+    return samples.of_episodes(torch.from_numpy(chosen).to(samples.weights.device))

@@ -53,6 +53,18 @@ def train(*arguments):
         ("--horizon 3.5", "error: argument --horizon: '3.5' is no whole number"),
         ("--activation relo", "error: --activation = 'relo'; allowed: relu, tanh; the nearest is relu"),
         ("--device tpu0", "error: --device = 'tpu0'; allowed: auto, cpu, cuda"),
+        (
+            "--estimator lvcc",
+            "error: --estimator = 'lvcc'; allowed: score, likelihood-ratio, lvc, dice; the nearest is lvc",
+        ),
+        (
+            "--estimator dice --initial-sampling",
+            "error: --initial-sampling with --estimator dice, which holds part of that term; allowed: score",
+        ),
+        (
+            "--outer reptile --adaptation anil",
+            "error: --outer reptile with --adaptation anil, which it learns only in part; allowed: maml",
+        ),
         ("--seed", "error: argument --seed: expected one argument"),
         ("--resume nowhere", "error: nowhere holds no run: there is no config.json in it"),
     ],
@@ -134,3 +146,28 @@ def test_evaluate_refuses_what_makes_no_sense(capsys, tmp_path):
     (tmp_path / "run" / "best.pt").write_bytes(b"PK")
     line = error_of(capsys, evaluate.main, [str(tmp_path / "run"), "--best"])
     assert line.endswith("best.pt cannot be read: truncated or not a checkpoint")
+
+
+CHOICES = [
+    "--estimator lvc --outer ppo",
+    "--estimator score --order first",
+    "--estimator score --initial-sampling",
+    "--estimator dice --product-fraction 0.5",
+    "--estimator likelihood-ratio --outer adam",
+    "--adaptation meta-sgd --inner-steps 3",
+    "--adaptation layer-step-sizes --inner-steps 2",
+    "--adaptation anil",
+    "--adaptation cavia --context-size 3",
+    "--outer reptile --inner-steps 3",
+]
+
+
+@pytest.mark.parametrize("arguments", CHOICES)
+def test_every_choice_trains_and_continues(arguments, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(*TINY, *arguments.split(), "--iterations", "2", "--run-dir", str(whole))
+    train(*TINY, *arguments.split(), "--iterations", "1", "--run-dir", str(parts))
+    train("--resume", str(parts), "--iterations", "2")
+    first, second = (torch.load(run / "checkpoint.pt", weights_only=True)["state"]["learner"] for run in (whole, parts))
+    assert all(torch.equal(value, second["theta"][name]) for name, value in first["theta"].items())
+    evaluate.main([str(whole)])

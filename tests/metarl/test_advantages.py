@@ -93,7 +93,7 @@ def test_lambda_one_is_the_return_minus_the_value():
 @pytest.mark.parametrize("terminated", [False, True])
 def test_batched_and_padded_equals_one_ragged_episode_at_a_time(bootstrap, terminated):
     episodes = ragged_episodes([[7, 3, 5], [4, 7, 6]], terminated=terminated)
-    advantages, _ = estimate_advantages(episodes, 0.95, 0.8, bootstrap)
+    advantages, _, _ = estimate_advantages(episodes, 0.95, 0.8, bootstrap)
     for task in range(2):
         slow = slow_advantages(episodes, task, 0.95, 0.8, bootstrap)
         for episode, expected in enumerate(slow):

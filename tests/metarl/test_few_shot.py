@@ -8,7 +8,7 @@ import torch
 
 from metarl.adaptation import GradientDescent, LayerStepSizes, MetaSGD
 from metarl.episodes import NonFiniteError
-from metarl.few_shot import CLASSIFICATION, MAML, REGRESSION, FewShotLearner, Reptile
+from metarl.few_shot import CLASSIFICATION, REGRESSION, FewShotLearner, MAMLGradient, ReptileGradient
 from metarl.few_shot_tasks import Examples, FewShotTasks, ImageEpisodes, Sine
 from metarl.models import MLP, ConvNet
 from metarl.parameters import ravel, unravel
@@ -90,7 +90,7 @@ def rule_for(name, make):
 @pytest.mark.parametrize("name", RULES)
 @pytest.mark.parametrize("make", [image_learner, sine_learner])
 def test_second_order_meta_gradient_is_the_derivative(make, name, multi_step):
-    learner = make(rule_for(name, make), meta_gradient=MAML(multi_step))
+    learner = make(rule_for(name, make), meta_gradient=MAMLGradient(multi_step))
     tasks = learner.sample(3, "train")
     gradients, _, _ = learner.gradient(tasks)
     theta = learner.theta
@@ -132,7 +132,7 @@ def test_first_order_meta_gradient_is_the_gradient_at_the_adapted_parameters(mak
 
 
 def test_reptile_moves_to_the_mean_of_the_adapted_parameters():
-    learner = sine_learner(GradientDescent(0.1, 3), meta_gradient=Reptile())
+    learner = sine_learner(GradientDescent(0.1, 3), meta_gradient=ReptileGradient())
     tasks = learner.sample(3, "train")
     gradients, _, _ = learner.gradient(tasks)
     for name, value in learner.theta.items():
@@ -205,7 +205,7 @@ def test_the_inner_step_size_is_that_of_the_mean_loss():
 
 
 def test_multi_step_weights_sum_to_one_and_end_at_the_last():
-    maml = MAML(100)
+    maml = MAMLGradient(100)
     for iteration in (0, 1, 50, 99, 100, 1000):
         assert sum(maml.weights(5, iteration)) == pytest.approx(1)
     assert maml.weights(5, 0) == pytest.approx([0.2] * 5)

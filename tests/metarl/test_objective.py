@@ -9,7 +9,7 @@ from torch.func import functional_call
 from metarl.adaptation import GradientDescent
 from metarl.distributions import DiagonalGaussian
 from metarl.episodes import NonFiniteError
-from metarl.estimators import policy_loss, score, surrogate
+from metarl.estimators import score, surrogate
 from metarl.objective import MetaObjective
 from metarl.parameters import ravel, unravel
 from tests.probes import TinyGaussian, finite_differences, random_samples, tiny_theta
@@ -36,9 +36,8 @@ class Problem:
         self.objective = self.make(chunk)
 
     def make(self, chunk=TASKS, supports=None, query=None):
-        loss = policy_loss(self.policy, FAMILY, score)
         return MetaObjective(
-            self.policy, FAMILY, loss, self.rule, self.theta, supports or self.supports, query or self.query, chunk
+            self.policy, FAMILY, score, self.rule, self.theta, supports or self.supports, query or self.query, chunk
         )
 
     def slow_step(self, phi, samples):
@@ -228,10 +227,10 @@ def test_subsampled_products_take_curvature_where_all_samples_lead():
     seen = []
 
     class Recorder(type(problem.objective)):
-        def _adapt(self, theta, supports, tasks, anchors=None):
-            phi = super()._adapt(theta, supports, tasks, anchors)
-            seen.append({n: v.detach() for n, v in phi.items()})
-            return phi
+        def _path(self, theta, supports, tasks, anchors=None):
+            path = super()._path(theta, supports, tasks, anchors)
+            seen.append({n: v.detach() for n, v in path[-1].items()})
+            return path
 
     problem.objective.__class__ = Recorder
     problem.objective.kl_products(problem.vector, 0.3, np.random.default_rng(0))

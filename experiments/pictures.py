@@ -6,19 +6,18 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from metarl.evaluation import Evaluation
 from metarl.runs import write_atomically
 
 
-def adaptation(evaluation: Evaluation) -> Figure:
-    """Return against gradient steps: the mean with its standard error, over the tasks one by one."""
+def adaptation(evaluation: Any) -> Figure:
+    """Performance against gradient steps: the mean with its standard error, over the tasks one by one."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     steps = range(len(evaluation.mean))
-    axes.plot(steps, evaluation.returns, color="0.85", linewidth=0.8, zorder=1)
+    axes.plot(steps, evaluation.per_task, color="0.85", linewidth=0.8, zorder=1)
     axes.errorbar(steps, evaluation.mean, evaluation.standard_error, marker="o", capsize=3, zorder=2)
-    axes.set(xlabel="gradient steps", ylabel="return", xticks=list(steps))
-    axes.set_title(f"mean and standard error over {evaluation.returns.shape[1]} test tasks (grey: each task)")
+    axes.set(xlabel="gradient steps", ylabel=evaluation.name, xticks=list(steps))
+    axes.set_title(f"mean and standard error over {evaluation.per_task.shape[1]} test tasks (grey: each task)")
     return figure
 
 

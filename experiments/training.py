@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -20,13 +20,32 @@ import metarl
 from experiments import pictures
 from experiments.configuration import OneLineParser, SettingError, from_json, parse, to_json
 from experiments.settings import Settings
-from metarl.evaluation import Evaluation, evaluate, held_out_tasks
+from metarl.evaluation import evaluate, held_out_tasks
 from metarl.runs import Run, RunError
+
+
+class RunSettings(Protocol):
+    """The settings that every run has; `Settings` says what they mean."""
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def iterations(self) -> int: ...
+
+    @property
+    def threads(self) -> int: ...
+
+    @property
+    def checkpoint_every(self) -> int: ...
+
+    @property
+    def evaluate_every(self) -> int: ...
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """What one script stands for.
+    """What one script stands for. The methods say what training does in reinforcement learning.
 
     Attributes:
         name: of the script, and of the runs it makes.
@@ -36,9 +55,43 @@ class Experiment:
     """
 
     name: str
-    settings: type[Settings]
-    build: Callable[[Any], metarl.Learner]
-    figures: Callable[[Evaluation], dict[str, Any]] = lambda evaluation: {}
+    settings: type[Any]
+    build: Callable[[Any], Any]
+    figures: Callable[[Any], dict[str, Any]] = lambda evaluation: {}
+
+    def advance(self, settings: Any, learner: Any) -> dict[str, float]:
+        """Train up to the next record, and return its figures."""
+        started, steps_before = time.perf_counter(), learner.env_steps
+        figures = learner.step()
+        seconds = time.perf_counter() - started
+        _check_failures(figures, settings)
+        figures["steps_per_second"] = (learner.env_steps - steps_before) / seconds
+        return figures
+
+    def merit(self, settings: Any, figures: dict[str, float]) -> float:
+        """What the best iterate has most of."""
+        return figures[f"return/step_{settings.inner_steps}"]
+
+    def shown(self, settings: Any, figures: dict[str, float]) -> str:
+        """What the progress bar shows."""
+        failed = f", {figures['failed_episodes']:.0f} episodes blew up" if figures["failed_episodes"] else ""
+        after, speed = self.merit(settings, figures), figures["steps_per_second"]
+        return f"return {figures['return/step_0']:.1f} -> {after:.1f}, {speed:,.0f} steps/s" + failed
+
+    def evaluate(self, settings: Any, learner: Any, split: str) -> Any:
+        """Performance after each gradient step; `validation` while training, `test` at its end: here the same tasks."""
+        tasks = held_out_tasks(learner, settings.evaluation_tasks)
+        return evaluate(learner, settings.evaluation_steps, tasks, settings.evaluation_episodes)
+
+    def record(self, settings: Any, learner: Any) -> dict[str, Any]:
+        """What the evaluation's file says of the run."""
+        return {
+            "dynamics": learner.distribution.dynamics,
+            "seed": settings.seed,
+            "iteration": learner.iteration,
+            "env_steps": learner.env_steps,
+            "episodes_per_step": settings.evaluation_episodes,
+        }
 
 
 def find_experiment(name: str) -> Experiment:
@@ -82,13 +135,13 @@ def one_line_errors() -> Iterator[None]:
 
 @dataclass
 class Progress:
-    """The part of a run's state that is not the learner's: the best iterate by return after adaptation in training."""
+    """The part of a run's state that is not the learner's: the best iterate by `Experiment.merit`."""
 
     best_return: float = -math.inf
     best_iteration: int = 0
 
 
-def open_run(directory: Path, checkpoint: str = "checkpoint.pt") -> tuple[Experiment, Settings, metarl.Learner]:
+def open_run(directory: Path, checkpoint: str = "checkpoint.pt") -> tuple[Experiment, Any, Any]:
     """Load a run: its experiment, its settings, and its learner at a checkpoint."""
     run = Run.open(directory)
     experiment = find_experiment(str(run.config.get("experiment")))
@@ -98,7 +151,7 @@ def open_run(directory: Path, checkpoint: str = "checkpoint.pt") -> tuple[Experi
     return experiment, settings, learner
 
 
-def load_state(learner: metarl.Learner, run: Run, checkpoint: str) -> Progress:
+def load_state(learner: Any, run: Run, checkpoint: str) -> Progress:
     """Put a learner into the state of a checkpoint; RunError if it belongs to another configuration."""
     state = run.load(checkpoint)
     try:
@@ -108,26 +161,22 @@ def load_state(learner: metarl.Learner, run: Run, checkpoint: str) -> Progress:
         raise RunError(f"{run.directory / checkpoint} does not fit the settings of the run: {error}") from error
 
 
-def train(experiment: Experiment, run: Run, settings: Settings, learner: metarl.Learner, progress: Progress) -> bool:
+def train(experiment: Experiment, run: Run, settings: RunSettings, learner: Any, progress: Progress) -> bool:
     """Train to the last iteration; False if the user stopped the run before."""
     print(f"{experiment.name}: {run.directory}, on {learner.device}, {settings.threads} threads", flush=True)
     writer = SummaryWriter(str(run.directory), purge_step=learner.iteration + 1)
     bar = tqdm(initial=learner.iteration, total=settings.iterations, unit="iteration", disable=None)
     with _graceful_stop() as stop, writer, bar:
         while learner.iteration < settings.iterations and not stop:
-            started, steps_before = time.perf_counter(), learner.env_steps
-            figures = learner.step()
-            seconds = time.perf_counter() - started
-            _check_failures(figures, settings)
-            figures["steps_per_second"] = (learner.env_steps - steps_before) / seconds
+            figures = experiment.advance(settings, learner)
             if settings.evaluate_every and learner.iteration % settings.evaluate_every == 0:
-                evaluation = _evaluate(settings, learner)
+                evaluation = experiment.evaluate(settings, learner, "validation")
                 figures |= {f"evaluation/step_{k}": float(mean) for k, mean in enumerate(evaluation.mean)}
                 _draw(experiment, evaluation, writer, learner.iteration)
-            after = figures[f"return/step_{settings.inner_steps}"]
-            improved = after > progress.best_return
+            merit = experiment.merit(settings, figures)
+            improved = merit > progress.best_return
             if improved:
-                progress.best_return, progress.best_iteration = after, learner.iteration
+                progress.best_return, progress.best_iteration = merit, learner.iteration
             run.append_metrics(figures)
             last = learner.iteration == settings.iterations
             if improved:
@@ -136,10 +185,8 @@ def train(experiment: Experiment, run: Run, settings: Settings, learner: metarl.
                 run.save("checkpoint.pt", _state(learner, progress))
             for name, value in figures.items():
                 writer.add_scalar(name, value, learner.iteration)
-            bar.update()
-            failed = f", {figures['failed_episodes']:.0f} episodes blew up" if figures["failed_episodes"] else ""
-            shown = f"return {figures['return/step_0']:.1f} -> {after:.1f}, {figures['steps_per_second']:,.0f} steps/s"
-            bar.set_postfix_str(shown + failed)
+            bar.update(learner.iteration - bar.n)
+            bar.set_postfix_str(experiment.shown(settings, figures))
     if learner.iteration < settings.iterations:
         print(f"stopped after iteration {learner.iteration}; continue with --resume {run.directory}")
         return False
@@ -147,37 +194,30 @@ def train(experiment: Experiment, run: Run, settings: Settings, learner: metarl.
 
 
 def evaluate_run(
-    experiment: Experiment, run: Run, settings: Settings, learner: metarl.Learner, output: Path | None = None
-) -> Evaluation:
+    experiment: Experiment, run: Run, settings: RunSettings, learner: Any, output: Path | None = None
+) -> Any:
     """Evaluate on the run's test tasks; write evaluation.json and the pictures into the run or another folder."""
     folder = output or run.directory
-    evaluation = _evaluate(settings, learner)
+    evaluation = experiment.evaluate(settings, learner, "test")
     folder.mkdir(parents=True, exist_ok=True)
-    record = {
-        "experiment": experiment.name,
-        "dynamics": learner.distribution.dynamics,
-        "seed": settings.seed,
-        "iteration": learner.iteration,
-        "env_steps": learner.env_steps,
-        "episodes_per_step": settings.evaluation_episodes,
-        **evaluation.to_json(),
-    }
+    record = {"experiment": experiment.name, **experiment.record(settings, learner), **evaluation.to_json()}
     pictures.save_json(folder / "evaluation.json", record)
     for name, figure in _figures(experiment, evaluation).items():
         figure.savefig(folder / f"{name}.png", dpi=120)
     return evaluation
 
 
-def table(evaluation: Evaluation) -> str:
-    """Return after each gradient step, as text."""
+def table(evaluation: Any) -> str:
+    """Performance after each gradient step, as text."""
+    digits = 2 if evaluation.name == "return" else 4
     rows = [
-        f"{step:>5} {mean:>10.2f} {error:>8.2f}"
+        f"{step:>5} {mean:>10.{digits}f} {error:>8.{digits}f}"
         for step, (mean, error) in enumerate(zip(evaluation.mean, evaluation.standard_error, strict=True))
     ]
-    return "\n".join([f"{'steps':>5} {'return':>10} {'s.e.':>8}", *rows])
+    return "\n".join([f"{'steps':>5} {evaluation.name:>10} {'s.e.':>8}", *rows])
 
 
-def _start(experiment: Experiment, arguments: Sequence[str]) -> tuple[Run, Settings, metarl.Learner, Progress]:
+def _start(experiment: Experiment, arguments: Sequence[str]) -> tuple[Run, Any, Any, Progress]:
     parser = OneLineParser(experiment.settings.__doc__ or "")
     parser.add_argument(
         "--run-dir", type=Path, metavar="DIR", help="new directory of the run (default runs/NAME-seedN-TIME)"
@@ -240,7 +280,7 @@ def _peek_resume(arguments: Sequence[str]) -> Path | None:
     return parser.parse_known_args([word for word in arguments if word not in ("-h", "--help")])[0].resume
 
 
-def _check_unchanged(old: Settings, new: Settings) -> None:
+def _check_unchanged(old: Any, new: Any) -> None:
     for field in fields(new):
         before, now = getattr(old, field.name), getattr(new, field.name)
         if now != before and not field.metadata["changeable"]:
@@ -248,20 +288,15 @@ def _check_unchanged(old: Settings, new: Settings) -> None:
             raise SettingError(f"{flag} = {now} cannot change in a resumed run; allowed: {before}")
 
 
-def _state(learner: metarl.Learner, progress: Progress) -> dict[str, Any]:
+def _state(learner: Any, progress: Progress) -> dict[str, Any]:
     return {"learner": learner.state_dict(), "progress": vars(progress)}
 
 
-def _evaluate(settings: Settings, learner: metarl.Learner) -> Evaluation:
-    tasks = held_out_tasks(learner, settings.evaluation_tasks)
-    return evaluate(learner, settings.evaluation_steps, tasks, settings.evaluation_episodes)
-
-
-def _figures(experiment: Experiment, evaluation: Evaluation) -> dict[str, Any]:
+def _figures(experiment: Experiment, evaluation: Any) -> dict[str, Any]:
     return {"adaptation": pictures.adaptation(evaluation), **experiment.figures(evaluation)}
 
 
-def _draw(experiment: Experiment, evaluation: Evaluation, writer: SummaryWriter, iteration: int) -> None:
+def _draw(experiment: Experiment, evaluation: Any, writer: SummaryWriter, iteration: int) -> None:
     for name, figure in _figures(experiment, evaluation).items():
         writer.add_figure(name, figure, iteration)
 

@@ -8,25 +8,37 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 from metarl.adaptation import GradientDescent, LayerStepSizes, MetaSGD
 from metarl.episodes import NonFiniteError, SimulationError
+from metarl.few_shot import CLASSIFICATION, REGRESSION, Criterion, FewShotLearner, MAMLGradient, ReptileGradient
+from metarl.few_shot_tasks import Examples, FewShotTasks, ImageEpisodes, Sine
 from metarl.learner import Agent, Learner, Stage
 from metarl.outer import PPO, TRPO, Adam, Reptile
 from metarl.policies import CategoricalMLP, GaussianMLP, WithContext
 from metarl.randomness import keyed_generator
 
 __all__ = [
+    "CLASSIFICATION",
     "PPO",
+    "REGRESSION",
     "TRPO",
     "Adam",
     "Agent",
     "CategoricalMLP",
+    "Criterion",
+    "Examples",
+    "FewShotLearner",
+    "FewShotTasks",
     "GaussianMLP",
     "GradientDescent",
+    "ImageEpisodes",
     "LayerStepSizes",
     "Learner",
+    "MAMLGradient",
     "MetaSGD",
     "NonFiniteError",
     "Reptile",
+    "ReptileGradient",
     "SimulationError",
+    "Sine",
     "Stage",
     "WithContext",
     "keyed_generator",

@@ -26,6 +26,16 @@ class Evaluation:
     stages: list[Stage]
 
     @property
+    def name(self) -> str:
+        """What is measured."""
+        return "return"
+
+    @property
+    def per_task(self) -> np.ndarray:
+        """The measurements, (S + 1, M)."""
+        return self.returns
+
+    @property
     def mean(self) -> np.ndarray:
         """Over tasks, (S + 1,)."""
         return self.returns.mean(axis=1)

@@ -1,0 +1,185 @@
+"""What the supervised few-shot experiments share: settings, the learner built from them, evaluation, pictures."""
+
+import math
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+import metarl
+from experiments.configuration import SettingError, setting, with_default
+from experiments.settings import Settings, choose_device
+from experiments.training import Experiment
+from metarl.few_shot import Criterion, FewShotLearner, MAMLGradient, ReptileGradient
+from metarl.few_shot_tasks import FewShotDistribution, FewShotTasks
+
+LEARNERS = ("maml", "first-order", "reptile", "meta-sgd", "anil", "maml++")
+_BLOCK = 25  # tasks that are drawn together in evaluation
+
+
+@dataclass(frozen=True)
+class FewShotSettings:
+    """Settings of a supervised few-shot run; experiments change the defaults that the paper changes."""
+
+    seed: int = with_default(Settings, "seed", 0, "")
+    iterations: int = with_default(Settings, "iterations", 60_000, "paper")
+    tasks: int = with_default(Settings, "tasks", 25, "paper's code")
+    learner: str = setting(
+        "maml",
+        "how it meta-learns; maml++ learns a step size per tensor and step and weighs the losses of all steps",
+        choices=LEARNERS,
+        source="paper",
+    )
+    shots: int = setting(1, "K, support examples of a class or curve", at_least=1, source="paper")
+    queries: int = setting(1, "query examples of a class or curve in training", at_least=1, source="paper's code")
+    inner_steps: int = with_default(Settings, "inner_steps", 1, "paper")
+    inner_step_size: float = with_default(Settings, "inner_step_size", 0.01, "paper")
+    multi_step_iterations: int = setting(
+        1_500, "maml++: until then the losses of earlier inner steps count too", at_least=0, source="MAML++'s code"
+    )
+    learning_rate: float = setting(0.001, "of Adam in the outer loop", more_than=0, source="paper's code")
+    final_learning_rate: float = setting(
+        0.0, "where a cosine takes it by the last iteration; 0 keeps it constant", at_least=0, source="paper"
+    )
+    clip: float = setting(0.0, "bound on each element of the meta-gradient; 0 for none", at_least=0, source="paper")
+    device: str = with_default(Settings, "device", "auto", "")
+    threads: int = with_default(Settings, "threads", Settings().threads, "")
+    record_every: int = setting(10, "iterations that a line of figures averages", at_least=1)
+    checkpoint_every: int = with_default(Settings, "checkpoint_every", 100, "")
+    evaluate_every: int = setting(
+        1000, "iterations between evaluations on validation tasks; 0 for none", at_least=0, changeable=True
+    )
+    evaluation_tasks: int = with_default(Settings, "evaluation_tasks", 600, "paper")
+    evaluation_shots: int = setting(
+        0, "K of the tasks of evaluations; 0 for that of training", at_least=0, changeable=True
+    )
+    evaluation_steps: int = with_default(Settings, "evaluation_steps", 10, "paper")
+
+
+@dataclass(frozen=True)
+class FewShotEvaluation:
+    """How well a learner does on tasks that it did not train on.
+
+    Attributes:
+        name: of the figure, `mse` or `accuracy`.
+        per_task: the figure after 0 ... S steps, (S + 1, M).
+        learner: that was evaluated.
+        tasks: a few of the tasks, for pictures.
+    """
+
+    name: str
+    per_task: np.ndarray
+    learner: FewShotLearner
+    tasks: FewShotTasks
+
+    @property
+    def mean(self) -> np.ndarray:
+        """Over tasks, (S + 1,)."""
+        return self.per_task.mean(axis=1)
+
+    @property
+    def standard_error(self) -> np.ndarray:
+        """Of the mean over tasks, (S + 1,)."""
+        return self.per_task.std(axis=1, ddof=1) / math.sqrt(self.per_task.shape[1])
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data: per gradient step the mean, and half the width of its normal 95 % interval."""
+        return {
+            f"{self.name}/step_{step}": {"mean": float(mean), "interval_95": 1.96 * float(error)}
+            for step, (mean, error) in enumerate(zip(self.mean, self.standard_error, strict=True))
+        } | {"evaluation_tasks": self.per_task.shape[1]}
+
+
+@dataclass(frozen=True)
+class FewShotExperiment(Experiment):
+    """An experiment whose learner is a `FewShotLearner`.
+
+    Attributes:
+        distribution: the tasks of evaluations, given settings and the learner.
+    """
+
+    distribution: Any = None
+
+    def advance(self, settings: Any, learner: FewShotLearner) -> dict[str, float]:
+        """Train to the next multiple of `record_every`, or to the end; figures are means over these iterations."""
+        started, first = time.perf_counter(), learner.iteration
+        end = min((first // settings.record_every + 1) * settings.record_every, settings.iterations)
+        lines = [learner.step() for _ in range(end - first)]
+        figures = {name: sum(line[name] for line in lines) / len(lines) for name in lines[0]}
+        speed = (end - first) / (time.perf_counter() - started)
+        return {**figures, "iteration": learner.iteration, "iterations_per_second": speed}
+
+    def merit(self, settings: Any, figures: dict[str, float]) -> float:
+        """The validation score after as many steps as training takes, where the figures hold one."""
+        after = figures.get(f"evaluation/step_{min(settings.inner_steps, settings.evaluation_steps)}")
+        sign = 1 if any(name.startswith("accuracy") for name in figures) else -1
+        return -math.inf if after is None else sign * after
+
+    def shown(self, settings: Any, figures: dict[str, float]) -> str:
+        """Score in training, and speed."""
+        [(name, value)] = [item for item in figures.items() if item[0].startswith(("mse/", "accuracy/"))]
+        return f"{name} {value:.4f}, {figures['iterations_per_second']:.1f} iterations/s"
+
+    def evaluate(self, settings: Any, learner: FewShotLearner, split: str) -> FewShotEvaluation:
+        """Score after each gradient step on tasks of a split, a block of tasks at a time."""
+        shots = settings.evaluation_shots or settings.shots
+        judged = replace(learner, distribution=self.distribution(settings, learner, shots))
+        judged.theta = learner.theta
+        sizes = [min(_BLOCK, settings.evaluation_tasks - i) for i in range(0, settings.evaluation_tasks, _BLOCK)]
+        blocks = [judged.sample(size, split, number) for number, size in enumerate(sizes)]
+        scores = [judged.scores(block, settings.evaluation_steps).cpu().numpy() for block in blocks]
+        return FewShotEvaluation(learner.criterion.name, np.concatenate(scores, axis=1), judged, blocks[0])
+
+    def record(self, settings: Any, learner: FewShotLearner) -> dict[str, Any]:
+        """Seed, iteration, and the shots of the tasks."""
+        shots = settings.evaluation_shots or settings.shots
+        return {"seed": settings.seed, "iteration": learner.iteration, "shots": shots}
+
+
+def build_few_shot(
+    settings: FewShotSettings,
+    distribution: FewShotDistribution,
+    make_module: Any,
+    criterion: Criterion,
+) -> FewShotLearner:
+    """The learner of an experiment; `make_module` is called once the random seed is set."""
+    for name in ("checkpoint_every", "evaluate_every"):
+        if (value := getattr(settings, name)) % settings.record_every:
+            flag = "--" + name.replace("_", "-")
+            raise SettingError(f"{flag} = {value}; allowed: a multiple of --record-every = {settings.record_every}")
+    device = choose_device(settings.device)
+    torch.set_num_threads(settings.threads)
+    torch.manual_seed(settings.seed)
+    module: nn.Module = make_module()
+    multi_step = settings.multi_step_iterations if settings.learner == "maml++" else 0
+    return FewShotLearner(
+        distribution,
+        module,
+        criterion,
+        tasks=settings.tasks,
+        rule=build_rule(settings, module),
+        meta_gradient=ReptileGradient() if settings.learner == "reptile" else MAMLGradient(multi_step),
+        learning_rate=settings.learning_rate,
+        final_learning_rate=settings.final_learning_rate or None,
+        iterations=settings.iterations,
+        clip=settings.clip or None,
+        seed=settings.seed,
+        device=device,
+    )
+
+
+def build_rule(settings: FewShotSettings, module: nn.Module) -> metarl.GradientDescent:
+    """The inner loop; batch norm's shift is shared by all tasks, as in the paper's code; steps never get smaller."""
+    kinds = {"meta-sgd": metarl.MetaSGD, "maml++": metarl.LayerStepSizes}
+    kind = kinds.get(settings.learner, metarl.GradientDescent)
+    adapted = ("head.*",) if settings.learner == "anil" else ("*weight", "*bias")
+    return kind(
+        settings.inner_step_size,
+        settings.inner_steps,
+        settings.learner != "first-order",
+        later_factor=1.0,
+        adapted=adapted,
+    )

@@ -1,0 +1,306 @@
+"""Supervised meta-learning: the inner loop of `metarl.adaptation` on labelled examples, any module, any rule.
+
+    theta, tasks = meta-parameters, a meta-batch of M tasks
+    path         = adaptation_path(theta, support)      phi_0 ... phi_S of every task
+    loss         = criterion(model(phi_S, query))       differentiates through the path
+    theta        = Adam(theta, mean gradient over tasks)
+
+Tasks go through this in chunks that suit the cache, or all at once on a GPU; the numbers are the same.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metarl.adaptation import AdaptationRule, GradientDescent, adapt_step, adaptation_path
+from metarl.episodes import NonFiniteError, task_chunks
+from metarl.few_shot_tasks import Examples, FewShotDistribution, FewShotTasks
+from metarl.parameters import Parameters, call_per_task, parameters_of
+from metarl.randomness import keyed_generator
+
+_CHUNK_VALUES = 20_000  # input numbers in a chunk of tasks on a CPU; an Omniglot task makes a chunk by itself
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """What is minimised, and what is reported. Both map outputs and targets (M, N, ...) to one number per task, (M,).
+
+    Attributes:
+        name: of the figure reported.
+        loss: a mean over the N examples.
+        score: the figure.
+    """
+
+    name: str
+    loss: Callable[[Tensor, Tensor], Tensor]
+    score: Callable[[Tensor, Tensor], Tensor]
+
+
+def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Mean squared error of each task, (M,)."""
+    return (outputs - targets).square().flatten(1).mean(dim=1)
+
+
+def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Mean cross-entropy of logits (M, N, ways) and class numbers (M, N), for each task (M,).
+
+    The paper's code divides the sum over a task by K alone, so its inner step sizes count N times as much as here.
+    """
+    losses = F.cross_entropy(outputs.flatten(0, 1), targets.flatten(), reduction="none")
+    return losses.view(targets.shape).mean(dim=1)
+
+
+def accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Share of examples whose largest logit is that of their class, (M,)."""
+    return (outputs.argmax(dim=2) == targets).to(outputs.dtype).mean(dim=1)
+
+
+REGRESSION = Criterion("mse", squared_error, squared_error)
+CLASSIFICATION = Criterion("accuracy", cross_entropy, accuracy)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A module with the criterion that judges its outputs; the loss that the inner loop takes."""
+
+    module: nn.Module
+    criterion: Criterion
+
+    def __call__(self, phi: Parameters, examples: Examples) -> Tensor:
+        """Loss of each task, (M,)."""
+        return self.criterion.loss(call_per_task(self.module, phi, examples.inputs), examples.targets)
+
+    def judge(self, phi: Parameters, examples: Examples) -> tuple[Tensor, Tensor]:
+        """Loss and score of each task, (M,) both; the score has no graph."""
+        outputs = call_per_task(self.module, phi, examples.inputs)
+        with torch.no_grad():
+            score = self.criterion.score(outputs, examples.targets)
+        return self.criterion.loss(outputs, examples.targets), score
+
+
+class MetaGradient(Protocol):
+    """How the meta-parameters learn from a chunk of tasks."""
+
+    def __call__(
+        self, model: Model, rule: AdaptationRule, theta: Parameters, tasks: FewShotTasks, iteration: int
+    ) -> tuple[Parameters, Tensor, Tensor]:
+        """Gradient summed over the tasks, and each task's loss and score on query data after adaptation, (M,)."""
+        ...
+
+
+@dataclass(frozen=True)
+class MAMLGradient:
+    """The gradient of sum_s w_s L_query(phi_s) (Finn et al. 2017, where w_S = 1 and all others are 0).
+
+    With `multi_step_iterations` it is MAML++'s multi-step loss (Antoniou et al. 2019): w starts equal over steps
+    1 ... S and moves to the last one, linearly as in its code, until that iteration. Orders, and what is adapted, are
+    the rule's business.
+
+    Attributes:
+        multi_step_iterations: iterations until only the last step counts; 0 for the paper's MAML.
+    """
+
+    multi_step_iterations: int = 0
+
+    def __call__(
+        self, model: Model, rule: AdaptationRule, theta: Parameters, tasks: FewShotTasks, iteration: int
+    ) -> tuple[Parameters, Tensor, Tensor]:
+        """As in `MetaGradient`."""
+        path = adaptation_path(model, rule, theta, [tasks.support] * rule.steps, len(tasks))
+        loss, score = model.judge(path[-1], tasks.query)
+        weights = self.weights(rule.steps, iteration)
+        total = weights[-1] * loss
+        for weight, phi in zip(weights[:-1], path[1:-1], strict=True):
+            if weight > 0:
+                total = total + weight * model(phi, tasks.query)
+        gradients = torch.autograd.grad(total.sum(), list(theta.values()), materialize_grads=True)
+        return dict(zip(theta, gradients, strict=True)), loss.detach(), score
+
+    def weights(self, steps: int, iteration: int) -> list[float]:
+        """Weights of the losses after steps 1 ... S; of the only one there is where S = 0."""
+        steps = max(1, steps)
+        if iteration >= self.multi_step_iterations:
+            return [0.0] * (steps - 1) + [1.0]
+        early = max(0.03, 1 - iteration / self.multi_step_iterations) / steps
+        return [early] * (steps - 1) + [1 - early * (steps - 1)]
+
+
+@dataclass(frozen=True)
+class ReptileGradient:
+    """theta - phi_S as a gradient (Nichol et al. 2018), which a step size of 1 turns into a move to the mean phi_S.
+
+    The inner loop sees support and query examples together, as there is no second loss; every step sees all of
+    them, and descends as the rule says, where the paper draws minibatches and uses Adam.
+    """
+
+    def __call__(
+        self, model: Model, rule: AdaptationRule, theta: Parameters, tasks: FewShotTasks, iteration: int
+    ) -> tuple[Parameters, Tensor, Tensor]:
+        """As in `MetaGradient`; loss and score are those of the query data after adaptation to all of them."""
+        both = Examples(
+            torch.cat([tasks.support.inputs, tasks.query.inputs], dim=1),
+            torch.cat([tasks.support.targets, tasks.query.targets], dim=1),
+        )
+        phi = rule.start(theta, len(tasks))
+        for step in range(rule.steps):
+            phi, _ = adapt_step(model, rule, theta, phi, both, step)
+        with torch.no_grad():
+            loss, score = model.judge(phi, tasks.query)
+            gradients = {
+                name: (value - phi[name]).sum(dim=0) if name in phi else torch.zeros_like(value)
+                for name, value in theta.items()
+            }
+        return gradients, loss, score
+
+
+@dataclass
+class FewShotLearner:
+    """A model, a distribution of tasks, and the meta-parameters that are being learned.
+
+        learner = FewShotLearner(Sine(), MLP((1, 40, 40, 1)), REGRESSION, rule=GradientDescent(0.01))
+        for _ in range(1000):
+            figures = learner.step()
+
+    Attributes:
+        distribution: where tasks come from.
+        module: any module that maps inputs (N, ...) to outputs (N, ...); batch norm must use the batch at hand.
+        criterion: loss and score.
+        tasks: M, tasks in a meta-batch.
+        rule: the inner loop.
+        meta_gradient: the outer one.
+        learning_rate: of Adam.
+        final_learning_rate: where a cosine takes it by the last of `iterations`; None keeps it.
+        iterations: of the whole training, for the cosine.
+        clip: bound on the absolute value of each element of the meta-gradient; None for none.
+        seed: names all random tasks; the module's initial values are the caller's.
+        device: where learning happens.
+        task_chunk: tasks that are differentiated together; None chooses.
+        theta: meta-parameters.
+        iteration: meta-iterations done.
+    """
+
+    distribution: FewShotDistribution
+    module: nn.Module
+    criterion: Criterion
+    tasks: int = 25
+    rule: AdaptationRule = field(default_factory=GradientDescent)
+    meta_gradient: MetaGradient = field(default_factory=MAMLGradient)
+    learning_rate: float = 0.001
+    final_learning_rate: float | None = None
+    iterations: int = 60_000
+    clip: float | None = None
+    seed: int = 0
+    device: str = "cpu"
+    task_chunk: int | None = None
+
+    def __post_init__(self) -> None:
+        self.module.to(self.device)
+        self.model = Model(self.module, self.criterion)
+        self.theta = self.rule.meta_parameters(parameters_of(self.module))
+        self.iteration = 0
+        for value in self.theta.values():
+            value.requires_grad_()
+        self._adam = torch.optim.Adam(self.theta.values(), self.learning_rate)
+
+    def step(self) -> dict[str, float]:
+        """Do one meta-iteration.
+
+        Returns:
+            figures of the iteration by name: query loss and score after adaptation, norm of the meta-gradient.
+        """
+        tasks = self.sample(self.tasks, "train", self.iteration)
+        gradients, losses, scores = self.gradient(tasks)
+        norm = torch.stack([gradient.norm() for gradient in gradients.values()]).norm()
+        self._check_finite(losses, norm)
+        for name, value in self.theta.items():
+            value.grad = gradients[name] if self.clip is None else gradients[name].clamp(-self.clip, self.clip)
+        self._adam.param_groups[0]["lr"] = self._learning_rate()
+        self._adam.step()
+        self.iteration += 1
+        return {
+            "iteration": self.iteration,
+            f"{self.criterion.name}/step_{self.rule.steps}": scores.mean().item(),
+            "loss": losses.mean().item(),
+            "meta_gradient_norm": norm.item(),
+        }
+
+    def sample(self, tasks: int, split: str, iteration: int = 0) -> FewShotTasks:
+        """The tasks of an iteration in training, or of a block of tasks in evaluation; on the learner's device."""
+        rng = keyed_generator(self.seed, f"{split}/few_shot", iteration)
+        return self.distribution.sample(tasks, split, rng).to(self.device)
+
+    def gradient(self, tasks: FewShotTasks) -> tuple[Parameters, Tensor, Tensor]:
+        """The meta-gradient, the mean over tasks, with loss and score of each task after adaptation, (M,)."""
+        parts = [
+            self.meta_gradient(self.model, self.rule, self.theta, part, self.iteration) for part in self._chunks(tasks)
+        ]
+        gradients, losses, scores = zip(*parts, strict=True)
+        mean = {name: torch.stack([part[name] for part in gradients]).sum(dim=0) / len(tasks) for name in self.theta}
+        return mean, torch.cat(losses), torch.cat(scores)
+
+    def adapt(self, support: Examples, steps: int) -> list[Parameters]:
+        """Parameters phi_0 ... phi_S of every task, without a graph.
+
+        Args:
+            support: examples of M tasks.
+            steps: S, inner steps; beyond the trained number the rule decides on their size.
+        """
+        path = [{name: value.detach() for name, value in self.rule.start(self.theta, len(support.targets)).items()}]
+        for step in range(steps):
+            path.append(adapt_step(self.model, self.rule, self.theta, path[-1], support, step)[0])
+        return path
+
+    def scores(self, tasks: FewShotTasks, steps: int) -> Tensor:
+        """Score of every task on query data after 0 ... S steps, (S + 1, M)."""
+        parts = []
+        for part in self._chunks(tasks):
+            path = self.adapt(part.support, steps)
+            with torch.no_grad():
+                parts.append(torch.stack([self.model.judge(phi, part.query)[1] for phi in path]))
+        return torch.cat(parts, dim=1)
+
+    @torch.no_grad()
+    def predict(self, phi: Parameters, inputs: Tensor) -> Tensor:
+        """Outputs (M, N, ...) of adapted models on inputs (M, N, ...)."""
+        return call_per_task(self.module, phi, inputs)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that a later iteration depends on, beside the settings."""
+        theta = {name: value.detach() for name, value in self.theta.items()}
+        return {"theta": theta, "iteration": self.iteration, "adam": self._adam.state_dict()["state"]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from a state; ValueError if its parameters are not those of the module."""
+        shapes = {name: tuple(value.shape) for name, value in self.theta.items()}
+        found = {name: tuple(value.shape) for name, value in state["theta"].items()}
+        if found != shapes:
+            raise ValueError(f"the state holds parameters {found}; allowed: {shapes}")
+        with torch.no_grad():
+            for name, value in self.theta.items():
+                value.copy_(state["theta"][name])
+        self._adam.load_state_dict({**self._adam.state_dict(), "state": state["adam"]})
+        self.iteration = state["iteration"]
+
+    def _learning_rate(self) -> float:
+        if self.final_learning_rate is None:
+            return self.learning_rate
+        share = min(1.0, self.iteration / self.iterations)
+        above = (self.learning_rate - self.final_learning_rate) * (1 + math.cos(math.pi * share)) / 2
+        return self.final_learning_rate + above
+
+    def _chunks(self, tasks: FewShotTasks) -> Iterator[FewShotTasks]:
+        inputs = tasks.query.inputs
+        whole = len(tasks) if inputs.is_cuda else max(1, _CHUNK_VALUES // inputs[0].numel())
+        return (tasks.of_tasks(part) for part in task_chunks(len(tasks), self.task_chunk or whole))
+
+    def _check_finite(self, losses: Tensor, norm: Tensor) -> None:
+        if not losses.isfinite().all():
+            task = int(losses.isfinite().logical_not().nonzero()[0])
+            raise NonFiniteError(f"the query loss is not finite in iteration {self.iteration}: task {task}")
+        if not norm.isfinite():
+            raise NonFiniteError(f"the meta-gradient is not finite in iteration {self.iteration}")

@@ -1,0 +1,161 @@
+"""Distributions of supervised few-shot tasks, as data: many tasks are drawn at once.
+
+Axes: M tasks, N examples of a task; images are (N, H, W, C).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Labelled examples of M tasks.
+
+    Attributes:
+        inputs: (M, N, ...).
+        targets: (M, N) class numbers, or (M, N, ...) values.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+
+    def of_tasks(self, tasks: slice) -> "Examples":
+        """Those of some tasks."""
+        return Examples(self.inputs[tasks], self.targets[tasks])
+
+    def to(self, device: str | torch.device) -> "Examples":
+        """A copy on a device."""
+        return Examples(self.inputs.to(device), self.targets.to(device))
+
+
+@dataclass(frozen=True)
+class FewShotTasks:
+    """M tasks: the examples to adapt on, and others to judge the adapted model by."""
+
+    support: Examples
+    query: Examples
+
+    def __len__(self) -> int:
+        return len(self.support.targets)
+
+    def of_tasks(self, tasks: slice) -> "FewShotTasks":
+        """Some of the tasks."""
+        return FewShotTasks(self.support.of_tasks(tasks), self.query.of_tasks(tasks))
+
+    def to(self, device: str | torch.device) -> "FewShotTasks":
+        """A copy on a device."""
+        return FewShotTasks(self.support.to(device), self.query.to(device))
+
+
+class FewShotDistribution(Protocol):
+    """Where tasks come from."""
+
+    def sample(self, tasks: int, split: str, rng: np.random.Generator) -> FewShotTasks:
+        """Draw M tasks of a split: `train`, `validation` or `test`; the same generator gives the same tasks."""
+        ...
+
+
+@dataclass(frozen=True)
+class Sine:
+    """Regression on y = A sin(x - phase): A in [0.1, 5], phase in [0, pi], x in [-5, 5] (Finn et al. 2017, 5.1).
+
+    All splits are the same distribution.
+
+    Attributes:
+        shots: K, support points.
+        queries: query points.
+        oracle: inputs are (x, A, phase), so that nothing is left to adapt to: the paper's oracle.
+    """
+
+    shots: int = 10
+    queries: int = 10
+    oracle: bool = False
+
+    def sample(self, tasks: int, split: str, rng: np.random.Generator) -> FewShotTasks:
+        """Draw curves and points: inputs (M, N, 1), or (M, N, 3) for the oracle, and targets (M, N, 1)."""
+        amplitude = rng.uniform(0.1, 5.0, (tasks, 1, 1))
+        phase = rng.uniform(0.0, np.pi, (tasks, 1, 1))
+        x = rng.uniform(-5.0, 5.0, (tasks, self.shots + self.queries, 1))
+        y = amplitude * np.sin(x - phase)
+        if self.oracle:
+            x = np.concatenate([x, np.broadcast_to(amplitude, x.shape), np.broadcast_to(phase, x.shape)], axis=2)
+        inputs, targets = torch.from_numpy(x).float(), torch.from_numpy(y).float()
+        return _divided(inputs, targets, self.shots)
+
+
+class ImageEpisodes:
+    """N-way classification with K examples a class, over images held as one tensor per split.
+
+    Args:
+        images: for each split (classes, examples per class, H, W, C), uint8; on the device where tasks are wanted.
+        ways: N, classes of a task, numbered in random order.
+        shots: K, support images per class.
+        queries: query images per class.
+    """
+
+    def __init__(self, images: Mapping[str, Tensor], ways: int, shots: int, queries: int):
+        for split, tensor in images.items():
+            if tensor.dtype != torch.uint8 or tensor.ndim != 5:
+                raise ValueError(
+                    f"{split} images are {tensor.dtype} with {tensor.ndim} axes; "
+                    "allowed: torch.uint8 with 5 (class, example, H, W, C)"
+                )
+            classes, examples = tensor.shape[:2]
+            if ways > classes:
+                raise ValueError(f"{ways} ways of {classes} {split} classes; allowed: at most {classes}")
+            if shots + queries > examples:
+                raise ValueError(
+                    f"{shots} support and {queries} query images of {examples} in a {split} class; "
+                    f"allowed: at most {examples} together"
+                )
+        self.images, self.ways, self.shots, self.queries = dict(images), ways, shots, queries
+
+    def sample(self, tasks: int, split: str, rng: np.random.Generator) -> FewShotTasks:
+        """Draw tasks: inputs (M, N * K, H, W, C) from 0 to 1, targets (M, N * K); examples in the order of classes."""
+        if split not in self.images:
+            raise ValueError(f"split {split!r} is not there; allowed: {', '.join(self.images)}")
+        images = self.images[split]
+        classes = draw_distinct(rng, tasks, len(images), self.ways)
+        wanted = self.shots + self.queries
+        examples = draw_distinct(rng, tasks * self.ways, images.shape[1], wanted)
+        index = torch.from_numpy(classes.reshape(-1, 1) * images.shape[1] + examples).to(images.device)
+        drawn = images.flatten(0, 1)[index].view(tasks, self.ways, wanted, *images.shape[2:]).float() / 255
+        labels = torch.arange(self.ways, device=images.device).view(1, -1, 1).expand(tasks, -1, wanted)
+        support, query = (
+            Examples(drawn[:, :, part].flatten(1, 2), labels[:, :, part].flatten(1, 2))
+            for part in (slice(0, self.shots), slice(self.shots, None))
+        )
+        return FewShotTasks(support, query)
+
+
+def draw_distinct(rng: np.random.Generator, rows: int, total: int, wanted: int) -> np.ndarray:
+    """Draw for each row `wanted` distinct numbers below `total`, in random order: (rows, wanted)."""
+    keys = rng.random((rows, total), np.float32)
+    found = np.argpartition(keys, wanted - 1, axis=1)[:, :wanted]
+    order = np.take_along_axis(keys, found, axis=1).argsort(axis=1)  # argpartition's own order depends on the numbers
+    return np.take_along_axis(found, order, axis=1)
+
+
+def with_rotations(images: Tensor) -> Tensor:
+    """Rotations by 0, 90, 180 and 270 degrees as classes of their own: (C, E, H, W, ...) to (4 C, E, H, W, ...)."""
+    return torch.cat([torch.rot90(images, quarter, (2, 3)) for quarter in range(4)])
+
+
+def split_classes(classes: int, sizes: Mapping[str, int], rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Deal class numbers to splits at random, each class to one split at most."""
+    if sum(sizes.values()) > classes:
+        raise ValueError(f"splits of {sum(sizes.values())} classes; allowed: at most the {classes} there are")
+    ends = np.cumsum(list(sizes.values()))
+    return dict(zip(sizes, np.split(rng.permutation(classes)[: ends[-1]], ends[:-1]), strict=True))
+
+
+def _divided(inputs: Tensor, targets: Tensor, shots: int) -> FewShotTasks:
+    support = Examples(inputs[:, :shots], targets[:, :shots])
+    return FewShotTasks(support, Examples(inputs[:, shots:], targets[:, shots:]))

@@ -1,0 +1,110 @@
+"""Few-shot runs from the command line: what they write, that they continue exactly, how they are evaluated."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from experiments import evaluate, mini_imagenet, omniglot, sine
+from experiments.configuration import SettingError
+from experiments.few_shot import LEARNERS
+from experiments.training import main, open_run
+from tests.experiments.test_command_line import error_of
+from tests.experiments.test_training import assert_same_run, timeless_metrics
+
+_SIZES = {"iterations": 6, "tasks": 3, "hidden-sizes": 5, "threads": 1, "record-every": 2, "checkpoint-every": 2}
+_SIZES |= {"evaluate-every": 4, "evaluation-tasks": 30, "evaluation-steps": 2}
+TINY = [word for name, size in _SIZES.items() for word in (f"--{name}", str(size))]
+
+
+def train(*arguments):
+    main(sine.EXPERIMENT, [*TINY, *map(str, arguments)])
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("runs") / "unbroken"
+    train("--run-dir", directory)
+    return directory
+
+
+def test_a_run_writes_what_it_promises(unbroken):
+    names = {path.name for path in unbroken.iterdir() if not path.name.startswith("events")}
+    assert names == {
+        "config.json", "metrics.jsonl", "checkpoint.pt", "best.pt", "evaluation.json", "adaptation.png", "curves.png"
+    }  # fmt: skip
+    lines = timeless_metrics(unbroken)
+    assert [line["iteration"] for line in lines] == [2, 4, 6]
+    assert {"mse/step_1", "loss", "meta_gradient_norm"} <= set(lines[0])
+    assert [f"evaluation/step_{k}" in lines[1] for k in range(4)] == [True, True, True, False]
+    record = json.loads((unbroken / "evaluation.json").read_text())
+    assert (record["iteration"], record["shots"], record["evaluation_tasks"]) == (6, 5, 30)
+    assert record["mse/step_2"]["interval_95"] > 0
+
+
+@pytest.mark.parametrize("stop", [2, 4])
+def test_stopped_and_resumed_equals_never_stopped(unbroken, tmp_path, stop):
+    directory = tmp_path / "run"
+    train("--iterations", stop, "--run-dir", directory)
+    main(sine.EXPERIMENT, ["--resume", str(directory), "--iterations", "6"])
+    assert_same_run(directory, unbroken)
+
+
+def test_evaluate_counts_steps_and_shots(unbroken, tmp_path, capsys):
+    evaluate.main([str(unbroken), "--output", str(tmp_path / "same")])
+    assert (tmp_path / "same" / "evaluation.json").read_text() == (unbroken / "evaluation.json").read_text()
+    evaluate.main([str(unbroken), "--best", "--steps", "4", "--shots", "20", "--output", str(tmp_path / "other")])
+    other = json.loads((tmp_path / "other" / "evaluation.json").read_text())
+    assert (other["shots"], other["iteration"]) == (20, 4)
+    assert f"{other['mse/step_4']['mean']:.4f}" in capsys.readouterr().out
+    line = error_of(capsys, evaluate.main, [str(unbroken), "--episodes", "3"])
+    assert line == "error: --episodes means nothing in sine; allowed: without it"
+
+
+@pytest.mark.parametrize("learner", [*LEARNERS, "pretrained", "oracle"])
+def test_every_learner_trains_and_is_evaluated(learner):
+    small = sine.SineSettings(
+        tasks=2, hidden_sizes=(4,), learner=learner, inner_steps=2, threads=1, evaluation_tasks=3, evaluation_steps=2
+    )
+    built = sine.build(small)
+    before = built.state_dict()["theta"]["head.weight"].clone()
+    for _ in range(2):
+        built.step()
+    assert not torch.equal(built.theta["head.weight"].detach(), before)
+    evaluation = sine.EXPERIMENT.evaluate(small, built, "test")
+    assert evaluation.per_task.shape == (3, 3)
+    assert (evaluation.mean[1:] != evaluation.mean[0]).all()
+
+
+def test_records_must_fit_checkpoints(capsys, tmp_path):
+    line = error_of(capsys, train, "--checkpoint-every", 3, "--run-dir", tmp_path / "run")
+    assert line == "error: --checkpoint-every = 3; allowed: a multiple of --record-every = 2"
+    with pytest.raises(SettingError, match="--evaluate-every = 3"):
+        sine.build(sine.SineSettings(evaluate_every=3))
+
+
+def test_the_defaults_are_the_papers():
+    s, o, m = sine.SineSettings(), omniglot.OmniglotSettings(), mini_imagenet.MiniImagenetSettings()
+    assert (s.tasks, s.shots, s.inner_step_size, s.inner_steps, s.iterations) == (25, 10, 0.01, 1, 70_000)
+    assert (o.tasks, o.shots, o.inner_step_size, o.inner_steps, o.iterations, o.filters) == (32, 1, 2.0, 1, 60_000, 64)
+    assert (m.tasks, m.queries, m.inner_step_size, m.inner_steps, m.clip, m.filters) == (4, 15, 0.05, 5, 10.0, 32)
+
+
+def test_mini_imagenet_from_a_folder(tmp_path, capsys):
+    for split in ("train", "val", "test"):
+        for name in range(3):
+            folder = tmp_path / "data" / split / f"n{name}"
+            folder.mkdir(parents=True)
+            for number in range(4):
+                Image.new("RGB", (90, 84), (80 * name, 60 * number, 5)).save(folder / f"{number}.png")
+    sizes = {"ways": 2, "queries": 2, "filters": 4, "inner-steps": 1, "evaluation-tasks": 2, "tasks": 2, "threads": 1}
+    sizes |= {"iterations": 2, "record-every": 1, "evaluation-steps": 1}
+    arguments = [word for name, size in sizes.items() for word in (f"--{name}", str(size))]
+    places = ["--data", tmp_path / "data", "--cache", tmp_path / "cache", "--run-dir", tmp_path / "run"]
+    main(mini_imagenet.EXPERIMENT, [*arguments, *map(str, places)])
+    _, _, learner = open_run(tmp_path / "run")
+    assert learner.distribution.images["train"].shape == (3, 4, 84, 84, 3)
+    assert "accuracy/step_1" in json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    line = error_of(capsys, main, mini_imagenet.EXPERIMENT, ["--data", str(tmp_path / "none")])
+    assert "put train/, val/ and test/" in line

@@ -1,0 +1,276 @@
+"""Supervised meta-learning: gradients against finite differences, batches against loops, exact resuming, learning."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from metarl.adaptation import GradientDescent, LayerStepSizes, MetaSGD
+from metarl.episodes import NonFiniteError
+from metarl.few_shot import CLASSIFICATION, REGRESSION, FewShotLearner, MAMLGradient, ReptileGradient
+from metarl.few_shot_tasks import Examples, FewShotTasks, ImageEpisodes, Sine
+from metarl.models import MLP, ConvNet
+from metarl.parameters import ravel, unravel
+from metarl.randomness import keyed_generator
+from tests.probes import finite_differences
+
+NOT_SHIFT = ("*weight", "*bias")
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    torch.set_default_dtype(torch.float64)
+    torch.manual_seed(0)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+class Doubled:
+    """A distribution whose tasks are float64."""
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    def sample(self, tasks, split, rng):
+        drawn = self.inner.sample(tasks, split, rng)
+        return FewShotTasks(*(Examples(_double(p.inputs), _double(p.targets)) for p in (drawn.support, drawn.query)))
+
+
+def _double(tensor):
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
+def images(size=8, classes=6, channels=1):
+    generator = torch.Generator().manual_seed(1)
+    return torch.randint(0, 256, (classes, 6, size, size, channels), generator=generator, dtype=torch.uint8)
+
+
+class Smooth(torch.nn.Module):
+    """A network with convolution and batch norm but no kinks, so that finite differences are exact."""
+
+    def __init__(self):
+        super().__init__()
+        net = ConvNet((8, 8, 1), 3, filters=2)
+        self.blocks, self.head = net.blocks, net.head
+
+    def forward(self, inputs):
+        for block in self.blocks[:2]:
+            inputs = torch.tanh(block.norm(block.convolution(inputs)))
+        return self.head(inputs.mean(dim=(1, 2)))
+
+
+def image_learner(rule, module=None, **settings):
+    source = Doubled(ImageEpisodes({"train": images(), "test": images()}, ways=3, shots=2, queries=2))
+    return FewShotLearner(source, module or Smooth(), CLASSIFICATION, tasks=4, rule=rule, **settings)
+
+
+def sine_learner(rule, **settings):
+    module = torch.nn.Sequential(torch.nn.Linear(1, 5), torch.nn.Tanh(), torch.nn.Linear(5, 1))
+    return FewShotLearner(Doubled(Sine(4, 3)), module, REGRESSION, tasks=4, rule=rule, **settings)
+
+
+RULES = {
+    "maml": GradientDescent(0.3, 2),
+    "shared shift": GradientDescent(0.3, 2, adapted=NOT_SHIFT),
+    "anil": GradientDescent(0.3, 2, adapted=("head*", "2*")),
+    "meta-sgd": MetaSGD(0.3, 2),
+    "per layer and step": LayerStepSizes(0.3, 2),
+}
+
+
+def rule_for(name, make):
+    rule = RULES[name]
+    if name == "anil":
+        return replace(rule, adapted=("head*",) if make is image_learner else ("2*",))
+    return replace(rule, adapted=("*",)) if name == "shared shift" and make is sine_learner else rule
+
+
+@pytest.mark.parametrize("multi_step", [0, 10])
+@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("make", [image_learner, sine_learner])
+def test_second_order_meta_gradient_is_the_derivative(make, name, multi_step):
+    learner = make(rule_for(name, make), meta_gradient=MAMLGradient(multi_step))
+    tasks = learner.sample(3, "train")
+    gradients, _, _ = learner.gradient(tasks)
+    theta = learner.theta
+    weights = learner.meta_gradient.weights(2, 0)
+    assert weights == ([0.5, 0.5] if multi_step else [0, 1])
+
+    def objective(vector):
+        learner.theta = {n: value.detach() for n, value in unravel(vector, theta).items()}
+        path = []
+        for task in range(3):  # the slow way: one task at a time, each step by plain autograd
+            one = tasks.of_tasks(slice(task, task + 1))
+            phis = learner.adapt(one.support, 2)[1:]
+            path.append(sum(w * learner.model(phi, one.query)[0] for w, phi in zip(weights, phis, strict=True)))
+        return torch.stack(path).mean().detach()
+
+    point, gradient = ravel([value.detach() for value in theta.values()]), ravel(list(gradients.values()))
+    for direction in torch.eye(len(point))[:: len(point) // 4].unbind() + torch.randn(3, len(point)).unbind():
+        slope = finite_differences(lambda t, d=direction: objective(point + t * d), torch.zeros(1))
+        torch.testing.assert_close(gradient @ direction, slope[0], rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("make", [image_learner, sine_learner])
+def test_first_order_meta_gradient_is_the_gradient_at_the_adapted_parameters(make):
+    learner = make(GradientDescent(0.3, 2, second_order=False))
+    tasks = learner.sample(3, "train")
+    gradients, _, _ = learner.gradient(tasks)
+    phi = learner.adapt(tasks.support, 2)[-1]
+
+    def query_loss(vector):
+        moved = {name: phi[name] + change for name, change in unravel(vector, learner.theta).items()}
+        return learner.model(moved, tasks.query).mean().detach()
+
+    expected = finite_differences(query_loss, torch.zeros(sum(value.numel() for value in gradients.values())))
+    torch.testing.assert_close(ravel(list(gradients.values())), expected, rtol=1e-6, atol=1e-8)
+    second = make(GradientDescent(0.3, 2))
+    second.theta = learner.theta
+    other = second.gradient(tasks)[0]
+    assert not torch.allclose(ravel(list(other.values())), ravel(list(gradients.values())), rtol=1e-2)
+
+
+def test_reptile_moves_to_the_mean_of_the_adapted_parameters():
+    learner = sine_learner(GradientDescent(0.1, 3), meta_gradient=ReptileGradient())
+    tasks = learner.sample(3, "train")
+    gradients, _, _ = learner.gradient(tasks)
+    for name, value in learner.theta.items():
+        ends = []
+        for task in range(3):
+            one = tasks.of_tasks(slice(task, task + 1))
+            x, y = (torch.cat([getattr(p, a)[0] for p in (one.support, one.query)]) for a in ("inputs", "targets"))
+            module = copy.deepcopy(learner.module)
+            module.load_state_dict(learner.theta)
+            sgd = torch.optim.SGD(module.parameters(), 0.1)
+            for _ in range(3):
+                sgd.zero_grad()
+                (module(x) - y).square().mean().backward()
+                sgd.step()
+            ends.append(module.get_parameter(name).detach())
+        torch.testing.assert_close(gradients[name], value.detach() - torch.stack(ends).mean(dim=0))
+
+
+NETWORKS = {
+    "strided": lambda: ConvNet((8, 8, 1), 3, filters=4),
+    "mlp": lambda: MLP((64, 8, 6, 3), normalised=True),
+}
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_batched_equals_chunked_equals_one_by_one(network):
+    learner = image_learner(GradientDescent(0.3, 2, adapted=NOT_SHIFT), NETWORKS[network](), task_chunk=5)
+    tasks = learner.sample(5, "train")
+    whole, losses, scores = learner.gradient(tasks)
+    curve = learner.scores(tasks, 3)
+    for chunk in (1, 2):
+        learner.task_chunk = chunk
+        parts, part_losses, part_scores = learner.gradient(tasks)
+        torch.testing.assert_close(part_losses, losses)
+        torch.testing.assert_close(part_scores, scores)
+        torch.testing.assert_close(learner.scores(tasks, 3), curve)
+        for name in whole:
+            torch.testing.assert_close(parts[name], whole[name])
+
+
+def test_batch_norm_sees_its_own_task_and_batch_alone():
+    learner = image_learner(GradientDescent(0.3, 1), ConvNet((8, 8, 1), 3, filters=4), task_chunk=4)
+    tasks = learner.sample(4, "train")
+    losses = learner.gradient(tasks)[1]
+    tasks.query.inputs[1] *= 0.5
+    tasks.query.inputs[1, 0] += 1
+    changed = learner.gradient(tasks)[1]
+    assert changed[1] != losses[1]
+    torch.testing.assert_close(changed[[0, 2, 3]], losses[[0, 2, 3]])
+
+
+def test_without_a_step_the_support_data_have_no_part():
+    learner = sine_learner(GradientDescent(0.3, 0))
+    tasks = learner.sample(3, "train")
+    other = FewShotTasks(learner.sample(3, "train", 1).support, tasks.query)
+    a, b = (learner.gradient(each)[0] for each in (tasks, other))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_the_inner_step_size_is_that_of_the_mean_loss():
+    learner = image_learner(GradientDescent(0.3, 1, adapted=("head*",)))
+    tasks = learner.sample(1, "train")
+    module = copy.deepcopy(learner.module)
+    outputs = module(tasks.support.inputs[0])
+    torch.nn.functional.cross_entropy(outputs, tasks.support.targets[0]).backward()
+    after = learner.adapt(tasks.support, 1)[1]
+    torch.testing.assert_close(after["head.weight"][0], module.head.weight.detach() - 0.3 * module.head.weight.grad)
+    name = "blocks.0.norm.shift"
+    assert torch.equal(after[name][0], learner.theta[name])
+
+
+def test_multi_step_weights_sum_to_one_and_end_at_the_last():
+    maml = MAMLGradient(100)
+    for iteration in (0, 1, 50, 99, 100, 1000):
+        assert sum(maml.weights(5, iteration)) == pytest.approx(1)
+    assert maml.weights(5, 0) == pytest.approx([0.2] * 5)
+    assert maml.weights(5, 50)[0] == pytest.approx(0.1)
+    assert maml.weights(5, 99)[0] == pytest.approx(0.03 / 5)
+    assert maml.weights(5, 100) == [0, 0, 0, 0, 1]
+
+
+def test_clip_bounds_each_element():
+    learner = sine_learner(GradientDescent(0.3, 1), clip=1e-3)
+    learner.step()
+    gradients = ravel([value.grad for value in learner.theta.values()])
+    assert gradients.abs().max() == 1e-3
+
+
+def test_the_learning_rate_follows_a_cosine():
+    learner = sine_learner(GradientDescent(), learning_rate=1.0, final_learning_rate=0.2, iterations=10)
+    rates = []
+    for learner.iteration in (0, 5, 10, 12):
+        rates.append(learner._learning_rate())
+    assert rates == pytest.approx([1, 0.6, 0.2, 0.2])
+
+
+@pytest.mark.parametrize("rule", [GradientDescent(0.1, 2), MetaSGD(0.1, 1)])
+def test_resumed_equals_never_stopped(rule):
+    straight = sine_learner(rule)
+    start = copy.deepcopy(straight)
+    unbroken = [straight.step() for _ in range(5)]
+    first = copy.deepcopy(start)
+    lines = [first.step() for _ in range(2)]
+    start.load_state_dict(first.state_dict())
+    lines += [start.step() for _ in range(3)]
+    assert lines == unbroken
+    assert all(torch.equal(start.theta[name], straight.theta[name]) for name in straight.theta)
+
+
+def test_a_foreign_state_is_refused():
+    learner = sine_learner(GradientDescent())
+    with pytest.raises(ValueError, match="the state holds parameters"):
+        learner.load_state_dict(image_learner(GradientDescent()).state_dict())
+
+
+def test_a_broken_loss_says_which_task():
+    learner = sine_learner(GradientDescent())
+    sample = learner.distribution.sample
+
+    def broken(*arguments):
+        tasks = sample(*arguments)
+        tasks.query.targets[2] = float("nan")
+        return tasks
+
+    learner.distribution.sample = broken
+    with pytest.raises(NonFiniteError, match="the query loss is not finite in iteration 0: task 2"):
+        learner.step()
+
+
+def test_sine_is_learned():
+    torch.set_default_dtype(torch.float32)
+    rule = GradientDescent(0.01, later_factor=1)
+    learner = FewShotLearner(Sine(), MLP((1, 40, 40, 1)), REGRESSION, rule=rule, learning_rate=0.005)
+    tasks = Sine(5, 50).sample(100, "test", keyed_generator(0, "test"))
+    before = learner.scores(tasks, 5).mean(dim=1)
+    for _ in range(400):
+        learner.step()
+    after = learner.scores(tasks, 5).mean(dim=1)
+    assert before[5] > 3
+    assert after[5] < 2
+    assert after[5] < after[1] < 0.6 * after[0]

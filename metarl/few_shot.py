@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from metarl.adaptation import AdaptationRule, GradientDescent, adapt_step, adaptation_path
 from metarl.episodes import NonFiniteError, task_chunks
@@ -73,11 +74,18 @@ class Model:
 
     def __call__(self, phi: Parameters, examples: Examples) -> Tensor:
         """Loss of each task, (M,)."""
-        return self.criterion.loss(call_per_task(self.module, phi, examples.inputs), examples.targets)
+        return self.criterion.loss(self.outputs(phi, examples.inputs), examples.targets)
+
+    def outputs(self, phi: Parameters, inputs: Tensor) -> Tensor:
+        """(M, N, ...) to (M, N, ...); a single task runs by itself, with kernels that know no batch of weights."""
+        if len(inputs) > 1:
+            return call_per_task(self.module, phi, inputs)
+        own = {name: value[0] for name, value in phi.items()}
+        return functional_call(self.module, own, (inputs[0],)).unsqueeze(0)
 
     def judge(self, phi: Parameters, examples: Examples) -> tuple[Tensor, Tensor]:
         """Loss and score of each task, (M,) both; the score has no graph."""
-        outputs = call_per_task(self.module, phi, examples.inputs)
+        outputs = self.outputs(phi, examples.inputs)
         with torch.no_grad():
             score = self.criterion.score(outputs, examples.targets)
         return self.criterion.loss(outputs, examples.targets), score
@@ -291,7 +299,7 @@ class FewShotLearner:
     @torch.no_grad()
     def predict(self, phi: Parameters, inputs: Tensor) -> Tensor:
         """Outputs (M, N, ...) of adapted models on inputs (M, N, ...)."""
-        return call_per_task(self.module, phi, inputs)
+        return self.model.outputs(phi, inputs)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a later iteration depends on, beside the settings."""

@@ -36,8 +36,6 @@ def call_per_task(module: nn.Module, parameters: Parameters, inputs: Tensor) -> 
     def call(task_parameters: Parameters, task_inputs: Tensor) -> Tensor:
         return functional_call(module, task_parameters, (task_inputs,))
 
-    if len(inputs) == 1:  # faster without a batch of tasks, and free to use kernels that know none
-        return call({name: value[0] for name, value in parameters.items()}, inputs[0])[None]
     return vmap(call)(parameters, inputs)
 
 

@@ -29,9 +29,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         experiment, settings, learner = open_run(chosen.run, "best.pt" if chosen.best else "checkpoint.pt")
         given = {f"evaluation_{name}": getattr(chosen, name) for name in ("steps", "tasks", "episodes", "shots")}
         given = {name: value for name, value in given.items() if value is not None}
-        if wrong := [name for name in given if not hasattr(settings, name)]:
-            flag = wrong[0].replace("evaluation_", "--")
-            raise SettingError(f"{flag} means nothing in {experiment.name}; allowed: without it")
+        unfit = [name.replace("evaluation_", "--") for name in given if not hasattr(settings, name)]
+        if chosen.video is not None and not hasattr(settings, "horizon"):
+            unfit.append("--video")
+        if unfit:
+            raise SettingError(f"{unfit[0]} means nothing in {experiment.name}; allowed: without it")
         settings = replace(settings, **given)
         try:
             check_settings(settings)

@@ -82,13 +82,21 @@ class FewShotEvaluation:
 
     @property
     def standard_error(self) -> np.ndarray:
-        """Of the mean over tasks, (S + 1,)."""
-        return self.per_task.std(axis=1, ddof=1) / math.sqrt(self.per_task.shape[1])
+        """Of the mean over tasks, (S + 1,); NaN for a single task, or where a task's figure is infinite."""
+        count = self.per_task.shape[1]
+        if count == 1:
+            return np.full(len(self.per_task), np.nan)
+        with np.errstate(invalid="ignore"):  # many steps on a hard task may diverge
+            return self.per_task.std(axis=1, ddof=1) / math.sqrt(count)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data: per gradient step the mean, and half the width of its normal 95 % interval."""
+        """Plain data: per gradient step the mean, and half of its 95 % interval; None if not finite."""
+
+        def finite(value: float) -> float | None:
+            return value if math.isfinite(value) else None
+
         return {
-            f"{self.name}/step_{step}": {"mean": float(mean), "interval_95": 1.96 * float(error)}
+            f"{self.name}/step_{step}": {"mean": finite(float(mean)), "interval_95": finite(1.96 * float(error))}
             for step, (mean, error) in enumerate(zip(self.mean, self.standard_error, strict=True))
         } | {"evaluation_tasks": self.per_task.shape[1]}
 

@@ -2,13 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from experiments import evaluate, mini_imagenet, omniglot, sine
 from experiments.configuration import SettingError
-from experiments.few_shot import LEARNERS
+from experiments.few_shot import LEARNERS, FewShotEvaluation
 from experiments.training import main, open_run
 from tests.experiments.test_command_line import error_of
 from tests.experiments.test_training import assert_same_run, timeless_metrics
@@ -60,6 +61,16 @@ def test_evaluate_counts_steps_and_shots(unbroken, tmp_path, capsys):
     assert f"{other['mse/step_4']['mean']:.4f}" in capsys.readouterr().out
     line = error_of(capsys, evaluate.main, [str(unbroken), "--episodes", "3"])
     assert line == "error: --episodes means nothing in sine; allowed: without it"
+    line = error_of(capsys, evaluate.main, [str(unbroken), "--video"])
+    assert line == "error: --video means nothing in sine; allowed: without it"
+
+
+def test_a_task_that_diverges_leaves_no_figure_and_no_warning():
+    scores = np.array([[1.0, 2.0], [1.0, np.inf]])
+    record = FewShotEvaluation("mse", scores, None, None).to_json()
+    assert record["mse/step_0"] == {"mean": 1.5, "interval_95": pytest.approx(0.98)}
+    assert record["mse/step_1"] == {"mean": None, "interval_95": None}
+    assert FewShotEvaluation("mse", scores[:, :1], None, None).to_json()["mse/step_0"]["interval_95"] is None
 
 
 @pytest.mark.parametrize("learner", [*LEARNERS, "pretrained", "oracle"])

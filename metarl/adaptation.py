@@ -227,18 +227,6 @@ def adaptation_path(
     return path
 
 
-def adapt(
-    loss: Loss[Data],
-    rule: AdaptationRule,
-    theta: Parameters,
-    supports: Sequence[Data],
-    tasks: int,
-    anchors: Sequence[Parameters] | None = None,
-) -> Parameters:
-    """Adapted parameters phi_S, (M, ...): the end of `adaptation_path`, which takes the same arguments."""
-    return adaptation_path(loss, rule, theta, supports, tasks, anchors)[-1]
-
-
 def _gradient_at_point(loss: Loss[Data], rule: AdaptationRule, phi: Parameters, data: Data) -> Parameters:
     names = rule.adapted_names(phi)
     point = {name: value.detach() for name, value in phi.items()}

@@ -11,8 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-SPLITS = ("train", "validation", "test")
-
 
 @dataclass(frozen=True)
 class Examples:

@@ -68,7 +68,7 @@ class MetaObjective:
         for tasks in self.chunks:
             theta = self._leaves(vector)
             path = self._path(theta, self.supports, tasks)
-            loss = self._losses(path, tasks, outer)
+            loss = self._losses(path, self._query_outputs(path, tasks), tasks, outer)
             if penalties is not None:
                 loss = loss + penalties @ self._inner_kls(path, tasks)
             losses.append(loss.detach())
@@ -90,8 +90,8 @@ class MetaObjective:
             path = self._adapted_after_each_step(theta, tasks)
             query = self.query.of_tasks(tasks)
             with torch.no_grad():
-                outputs = call_per_task(self.policy, path[-1], query.observations)
-                loss += self._losses(path, tasks, surrogate).sum()
+                outputs = self._query_outputs(path, tasks)
+                loss += self._losses(path, outputs, tasks, surrogate).sum()
                 kl += (query.weights * self.distribution.kl(query.distribution, outputs)).sum()
         return loss / self.tasks, kl / self.tasks
 
@@ -161,9 +161,11 @@ class MetaObjective:
 
         return product
 
-    def _losses(self, path: Sequence[Parameters], tasks: slice, outer: Estimator) -> Tensor:
-        query = self.query.of_tasks(tasks)
-        losses = outer(self.distribution, call_per_task(self.policy, path[-1], query.observations), query)
+    def _query_outputs(self, path: Sequence[Parameters], tasks: slice) -> Tensor:
+        return call_per_task(self.policy, path[-1], self.query.observations[tasks])
+
+    def _losses(self, path: Sequence[Parameters], query_outputs: Tensor, tasks: slice, outer: Estimator) -> Tensor:
+        losses = outer(self.distribution, query_outputs, self.query.of_tasks(tasks))
         if self.outcomes is None:
             return losses
         supports = [support.of_tasks(tasks) for support in self.supports]

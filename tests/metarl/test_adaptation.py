@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from metarl.adaptation import GradientDescent, LayerStepSizes, MetaSGD, adapt, adapt_step, inner_gradient
+from metarl.adaptation import GradientDescent, LayerStepSizes, MetaSGD, adapt_step, adaptation_path, inner_gradient
 from metarl.parameters import call_per_task, expand_over_tasks, parameters_of, ravel, unravel
 from metarl.policies import WithContext
 from tests.probes import finite_differences
@@ -13,6 +13,11 @@ from tests.probes import finite_differences
 CURVATURE = torch.tensor([[1.0, 3.0], [2.0, 5.0]], dtype=torch.float64)  # (M, n)
 TARGETS = torch.tensor([[1.0, -1.0], [0.5, 2.0]], dtype=torch.float64)
 THETA = {"x": torch.tensor([0.3, 0.7], dtype=torch.float64)}
+
+
+def adapt(*arguments):
+    """The end of the path."""
+    return adaptation_path(*arguments)[-1]
 
 
 def quadratic(phi, targets):

@@ -32,7 +32,8 @@ class Episodes:
     """M x E episodes in lockstep; steps after the end of an episode are not valid and hold zeros or repeats.
 
     Attributes:
-        observations: (M, T, E, O) the observation on which each action was chosen.
+        observations: (M, T, E, O) the observation on which each action was chosen; images and the like keep their
+            axes in the place of O, here and below.
         actions: (M, T, E, A) in the policy's range, or (M, T, E) where they are discrete.
         distribution: (M, T, E, P) parameters of the distribution that each action was drawn from.
         log_probs: (M, T, E) of the actions at the time of sampling.
@@ -41,6 +42,7 @@ class Episodes:
         terminated: (M, E) bool; False for an episode that the time limit cut.
         final_observations: (M, E, O) the observation after the last valid step.
         failed: (M, E) bool; episodes that the simulator gave up on.
+        succeeded: (M, E) bool, episodes with a step of which the environment said `success`; None if it never says.
     """
 
     observations: Tensor
@@ -52,6 +54,7 @@ class Episodes:
     terminated: Tensor
     final_observations: Tensor
     failed: Tensor
+    succeeded: Tensor | None = None
 
     def of_tasks(self, tasks: slice) -> "Episodes":
         """The episodes of some of the tasks."""

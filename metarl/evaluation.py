@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from metarl.learner import Learner, Stage
+from metarl.protocol import Tasks
 from metarl.randomness import keyed_generator
-from metarl.rollout import Tasks
 
 
 @dataclass(frozen=True)
@@ -19,11 +19,13 @@ class Evaluation:
         tasks: dict of arrays (M, ...).
         returns: undiscounted return averaged over the episodes of a task, (S + 1, M).
         stages: parameters and episodes after each step.
+        successes: share of a task's episodes that succeeded, (S + 1, M); None where the environment does not tell.
     """
 
     tasks: Tasks
     returns: np.ndarray
     stages: list[Stage]
+    successes: np.ndarray | None = None
 
     @property
     def name(self) -> str:
@@ -56,12 +58,22 @@ class Evaluation:
             }
             for step, returns in enumerate(self.returns)
         }
+        if self.successes is not None:
+            steps |= {
+                f"success/step_{step}": {"mean": float(rates.mean()), "per_task": rates.tolist()}
+                for step, rates in enumerate(self.successes)
+            }
         return {**steps, "tasks": {name: values.tolist() for name, values in self.tasks.items()}}
 
 
 def held_out_tasks(learner: Learner, count: int) -> Tasks:
-    """The test tasks of a learner's seed: a stream of its own, which training never draws from."""
-    return learner.distribution.sample(count, keyed_generator(learner.seed, "test/tasks"))
+    """The test tasks of a learner's seed: a stream of its own, which training never draws from.
+
+    They come from the distribution's `sample_test` if it has one, else from `sample`, as training tasks do.
+    """
+    distribution = learner.distribution
+    sample = getattr(distribution, "sample_test", distribution.sample)
+    return sample(count, keyed_generator(learner.seed, "test/tasks"))
 
 
 def evaluate(learner: Learner, steps: int, tasks: Tasks, episodes: int) -> Evaluation:
@@ -75,4 +87,6 @@ def evaluate(learner: Learner, steps: int, tasks: Tasks, episodes: int) -> Evalu
     """
     stages = learner.adapt(tasks, steps, episodes, purpose="test")
     returns = np.stack([stage.episodes.returns.mean(dim=1).cpu().numpy() for stage in stages])
-    return Evaluation(tasks, returns, stages)
+    told = [stage.episodes.succeeded for stage in stages if stage.episodes.succeeded is not None]
+    successes = np.stack([episodes.double().mean(dim=1).cpu().numpy() for episodes in told]) if told else None
+    return Evaluation(tasks, returns, stages, successes)

@@ -4,15 +4,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
-import gymnasium
 import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor, nn
-from torch.func import functional_call
 
+from metarl.acting import Agent
 from metarl.adaptation import AdaptationRule, GradientDescent, adapt_step
 from metarl.advantages import discounted_returns, estimate_advantages
 from metarl.distributions import distribution_for
@@ -21,34 +20,11 @@ from metarl.estimators import WITH_SAMPLING, Estimator, outcomes, policy_loss, s
 from metarl.objective import MetaObjective
 from metarl.outer import TRPO, OuterOptimiser, State, UpdateOutcome
 from metarl.parameters import Parameters, call_per_task, parameters_of, ravel, unravel
+from metarl.protocol import TaskDistribution, Tasks, protocol_defects
 from metarl.randomness import RolloutKey, keyed_generator
-from metarl.rollout import Tasks, rollout
+from metarl.rollout import rollout
 
 _CHUNK_SAMPLES = 16_384  # samples of one task chunk on a CPU: its activations stay in the cache
-
-
-class TaskDistribution(Protocol):
-    """What the learner needs of a family of tasks; the package `envs` documents it in full and has several."""
-
-    @property
-    def dynamics(self) -> str: ...
-
-    @property
-    def horizon(self) -> int: ...
-
-    @property
-    def observation_space(self) -> gymnasium.Space: ...
-
-    @property
-    def action_space(self) -> gymnasium.Space: ...
-
-    def sample(self, count: int, rng: np.random.Generator) -> Tasks:
-        """Draw M tasks, a dict of arrays (M, ...)."""
-        ...
-
-    def make(self, num_envs: int, threads: int = 1) -> VectorEnv:
-        """Build N lanes that take their tasks at `reset(options={"tasks": tasks})`."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -115,6 +91,8 @@ class Learner:
     task_chunk: int | None = None
 
     def __post_init__(self) -> None:
+        if defects := protocol_defects(self.distribution, self.tasks):
+            raise ValueError(defects[0])
         self.policy.to(self.device)
         self.actions = distribution_for(self.distribution.action_space)
         self.inner_loss = policy_loss(self.policy, self.actions, self.estimator)
@@ -208,10 +186,11 @@ class Learner:
             outcomes,
         )
 
-    def agent(self, stage: Stage, task: int = 0) -> "Agent":
+    def agent(self, stage: Stage, task: int = 0) -> Agent:
         """The policy of one task after adaptation, ready to act."""
         parameters = {name: value[task] for name, value in stage.parameters.items()}
-        return Agent(self.policy, parameters, self.distribution.action_space)
+        shape = self.distribution.observation_space.shape or ()
+        return Agent(self.policy, parameters, self.distribution.action_space, shape)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a later iteration depends on, beside the settings."""
@@ -280,6 +259,11 @@ class Learner:
             "iteration": self.iteration,
             "env_steps": self.env_steps,
             **{f"return/step_{step}": value for step, value in enumerate(returns)},
+            **{
+                f"success/step_{step}": stage.episodes.succeeded.double().mean().item()
+                for step, stage in enumerate(stages)
+                if stage.episodes.succeeded is not None
+            },
             "adaptation_gain": returns[-1] - returns[0],
             "episode_length": query.episodes.lengths.double().mean().item(),
             "failed_episodes": sum(int(stage.episodes.failed.sum()) for stage in stages),
@@ -294,22 +278,6 @@ class Learner:
             **self.actions.summary(query.episodes.distribution[query.episodes.valid]),
             **{f"seconds/{phase}": seconds for phase, seconds in clock.seconds.items()},
         }
-
-
-class Agent:
-    """A policy with fixed parameters that maps an observation of the environment to an action for it."""
-
-    def __init__(self, policy: nn.Module, parameters: Parameters, action_space: gymnasium.Space):
-        self.policy, self.parameters = policy, parameters
-        self.distribution = distribution_for(action_space)
-
-    @torch.no_grad()
-    def __call__(self, observation: np.ndarray) -> np.ndarray:
-        """The most likely action, within the bounds of the action space."""
-        device = next(iter(self.parameters.values())).device
-        batch = torch.as_tensor(np.asarray(observation), dtype=torch.float32, device=device)[None]
-        output = functional_call(self.policy, self.parameters, (batch,))
-        return self.distribution.to_environment(self.distribution.mode(output).cpu().numpy())[0]
 
 
 class Clock:

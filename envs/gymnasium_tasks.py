@@ -182,8 +182,9 @@ class GymnasiumTasks(VectorTasks):
         try:
             self.set_task(env.unwrapped, task)
         except Exception as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise ValueError(f"set_task fails for the task {task}, number {number} of its batch: {reason}") from error
+            values = {name: np.asarray(value).tolist() for name, value in task.items()}
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            raise ValueError(f"set_task fails for the task {values}, of lane {number}: {reason}") from error
 
 
 class Lane(gymnasium.Wrapper):

@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sys.path.insert(0, os.getcwd())
     try:
         found = getattr(importlib.import_module(module_name), object_name)
-        distribution = found() if callable(found) and not hasattr(found, "horizon") else found
+        distribution = found() if callable(found) else found
     except Exception as error:
         _leave(f"{words[0]} cannot be made: {describe_error(error)}")
     defects = check(distribution)

@@ -38,7 +38,8 @@ class Corridor(gymnasium.Env):
         reward = float(action * self.steps)
         if self.broken == "reward" and self.lane == 3 and self.steps == 2:
             reward = np.nan
-        return self._observation(), reward, self.steps >= self.length, False, {}
+        infos = {"success": self.steps >= 4} if self.broken == "tells success" else {}
+        return self._observation(), reward, self.steps >= self.length, False, infos
 
     def _observation(self):
         broken = self.broken == "observation" and self.lane == 2 and self.steps == 1

@@ -256,7 +256,7 @@ SOUND = [
     *(envs.GymnasiumTasks(*case, horizon=30) for case in CASES),
     envs.GymnasiumTasks(Parts, draw_factor, set_factor, horizon=4),
     *(
-        kind(dynamics, horizon=20)
+        kind(dynamics, horizon=10)
         for kind in (
             envs.HalfCheetahDirection, envs.HalfCheetahVelocity, envs.AntVelocity, envs.AntDirection, envs.AntGoal
         )

@@ -125,3 +125,12 @@ def test_a_reward_that_is_not_finite_is_named():
 def test_an_observation_that_is_not_finite_is_named():
     with pytest.raises(NonFiniteError, match=r"observation .*: task 0, episode 2, step 1"):
         corridor_rollout(broken="observation")
+
+
+@pytest.mark.parametrize("autoreset", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
+def test_success_counts_up_to_the_end_of_the_episode(autoreset):
+    """Lengths 2, 9 and 4, success from step 4 on; later episodes of the same lane must not count."""
+    *_, silent = corridor_rollout(autoreset)
+    assert silent.succeeded is None
+    *_, episodes = corridor_rollout(autoreset, "tells success")
+    assert episodes.succeeded.tolist() == [[False] * 4, [True] * 4, [True] * 4]

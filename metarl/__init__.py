@@ -13,7 +13,7 @@ from metarl.few_shot import CLASSIFICATION, REGRESSION, Criterion, FewShotLearne
 from metarl.few_shot_tasks import Examples, FewShotTasks, ImageEpisodes, Sine
 from metarl.learner import Learner, Stage
 from metarl.outer import PPO, TRPO, Adam, Reptile
-from metarl.policies import CategoricalMLP, GaussianMLP, WithContext
+from metarl.policies import CategoricalMLP, DictObservations, GaussianMLP, WithContext
 from metarl.randomness import keyed_generator
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "Agent",
     "CategoricalMLP",
     "Criterion",
+    "DictObservations",
     "Examples",
     "FewShotLearner",
     "FewShotTasks",

@@ -1,5 +1,7 @@
 """Lanes against the same environments played one by one; what cannot be used gets one line."""
 
+import time
+
 import gymnasium
 import numpy as np
 import pytest
@@ -302,3 +304,28 @@ def test_lanes_need_tasks_that_fit():
         batch.reset(seed=0, options={"tasks": {"length": np.ones(2)}})
     with pytest.raises(ValueError, match="make_batch returned a Parts; allowed: a gymnasium"):
         envs.VectorTasks(lambda num_envs: Parts(), draw_factor, set_factor, 4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("gym_id", "sample", "set_task"), CASES)
+def test_steps_per_second_against_gymnasium(gym_id, sample, set_task, capsys):
+    """The same 64 lanes, actions and seeds, while no episode has ended; medians of turns, in time of the processor."""
+    distribution = envs.GymnasiumTasks(gym_id, sample, set_task)
+    ours, theirs = distribution.make(64), SyncVectorEnv([lambda: gymnasium.make(gym_id)] * 64)
+    tasks = {"tasks": {name: np.repeat(v[:1], 64, axis=0) for name, v in sample(1, np.random.default_rng(0)).items()}}
+    discrete = isinstance(distribution.action_space, Discrete)
+    actions = [np.full(64, t % 2) if discrete else np.zeros((64, 1), np.float32) for t in range(10)]
+
+    def seconds(batch, options):
+        batch.reset(seed=0, options=options)
+        start = time.process_time()
+        for action in actions:
+            *_, terminated, truncated, _ = batch.step(action)
+            assert not (terminated | truncated).any()
+        return time.process_time() - start
+
+    turns = np.array([(seconds(ours, tasks), seconds(theirs, None)) for _ in range(60)])
+    ratio = np.median(turns[:, 1]) / np.median(turns[:, 0])
+    with capsys.disabled():
+        print(f"\n{gym_id}: {ratio:.2f} of SyncVectorEnv's steps per second")
+    assert ratio >= 0.9

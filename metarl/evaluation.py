@@ -86,7 +86,7 @@ def evaluate(learner: Learner, steps: int, tasks: Tasks, episodes: int) -> Evalu
         episodes: E, per task and step.
     """
     stages = learner.adapt(tasks, steps, episodes, purpose="test")
-    returns = np.stack([stage.episodes.returns.mean(dim=1).cpu().numpy() for stage in stages])
-    told = [stage.episodes.succeeded for stage in stages if stage.episodes.succeeded is not None]
-    successes = np.stack([episodes.double().mean(dim=1).cpu().numpy() for episodes in told]) if told else None
-    return Evaluation(tasks, returns, stages, successes)
+    returns = np.stack([stage.episodes.mean_returns.cpu().numpy() for stage in stages])
+    rates = [stage.episodes.success_rates for stage in stages]
+    told = [rate.cpu().numpy() for rate in rates if rate is not None]
+    return Evaluation(tasks, returns, stages, np.stack(told) if told else None)

@@ -28,11 +28,12 @@ class MetaWorldSettings(Settings):
 def build(settings: MetaWorldSettings) -> metarl.Learner:
     """The learner on a benchmark."""
     try:
-        return build_learner(settings, MetaWorld(settings.benchmark, settings.env, horizon=settings.horizon))
+        distribution = MetaWorld(settings.benchmark, settings.env, horizon=settings.horizon)
     except ModuleNotFoundError as error:
         raise SettingError("Meta-World is not installed; pip install 'metarl-torch[meta-world]'") from error
     except ValueError as error:
         raise SettingError(f"--{error}") from error
+    return build_learner(settings, distribution)
 
 
 EXPERIMENT = Experiment("meta_world", MetaWorldSettings, build)

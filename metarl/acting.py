@@ -1,5 +1,6 @@
 """Policies with fixed parameters that act, and their files."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import gymnasium
 import numpy as np
 import torch
 from gymnasium.spaces import Box, Discrete
-from torch import nn
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from metarl.distributions import distribution_for
@@ -75,12 +76,14 @@ class Agent:
                 policy = from_description(state["agent"], Box(-np.inf, np.inf, shape), space)
             except ValueError as error:
                 raise RunError(f"{path}: {error}; allowed: Agent.load(path, policy)") from error
-        shapes = [{name: tuple(value.shape) for name, value in parameters} for parameters in (
-            policy.named_parameters(), state["parameters"].items()
-        )]  # fmt: skip
-        if shapes[0] != shapes[1]:
-            raise RunError(f"{path} holds the parameters {shapes[1]}; the policy has {shapes[0]}")
+        needed, held = _shapes(dict(policy.named_parameters())), _shapes(state["parameters"])
+        if needed != held:
+            raise RunError(f"{path} holds the parameters {held}; the policy has {needed}")
         return cls(policy, state["parameters"], space, shape)
+
+
+def _shapes(parameters: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(value.shape) for name, value in parameters.items()}
 
 
 def _space_to_data(space: gymnasium.Space) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from metarl.adaptation import AdaptationRule, adapt_step, adaptation_path
+from metarl.distributed import ALONE, Processes
 from metarl.distributions import ActionDistribution
 from metarl.episodes import NonFiniteError, Samples, task_chunks
 from metarl.estimators import EPISODIC, Estimator, policy_loss, sampling_term, surrogate
@@ -35,6 +36,7 @@ class MetaObjective:
         query: Samples,
         chunk: int,
         outcomes: Tensor | None = None,
+        processes: Processes = ALONE,
     ):
         """Fix the data.
 
@@ -46,11 +48,14 @@ class MetaObjective:
             query: data after adaptation.
             chunk: tasks handled at a time.
             outcomes: (M,), see `metarl.estimators.sampling_term`; None leaves the term out.
+            processes: whose tasks the means are over; each holds the data of its own, and gets the same results.
         """
         self.policy, self.distribution, self.estimator, self.rule = policy, distribution, estimator, rule
         self.like, self.supports, self.query, self.outcomes = like, supports, query, outcomes
         self.inner_loss = policy_loss(policy, distribution, estimator)
         self.tasks = len(query.weights)
+        self.processes = processes
+        self.all_tasks = int(processes.sum(torch.tensor(self.tasks)))
         self.chunk = chunk
         self.chunks = task_chunks(self.tasks, chunk)
 
@@ -72,15 +77,16 @@ class MetaObjective:
             if penalties is not None:
                 loss = loss + penalties @ self._inner_kls(path, tasks)
             losses.append(loss.detach())
-            gradient += ravel(
-                torch.autograd.grad(loss.sum() / self.tasks, list(theta.values()), materialize_grads=True)
-            )
+            gradient += ravel(torch.autograd.grad(loss.sum(), list(theta.values()), materialize_grads=True))
         loss = torch.cat(losses)
         if not torch.isfinite(loss).all():
-            raise NonFiniteError(f"the loss of task {int((~torch.isfinite(loss)).nonzero()[0])} is not finite")
+            task = self.processes.share(self.all_tasks).start + int((~torch.isfinite(loss)).nonzero()[0])
+            raise NonFiniteError(f"the loss of task {task} is not finite")
+        mean = self._mean(torch.cat([gradient, loss.sum().view(1)]))
+        gradient = mean[:-1]
         if not torch.isfinite(gradient).all():
             raise NonFiniteError("the meta-gradient is not finite")
-        return loss.mean(), gradient
+        return mean[-1], gradient
 
     def evaluate(self, vector: Tensor) -> tuple[Tensor, Tensor]:
         """L and KL, without a graph."""
@@ -93,7 +99,8 @@ class MetaObjective:
                 outputs = self._query_outputs(path, tasks)
                 loss += self._losses(path, outputs, tasks, surrogate).sum()
                 kl += (query.weights * self.distribution.kl(query.distribution, outputs)).sum()
-        return loss / self.tasks, kl / self.tasks
+        mean = self._mean(torch.stack([loss, kl]))
+        return mean[0], mean[1]
 
     def inner_kls(self, vector: Tensor) -> Tensor:
         """How far the policies before each inner step are from those that sampled its support data, without a graph.
@@ -105,7 +112,7 @@ class MetaObjective:
         paths = [self._adapted_after_each_step(theta, tasks) for tasks in self.chunks]
         with torch.no_grad():
             parts = [self._inner_kls(path, tasks) for path, tasks in zip(paths, self.chunks, strict=True)]
-        return torch.cat(parts, dim=1).mean(dim=1)
+        return self._mean(torch.cat(parts, dim=1).sum(dim=1))
 
     def displacement(self, vector: Tensor) -> Tensor:
         """1/M sum_m (phi_m - theta), 0 for meta-parameters that are not the module's (Nichol et al. 2018); (n,)."""
@@ -115,7 +122,7 @@ class MetaObjective:
             phi = self._adapted_after_each_step(theta, tasks)[-1]
             moved = {name: (value - theta[name]).sum(dim=0) for name, value in phi.items()}
             total += ravel([moved.get(name, torch.zeros_like(value)) for name, value in theta.items()])
-        return total / self.tasks
+        return self._mean(total)
 
     def kl_products(self, vector: Tensor, fraction: float, rng: np.random.Generator) -> Callable[[Tensor], Tensor]:
         """Return v -> H v, with H the Hessian of KL at the vector where the episodes were sampled.
@@ -157,9 +164,13 @@ class MetaObjective:
                 [moved] = network.product(adaptation.product(tangents))
                 metric = weights.unsqueeze(-1) * self.distribution.fisher_product(outputs, moved)
                 total += ravel(adaptation.transposed_product(network.transposed_product([metric])))
-            return total / self.tasks
+            return self._mean(total)
 
         return product
+
+    def _mean(self, total: Tensor) -> Tensor:
+        """The mean over the tasks of all processes, from the sum over those of this one."""
+        return self.processes.sum(total) / self.all_tasks
 
     def _query_outputs(self, path: Sequence[Parameters], tasks: slice) -> Tensor:
         return call_per_task(self.policy, path[-1], self.query.observations[tasks])

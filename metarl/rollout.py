@@ -9,6 +9,7 @@ from gymnasium.vector import VectorEnv
 from torch import Tensor, nn
 
 from metarl.capture import capture
+from metarl.distributed import ALONE, Processes
 from metarl.distributions import ActionDistribution
 from metarl.episodes import Episodes, NonFiniteError
 from metarl.parameters import Parameters, call_per_task
@@ -28,6 +29,7 @@ def rollout(
     tasks: Tasks,
     horizon: int,
     key: RolloutKey,
+    processes: Processes = ALONE,
 ) -> Episodes:
     """Run one episode in every lane, each task with its own parameters.
 
@@ -40,9 +42,10 @@ def rollout(
         tasks: dict of arrays (M, ...).
         horizon: T, the most steps taken.
         key: names the randomness.
+        processes: that run other tasks at the same time.
 
     Returns:
-        Episodes on the device of the parameters, cut after the longest episode.
+        Episodes on the device of the parameters, cut after the longest episode of all processes.
 
     Raises:
         NonFiniteError: naming task, episode and step of the first observation, action or reward that is not finite.
@@ -98,7 +101,9 @@ def rollout(
                 break
 
     assert actions is not None, "a horizon is at least 1"
-    steps = t + 1
+    steps = processes.most(t + 1)
+    for store in (observations, parameter_store, actions):
+        store[:, t + 1 : steps] = store[:, t : t + 1]
     episodes = Episodes(
         observations=observations[:, :steps].contiguous(),
         actions=actions[:, :steps].contiguous(),

@@ -22,7 +22,7 @@ from metarl.adaptation import AdaptationRule, GradientDescent, adapt_step, adapt
 from metarl.distributed import Processes, current
 from metarl.episodes import NonFiniteError, task_chunks
 from metarl.few_shot_tasks import Examples, FewShotDistribution, FewShotTasks
-from metarl.parameters import Parameters, call_per_task, parameters_of, ravel, unravel
+from metarl.parameters import Parameters, call_per_task, expand_over_tasks, parameters_of, ravel, unravel
 from metarl.randomness import keyed_generator
 
 _CHUNK_VALUES = 60_000  # input numbers that a CPU's cache likes to see at a time: 75 Omniglot images
@@ -121,7 +121,7 @@ class MetaGradient(Protocol):
     def __call__(
         self, model: Model, rule: AdaptationRule, theta: Parameters, tasks: FewShotTasks, iteration: int
     ) -> tuple[Parameters, Tensor, Tensor]:
-        """Gradient summed over the tasks, and each task's loss and score on query data after adaptation, (M,)."""
+        """Each task's gradient in theta, (M, ...) both, and its loss and score on query data after adaptation, (M,)."""
         ...
 
 
@@ -143,7 +143,7 @@ class MAMLGradient:
         self, model: Model, rule: AdaptationRule, theta: Parameters, tasks: FewShotTasks, iteration: int
     ) -> tuple[Parameters, Tensor, Tensor]:
         """As in `MetaGradient`."""
-        path = adaptation_path(model, rule, theta, [tasks.support] * rule.steps, len(tasks))
+        path = adaptation_path(model, rule, theta, [tasks.support] * rule.steps)
         adapted: list[Tensor] = []
         cotangents: list[Tensor] = []
         for weight, phi in zip(self.weights(rule.steps, iteration), path[1:] or path, strict=True):
@@ -179,14 +179,13 @@ class ReptileGradient:
             torch.cat([tasks.support.inputs, tasks.query.inputs], dim=1),
             torch.cat([tasks.support.targets, tasks.query.targets], dim=1),
         )
-        phi = rule.start(theta, len(tasks))
+        phi = rule.start(theta)
         for step in range(rule.steps):
             phi, _ = adapt_step(model, rule, theta, phi, both, step)
         with torch.no_grad():
             loss, score = model.judge(phi, tasks.query)
             gradients = {
-                name: (value - phi[name]).sum(dim=0) if name in phi else torch.zeros_like(value)
-                for name, value in theta.items()
+                name: value - phi[name] if name in phi else torch.zeros_like(value) for name, value in theta.items()
             }
         return gradients, loss, score
 
@@ -260,7 +259,7 @@ class FewShotLearner:
         self._adam.param_groups[0]["lr"] = self._learning_rate()
         self._adam.step()
         self.iteration += 1
-        score, loss = (self.processes.sum(torch.stack([scores.sum(), losses.sum()])) / self.tasks).tolist()
+        score, loss = (self.processes.sum(torch.stack([scores, losses]).double().sum(dim=1)) / self.tasks).tolist()
         return {
             "iteration": self.iteration,
             f"{self.criterion.name}/step_{self.rule.steps}": score,
@@ -280,14 +279,16 @@ class FewShotLearner:
             tasks: of this process; the gradient is the mean over those of all processes.
         """
         parts = [
-            self.meta_gradient(self.model, self.rule, self.theta, part, self.iteration) for part in self._chunks(tasks)
+            self.meta_gradient(self.model, self.rule, expand_over_tasks(self.theta, len(part)), part, self.iteration)
+            for part in self._chunks(tasks)
         ]
         gradients, losses, scores = zip(*parts, strict=True)
         loss = torch.cat(losses)
         self._check_finite(loss)
-        total = torch.stack([ravel(list(part.values())) for part in gradients]).sum(dim=0)
+        rows = [[row.sum(dim=0, dtype=torch.float64) for row in part.values()] for part in gradients]
+        total = torch.stack([ravel(row) for row in rows]).sum(dim=0)
         summed = self.processes.sum(torch.cat([total, total.new_full((1,), len(tasks))]))
-        return unravel(summed[:-1] / summed[-1], self.theta), loss, torch.cat(scores)
+        return unravel((summed[:-1] / summed[-1]).to(loss.dtype), self.theta), loss, torch.cat(scores)
 
     def adapt(self, support: Examples, steps: int) -> list[Parameters]:
         """Parameters phi_0 ... phi_S of every task, without a graph.
@@ -296,9 +297,10 @@ class FewShotLearner:
             support: examples of M tasks.
             steps: S, inner steps; beyond the trained number the rule decides on their size.
         """
-        path = [{name: value.detach() for name, value in self.rule.start(self.theta, len(support.targets)).items()}]
+        theta = expand_over_tasks({name: value.detach() for name, value in self.theta.items()}, len(support.targets))
+        path = [self.rule.start(theta)]
         for step in range(steps):
-            path.append(adapt_step(self.model, self.rule, self.theta, path[-1], support, step)[0])
+            path.append(adapt_step(self.model, self.rule, theta, path[-1], support, step)[0])
         return path
 
     def scores(self, tasks: FewShotTasks, steps: int) -> Tensor:

@@ -21,7 +21,7 @@ from metarl.episodes import Episodes, NonFiniteError, Samples, task_chunks, to_s
 from metarl.estimators import WITH_SAMPLING, Estimator, outcomes, policy_loss, score
 from metarl.objective import MetaObjective
 from metarl.outer import TRPO, OuterOptimiser, State, UpdateOutcome
-from metarl.parameters import Parameters, call_per_task, parameters_of, ravel, unravel
+from metarl.parameters import Parameters, call_per_task, expand_over_tasks, parameters_of, ravel, unravel
 from metarl.randomness import RolloutKey, keyed_generator
 from metarl.rollout import Tasks, rollout
 
@@ -92,9 +92,9 @@ class Learner:
         seed: names all randomness of a run.
         threads: that step the physics.
         device: where adaptation and updates happen.
-        task_chunk: tasks handled at a time; None chooses by the size of the cache. It changes nothing but rounding.
-        processes: that divide the tasks of a meta-batch; by default all that torch.distributed knows. Their number
-            changes nothing but rounding.
+        task_chunk: tasks handled at a time; None chooses by the size of the cache. On a CPU it changes nothing.
+        processes: that divide the tasks of a meta-batch; by default all that torch.distributed knows. On CPUs their
+            number changes nothing.
         theta: meta-parameters.
         iteration: meta-iterations done.
         env_steps: environment steps taken in training.
@@ -188,7 +188,7 @@ class Learner:
         count = share.stop - share.start
         envs = self._lanes(count * episodes)
         iteration = self.iteration if purpose == "train" else 0
-        phi = self.rule.start(self.theta, count)
+        phi = self.rule.start(expand_over_tasks(self.theta, count))
         norm = torch.zeros(count)
         stages = []
         for step in range(steps + 1):
@@ -252,8 +252,8 @@ class Learner:
         parts = []
         for tasks in task_chunks(len(samples.weights), self._chunk(samples)):
             part = {name: value[tasks] for name, value in phi.items()}
-            data = samples.of_tasks(tasks)
-            parts.append(adapt_step(self.inner_loss, self.rule, self.theta, part, data, step))
+            theta = expand_over_tasks(self.theta, tasks.stop - tasks.start)
+            parts.append(adapt_step(self.inner_loss, self.rule, theta, part, samples.of_tasks(tasks), step))
         adapted, norms = zip(*parts, strict=True)
         return {name: torch.cat([part[name] for part in adapted]) for name in phi}, torch.cat(norms)
 
@@ -280,7 +280,7 @@ class Learner:
         shape = self.distribution.observation_space.shape
         inputs = torch.zeros(1, 2, *(shape or ()), device=self.device)
         with torch.no_grad():
-            output = call_per_task(self.policy, self.rule.start(self.theta, 1), inputs)
+            output = call_per_task(self.policy, self.rule.start(expand_over_tasks(self.theta, 1)), inputs)
         expected = (1, 2, self.actions.parameter_size)
         if tuple(output.shape) != expected:
             raise ValueError(
@@ -299,7 +299,7 @@ class Learner:
         steps = query.episodes.steps
         summary = self.actions.summary(query.episodes.distribution[query.episodes.valid])
         total = self._over_processes(
-            {name: float(values.sum()) for name, values in per_task.items()}
+            {name: float(values.double().sum()) for name, values in per_task.items()}
             | {name: value * steps for name, value in summary.items()}
             | {"query_steps": steps, "env_steps": sum(stage.episodes.steps for stage in stages)}
             | {"failed_episodes": sum(int(stage.episodes.failed.sum()) for stage in stages)}

@@ -55,7 +55,7 @@ def corridor(**changes):
 
 LEARNERS = {
     "trpo": navigation,
-    "rejected": lambda: navigation(outer=TRPO(max_kl=1e-12)),
+    "rejected": lambda: navigation(outer=TRPO(max_kl=1e-20)),
     "ppo": lambda: navigation(outer=PPO(step_size=0.01), rule=GradientDescent(0.5, steps=2)),
     "adam": lambda: navigation(outer=Adam(0.01), rule=MetaSGD(0.3)),
     "reptile": lambda: navigation(outer=Reptile()),

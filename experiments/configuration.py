@@ -15,7 +15,7 @@ from metarl.distributed import local_rank
 
 Configuration = TypeVar("Configuration")
 
-_PATIENCE = 3.0  # seconds
+_PATIENCE = 30.0  # seconds
 
 
 class SettingError(ValueError):
@@ -114,16 +114,16 @@ class OneLineParser(argparse.ArgumentParser):
             near = difflib.get_close_matches(unknown, flags, n=1, cutoff=0.4)
             hint = f"the nearest is {near[0]}; " if near else ""
             message = f"unknown argument {unknown}; {hint}--help lists all"
-        leave(2, message)
+        leave(2, message, patient=local_rank() > 0)
 
 
 def leave(status: int, message: str, patient: bool = False) -> NoReturn:
     """Print one line and end the process.
 
-    Of several processes many may find the same error, or break only because another one has ended. Those that are
-    `patient`, and all but the first on a machine, wait: torchrun ends them once one has spoken and left.
+    One of several processes is patient where others have more to say, or say the same: it waits, and torchrun ends it
+    once another one has spoken and left.
     """
-    if patient or local_rank() > 0:
+    if patient:
         time.sleep(_PATIENCE)
     print(f"error: {message}", file=sys.stderr)
     sys.exit(status)

@@ -132,7 +132,7 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except (SettingError, RunError) as error:
-        leave(2, str(error))
+        leave(2, str(error), patient=distributed.local_rank() > 0)
     except (metarl.NonFiniteError, metarl.SimulationError, ArithmeticError, DeviceMemoryError) as error:
         leave(1, f"{error}; the last checkpoint is as it was")
     except LostProcessError as error:

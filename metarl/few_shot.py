@@ -212,7 +212,8 @@ class FewShotLearner:
         seed: names all random tasks; the module's initial values are the caller's.
         device: where learning happens.
         task_chunk: tasks whose inner loops are differentiated together; None chooses.
-        processes: that divide the tasks of a meta-batch; by default all that torch.distributed knows.
+        processes: that divide the tasks of a meta-batch; by default all that torch.distributed knows. On CPUs their
+            number changes nothing, unless one has a single task, which runs by itself and is rounded otherwise.
         theta: meta-parameters.
         iteration: meta-iterations done.
     """

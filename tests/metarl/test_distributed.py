@@ -62,9 +62,9 @@ LEARNERS = {
     "e-maml": lambda: navigation(initial_sampling=True, rule=LayerStepSizes(0.3)),
     "corridor": lambda: corridor(outer=TRPO(product_fraction=0.5)),
     "dice": lambda: corridor(estimator=dice, outer=TRPO(product_fraction=0.5)),
-    "few-shot": lambda: FewShotLearner(Sine(), MLP((1, 8, 1)), REGRESSION, tasks=TASKS),
+    "few-shot": lambda: FewShotLearner(Sine(), MLP((1, 8, 1)), REGRESSION, tasks=2 * TASKS),
     "few-shot reptile": lambda: FewShotLearner(
-        Sine(), MLP((1, 8, 1)), REGRESSION, tasks=TASKS, meta_gradient=ReptileGradient()
+        Sine(), MLP((1, 8, 1)), REGRESSION, tasks=2 * TASKS, meta_gradient=ReptileGradient()
     ),
 }
 
@@ -175,8 +175,8 @@ def test_a_process_alone_needs_no_engine(monkeypatch):
 def test_more_processes_than_tasks_are_refused():
     with pytest.raises(ValueError, match="tasks = 5 on 6 processes; allowed: one or more on each"):
         navigation(processes=Processes(0, 6))
-    with pytest.raises(ValueError, match="tasks = 5 on 6 processes"):
-        replace(LEARNERS["few-shot"](), processes=Processes(0, 6))
+    with pytest.raises(ValueError, match="tasks = 10 on 11 processes"):
+        replace(LEARNERS["few-shot"](), processes=Processes(0, 11))
 
 
 def test_gpus_without_nccl_are_refused(monkeypatch):

@@ -75,6 +75,6 @@ def evaluate(learner: Learner, steps: int, tasks: Tasks, episodes: int) -> Evalu
         episodes: E, per task and step.
     """
     stages = learner.adapt(tasks, steps, episodes, purpose="test", processes=learner.processes)
-    own = torch.stack([stage.episodes.returns.mean(dim=1).cpu() for stage in stages], dim=1)
+    own = torch.stack([stage.episodes.mean_returns.cpu() for stage in stages], dim=1)
     returns = learner.processes.join(own, len(next(iter(tasks.values())))).T.numpy()
     return Evaluation(tasks, returns, stages)

@@ -18,12 +18,12 @@ from metarl.advantages import discounted_returns, estimate_advantages
 from metarl.distributed import ALONE, Processes, current
 from metarl.distributions import distribution_for
 from metarl.episodes import Episodes, NonFiniteError, Samples, task_chunks, to_samples
-from metarl.estimators import WITH_SAMPLING, Estimator, outcomes, policy_loss, score
+from metarl.estimators import EPISODIC, WITH_SAMPLING, Estimator, outcomes, policy_loss, score
 from metarl.objective import MetaObjective
 from metarl.outer import TRPO, OuterOptimiser, State, UpdateOutcome
 from metarl.parameters import Parameters, call_per_task, expand_over_tasks, parameters_of, ravel, unravel
 from metarl.randomness import RolloutKey, keyed_generator
-from metarl.rollout import Tasks, rollout
+from metarl.rollout import Tasks, collect, rollout
 
 _CHUNK_SAMPLES = 16_384  # samples of one task chunk on a CPU: its activations stay in the cache
 
@@ -89,6 +89,8 @@ class Learner:
             estimators that lack it.
         discount, gae_lambda, bootstrap: see `metarl.advantages.estimate_advantages`.
         weighting: of the steps within a task, see `metarl.episodes.to_samples`.
+        budget: `episodes`: E episodes per task; `steps`: as many whole ones as it takes to have E times the horizon
+            in steps, see `metarl.rollout.collect`.
         seed: names all randomness of a run.
         threads: that step the physics.
         device: where adaptation and updates happen.
@@ -112,6 +114,7 @@ class Learner:
     gae_lambda: float = 1.0
     bootstrap: bool = False
     weighting: str = "timestep"
+    budget: str = "episodes"
     seed: int = 0
     threads: int = 1
     device: str = "cpu"
@@ -194,14 +197,14 @@ class Learner:
         for step in range(steps + 1):
             key = RolloutKey(self.seed, f"{purpose}/step_{step}", iteration, share.start)
             with clock.phase("rollout"):
-                sampled = rollout(
-                    envs, self.policy, self.actions, phi, tasks, self.distribution.horizon, key, processes
-                )
+                sampled = self._sample(envs, phi, tasks, key, processes)
             with clock.phase("adapt"):
                 advantages, explained, deviation = estimate_advantages(
                     sampled, self.discount, self.gae_lambda, self.bootstrap
                 )
                 samples = to_samples(sampled, advantages, self.weighting)
+                if self.estimator not in EPISODIC:
+                    samples = samples.packed(processes)
                 stages.append(Stage(phi, sampled, samples, explained, deviation, norm))
                 if step < steps:
                     phi, norm = self.inner_step(phi, samples, step)
@@ -257,6 +260,15 @@ class Learner:
         adapted, norms = zip(*parts, strict=True)
         return {name: torch.cat([part[name] for part in adapted]) for name in phi}, torch.cat(norms)
 
+    def _sample(
+        self, envs: VectorEnv, phi: Parameters, tasks: Tasks, key: RolloutKey, processes: Processes
+    ) -> Episodes:
+        horizon = self.distribution.horizon
+        if self.budget == "episodes":
+            return rollout(envs, self.policy, self.actions, phi, tasks, horizon, key, processes)
+        steps = envs.num_envs // len(next(iter(tasks.values()))) * horizon
+        return collect(envs, self.policy, self.actions, phi, tasks, horizon, key, steps, processes)
+
     def _outcomes(self, query: Stage) -> Tensor:
         returns = discounted_returns(query.episodes.rewards, self.discount)[:, 0]
         own = (returns, query.episodes.lengths, query.advantage_deviation)
@@ -291,8 +303,7 @@ class Learner:
     def _figures(self, stages: list[Stage], outcome: UpdateOutcome, clock: "Clock") -> dict[str, float]:
         query = stages[-1]
         per_task = {
-            **{f"return/step_{step}": stage.episodes.returns.mean(dim=1) for step, stage in enumerate(stages)},
-            "episode_length": query.episodes.lengths.double().mean(dim=1),
+            **{f"return/step_{step}": stage.episodes.mean_returns for step, stage in enumerate(stages)},
             "inner_gradient_norm": query.gradient_norm,
             "explained_variance": query.explained_variance,
         }
@@ -301,7 +312,8 @@ class Learner:
         total = self._over_processes(
             {name: float(values.double().sum()) for name, values in per_task.items()}
             | {name: value * steps for name, value in summary.items()}
-            | {"query_steps": steps, "env_steps": sum(stage.episodes.steps for stage in stages)}
+            | {"query_steps": steps, "query_episodes": int(query.episodes.valid.any(dim=1).sum())}
+            | {"env_steps": sum(stage.episodes.steps for stage in stages)}
             | {"failed_episodes": sum(int(stage.episodes.failed.sum()) for stage in stages)}
         )
         means = {name: total[name] / self.tasks for name in per_task}
@@ -311,6 +323,7 @@ class Learner:
             "env_steps": self.env_steps,
             **means,
             "adaptation_gain": means[f"return/step_{len(stages) - 1}"] - means["return/step_0"],
+            "episode_length": total["query_steps"] / total["query_episodes"],
             "failed_episodes": int(total["failed_episodes"]),
             "kl": outcome.kl,
             **outcome.details,

@@ -61,7 +61,8 @@ LEARNERS = {
     "reptile": lambda: navigation(outer=Reptile()),
     "e-maml": lambda: navigation(initial_sampling=True, rule=LayerStepSizes(0.3)),
     "corridor": lambda: corridor(outer=TRPO(product_fraction=0.5)),
-    "dice": lambda: corridor(estimator=dice, outer=TRPO(product_fraction=0.5)),
+    "steps": lambda: corridor(budget="steps", outer=TRPO(product_fraction=0.5)),
+    "dice": lambda: corridor(budget="steps", estimator=dice, outer=TRPO(product_fraction=0.5)),
     "few-shot": lambda: FewShotLearner(Sine(), MLP((1, 8, 1)), REGRESSION, tasks=2 * TASKS),
     "few-shot reptile": lambda: FewShotLearner(
         Sine(), MLP((1, 8, 1)), REGRESSION, tasks=2 * TASKS, meta_gradient=ReptileGradient()
@@ -131,7 +132,7 @@ ALL = tuple(LEARNERS)
 @pytest.mark.parametrize(
     ("size", "names"),
     [
-        (2, ("corridor", "ppo", "few-shot")),
+        (2, ("steps", "ppo", "few-shot")),
         pytest.param(2, ALL, marks=pytest.mark.slow),
         pytest.param(3, ALL, marks=pytest.mark.slow),
         pytest.param(4, ALL, marks=pytest.mark.slow),

@@ -1,6 +1,6 @@
 """Collecting episodes: all tasks and episodes in lockstep, one batched forward per step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -9,7 +9,7 @@ import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor, nn
 
-from metarl.capture import capture
+from metarl.capture import capture, one_launch
 from metarl.distributed import ALONE, Processes
 from metarl.distributions import ActionDistribution
 from metarl.episodes import Episodes, NonFiniteError
@@ -90,23 +90,32 @@ def rollout(
     failed = np.zeros(lanes, bool)
     running = np.ones(lanes, bool)
     final = np.zeros((*lanes, *observation_shape), np.float32)
-    actions: Tensor | None = None
+
+    ferry = _Ferry(device)
 
     def to_device(raw: np.ndarray) -> Tensor:
-        return torch.from_numpy(raw.astype(np.float32)).view(*lanes, *observation_shape).to(device)
+        return ferry.to_device(raw.reshape(*lanes, *observation_shape))
 
     forward: Callable[[Tensor], Tensor] = partial(call_per_task, policy, parameters)
     if horizon >= _CAPTURE_FROM:
         forward = capture(policy, parameters, to_device(raw))
+
+    def act(observation: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
+        output = forward(observation)
+        return output, distribution.sample(output, noise)
+
+    step: Callable[..., tuple[Tensor, ...]] = act
+    if horizon >= _CAPTURE_FROM and _on_gpu(device):
+        step = one_launch(act, to_device(raw), noise[:, 0])
+    actions: Tensor | None = None
     for t in range(horizon):
         observation = to_device(raw)
-        output = forward(observation)
-        action = distribution.sample(output, noise[:, t])
+        output, action = step(observation, noise[:, t])
         if actions is None:
             actions = torch.zeros(count, horizon, *action.shape[1:], dtype=action.dtype, device=device)
         observations[:, t], parameter_store[:, t], actions[:, t] = observation, output, action
 
-        flat_action = action.reshape(envs.num_envs, *action.shape[2:]).cpu().numpy()
+        flat_action = ferry.to_host(action).reshape(envs.num_envs, *action.shape[2:])
         if not np.isfinite(flat_action).all():
             _check_finite("action", actions[:, : t + 1], torch.ones(count, t + 1, per_task, dtype=torch.bool), key)
         raw, reward, terminations, truncations, infos = envs.step(distribution.to_environment(flat_action))
@@ -141,6 +150,38 @@ def rollout(
     _check_finite("reward", episodes.rewards, episodes.valid, key)
     _check_finite("observation", episodes.observations, episodes.valid, key)
     return episodes
+
+
+class _Ferry:
+    """Carries one array per step to the device and one back: on a GPU through memory that the device can reach."""
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        self._there: Tensor | None = None
+        self._back: Tensor | None = None
+
+    def to_device(self, values: np.ndarray) -> Tensor:
+        """As float32; the tensor holds until the next call."""
+        if self._there is None:
+            self._there = self._memory(values.shape, torch.float32)
+        self._there.copy_(torch.from_numpy(values))
+        return self._there.to(self._device, non_blocking=True)
+
+    def to_host(self, values: Tensor) -> np.ndarray:
+        """Wait for the values; an array of its own."""
+        if self._back is None:
+            self._back = self._memory(values.shape, values.dtype)
+        self._back.copy_(values, non_blocking=True)
+        if _on_gpu(self._device):
+            torch.cuda.current_stream().synchronize()
+        return self._back.numpy().copy()
+
+    def _memory(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        return torch.empty(tuple(shape), dtype=dtype, pin_memory=self._device.type == "cuda")
+
+
+def _on_gpu(device: torch.device) -> bool:
+    return device.type == "cuda"
 
 
 def _final_observations(raw: np.ndarray, infos: dict) -> np.ndarray:

@@ -304,8 +304,9 @@ def _start(experiment: Experiment, arguments: Sequence[str]) -> tuple[Run, Any, 
 
 def _build(experiment: Experiment, settings: Any) -> Any:
     """Meet the other processes, and build the learner: on each machine first in one, which may have to fetch data."""
+    device = choose_device(settings.device)
     try:
-        processes = distributed.start(choose_device(settings.device))
+        processes = distributed.start(device)
     except ValueError as error:
         raise SettingError(f"--device = {settings.device}: {error}") from error
     for name in ("tasks", "evaluation_tasks"):

@@ -81,12 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def measure(name: str, settings: BenchmarkSettings) -> dict[str, Any]:
     """Time all parts; figures by name, each with median, min and max, and what they were measured on."""
-    experiment = find_experiment(name)
-    wanted = {field.name for field in fields(experiment.settings)}
-    given = {field.name: getattr(settings, field.name) for field in fields(settings) if field.name in wanted}
-    if not settings.tasks:
-        del given["tasks"]
-    learner = experiment.build(experiment.settings(**given))
+    learner = build_learner(name, settings)
     parts = {**learner_parts(learner), **simulator_parts(learner)}
     for timing in parts.values():
         timing()  # the first call builds lanes and fills caches
@@ -102,6 +97,16 @@ def measure(name: str, settings: BenchmarkSettings) -> dict[str, Any]:
     machine = f"{platform.machine()}, {learner.threads} threads, {learner.device}, torch {torch.__version__}"
     sizes = f"{learner.tasks} tasks x {learner.episodes} episodes x {learner.distribution.horizon} steps"
     return {**summary, "peak_memory_mb": round(peak), "sizes": sizes, "machine": machine}
+
+
+def build_learner(name: str, settings: BenchmarkSettings) -> metarl.Learner:
+    """The learner of an experiment, of the sizes to be timed."""
+    experiment = find_experiment(name)
+    wanted = {field.name for field in fields(experiment.settings)}
+    given = {field.name: getattr(settings, field.name) for field in fields(settings) if field.name in wanted}
+    if not settings.tasks:
+        del given["tasks"]
+    return experiment.build(experiment.settings(**given))
 
 
 def learner_parts(learner: metarl.Learner) -> Timings:

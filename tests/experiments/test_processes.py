@@ -117,7 +117,9 @@ def test_processes_make_the_run_that_one_makes(size, alone, tmp_path):
     directory = tmp_path / "run"
     with torchrun(tmp_path, size, WHOLE_RUN, "--iterations", 2, "--evaluate-every", 2, "--run-dir", directory) as run:
         run.communicate(timeout=200)
-    with torchrun(tmp_path, 5 - size, WHOLE_RUN, "--resume", directory, "--iterations", 4) as run:
+    with torchrun(
+        tmp_path, 5 - size, WHOLE_RUN, "--resume", directory, "--iterations", 4, "--evaluate-every", 2
+    ) as run:
         run.communicate(timeout=200)
     assert_same_run(directory, alone)
 

@@ -24,7 +24,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from mujoco.rollout import Rollout
 
 from envs.mujoco_batch import MujocoBatch
-from experiments.configuration import OneLineParser, parse, setting
+from experiments.configuration import OneLineParser, parse, setting, with_default
 from experiments.settings import Settings
 from experiments.training import find_experiment, one_line_errors
 from metarl.learner import Clock, Stage
@@ -51,7 +51,7 @@ class BenchmarkSettings:
     activation: str = setting("tanh", "of the hidden layers", choices=("relu", "tanh"))
     product_fraction: float = setting(0.2, "share of the samples in Hessian-vector products", more_than=0, at_most=1)
     dynamics: str = setting("gymnasium", "of a simulated body", choices=("paper", "gymnasium"))
-    threads: int = setting(Settings().threads, "of physics and mathematics; here: all cores", at_least=1)
+    threads: int = with_default(Settings, "threads", 0, "")
     device: str = setting("auto", "where learning happens", choices=("auto", "cpu", "cuda"))
     repeats: int = setting(7, "measurements of each part", at_least=1)
 
@@ -81,12 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def measure(name: str, settings: BenchmarkSettings) -> dict[str, Any]:
     """Time all parts; figures by name, each with median, min and max, and what they were measured on."""
-    experiment = find_experiment(name)
-    wanted = {field.name for field in fields(experiment.settings)}
-    given = {field.name: getattr(settings, field.name) for field in fields(settings) if field.name in wanted}
-    if not settings.tasks:
-        del given["tasks"]
-    learner = experiment.build(experiment.settings(**given))
+    learner = build_learner(name, settings)
     parts = {**learner_parts(learner), **simulator_parts(learner)}
     for timing in parts.values():
         timing()  # the first call builds lanes and fills caches
@@ -99,9 +94,19 @@ def measure(name: str, settings: BenchmarkSettings) -> dict[str, Any]:
         for part, values in measured.items()
     }
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    machine = f"{platform.machine()}, {settings.threads} threads, {learner.device}, torch {torch.__version__}"
+    machine = f"{platform.machine()}, {learner.threads} threads, {learner.device}, torch {torch.__version__}"
     sizes = f"{learner.tasks} tasks x {learner.episodes} episodes x {learner.distribution.horizon} steps"
     return {**summary, "peak_memory_mb": round(peak), "sizes": sizes, "machine": machine}
+
+
+def build_learner(name: str, settings: BenchmarkSettings) -> metarl.Learner:
+    """The learner of an experiment, of the sizes to be timed."""
+    experiment = find_experiment(name)
+    wanted = {field.name for field in fields(experiment.settings)}
+    given = {field.name: getattr(settings, field.name) for field in fields(settings) if field.name in wanted}
+    if not settings.tasks:
+        del given["tasks"]
+    return experiment.build(experiment.settings(**given))
 
 
 def learner_parts(learner: metarl.Learner) -> Timings:

@@ -2,17 +2,18 @@
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import metarl
 from experiments.configuration import SettingError, setting, with_default
-from experiments.settings import Settings, choose_device
-from experiments.training import Experiment
+from experiments.settings import Settings, choose_device, prepare_process
+from experiments.training import Experiment, step
 from metarl.few_shot import Criterion, FewShotLearner, MAMLGradient, ReptileGradient
 from metarl.few_shot_tasks import FewShotDistribution, FewShotTasks
 
@@ -46,7 +47,9 @@ class FewShotSettings:
     )
     clip: float = setting(0.0, "bound on each element of the meta-gradient; 0 for none", at_least=0, source="paper")
     device: str = with_default(Settings, "device", "auto", "")
-    threads: int = with_default(Settings, "threads", Settings().threads, "")
+    threads: int = with_default(Settings, "threads", 0, "")
+    task_chunk: int = with_default(Settings, "task_chunk", 0, "")
+    shrink_chunks: bool = with_default(Settings, "shrink_chunks", False, "")
     record_every: int = setting(10, "iterations that a line of figures averages", at_least=1)
     checkpoint_every: int = with_default(Settings, "checkpoint_every", 100, "")
     evaluate_every: int = setting(
@@ -115,7 +118,7 @@ class FewShotExperiment(Experiment):
         """Train to the next multiple of `record_every`, or to the end; figures are means over these iterations."""
         started, first = time.perf_counter(), learner.iteration
         end = min((first // settings.record_every + 1) * settings.record_every, settings.iterations)
-        lines = [learner.step() for _ in range(end - first)]
+        lines = [step(settings, learner) for _ in range(end - first)]
         figures = {name: sum(line[name] for line in lines) / len(lines) for name in lines[0]}
         speed = (end - first) / (time.perf_counter() - started)
         return {**figures, "iteration": learner.iteration, "iterations_per_second": speed}
@@ -132,14 +135,19 @@ class FewShotExperiment(Experiment):
         return f"{name} {value:.4f}, {figures['iterations_per_second']:.1f} iterations/s"
 
     def evaluate(self, settings: Any, learner: FewShotLearner, split: str) -> FewShotEvaluation:
-        """Score after each gradient step on tasks of a split, a block of tasks at a time."""
+        """Score after each gradient step on tasks of a split, in blocks that the processes take in turn."""
         shots = settings.evaluation_shots or settings.shots
         judged = replace(learner, distribution=self.distribution(settings, learner, shots))
         judged.theta = learner.theta
         sizes = [min(_BLOCK, settings.evaluation_tasks - i) for i in range(0, settings.evaluation_tasks, _BLOCK)]
-        blocks = [judged.sample(size, split, number) for number, size in enumerate(sizes)]
-        scores = [judged.scores(block, settings.evaluation_steps).cpu().numpy() for block in blocks]
-        return FewShotEvaluation(learner.criterion.name, np.concatenate(scores, axis=1), judged, blocks[0])
+        first, processes = judged.sample(sizes[0], split), learner.processes
+        scores = np.zeros((settings.evaluation_steps + 1, settings.evaluation_tasks))
+        for number in range(processes.rank, len(sizes), processes.size):
+            block = judged.sample(sizes[number], split, number)
+            start = number * _BLOCK
+            scores[:, start : start + len(block)] = judged.scores(block, settings.evaluation_steps).cpu()
+        per_task = processes.sum(torch.from_numpy(scores)).numpy()
+        return FewShotEvaluation(learner.criterion.name, per_task, judged, first)
 
     def record(self, settings: Any, learner: FewShotLearner) -> dict[str, Any]:
         """Seed, iteration, and the shots of the tasks."""
@@ -158,9 +166,7 @@ def build_few_shot(
         if (value := getattr(settings, name)) % settings.record_every:
             flag = "--" + name.replace("_", "-")
             raise SettingError(f"{flag} = {value}; allowed: a multiple of --record-every = {settings.record_every}")
-    device = choose_device(settings.device)
-    torch.set_num_threads(settings.threads)
-    torch.manual_seed(settings.seed)
+    device = prepare_process(settings)
     module: nn.Module = make_module()
     multi_step = settings.multi_step_iterations if settings.learner == "maml++" else 0
     return FewShotLearner(
@@ -176,7 +182,15 @@ def build_few_shot(
         clip=settings.clip or None,
         seed=settings.seed,
         device=device,
+        task_chunk=settings.task_chunk or None,
     )
+
+
+def image_tasks(settings: Any, images: Mapping[str, Tensor]) -> metarl.ImageEpisodes:
+    """The tasks of training, on images that lie where learning happens."""
+    device = choose_device(settings.device)
+    placed = {split: tensor.to(device) for split, tensor in images.items()}
+    return metarl.ImageEpisodes(placed, settings.ways, settings.shots, settings.queries)
 
 
 def build_rule(settings: FewShotSettings, module: nn.Module) -> metarl.GradientDescent:

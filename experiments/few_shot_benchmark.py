@@ -9,12 +9,12 @@ from typing import Any
 import torch
 
 import metarl
-from experiments.settings import Settings
+from experiments.settings import choose_threads
 from metarl.models import ConvNet
 
 
 def benchmark_few_shot(
-    threads: int = Settings().threads, repeats: int = 7, inner_steps: Sequence[int] = (1, 5)
+    threads: int = choose_threads(0), repeats: int = 7, inner_steps: Sequence[int] = (1, 5)
 ) -> dict[str, Any]:
     """Seconds of a meta-iteration, from drawing tasks to updated parameters, by number of inner steps.
 

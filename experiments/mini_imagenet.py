@@ -5,7 +5,7 @@ from pathlib import Path
 
 import metarl
 from experiments.configuration import setting, with_default
-from experiments.few_shot import FewShotExperiment, FewShotSettings, build_few_shot
+from experiments.few_shot import FewShotExperiment, FewShotSettings, build_few_shot, image_tasks
 from experiments.images import default_cache, mini_imagenet
 from experiments.omniglot import tasks
 from experiments.training import main
@@ -34,7 +34,7 @@ class MiniImagenetSettings(FewShotSettings):
 def build(settings: MiniImagenetSettings) -> metarl.FewShotLearner:
     """The learner on MiniImagenet."""
     images = mini_imagenet(Path(settings.data) if settings.data else None, Path(settings.cache or default_cache()))
-    episodes = metarl.ImageEpisodes(images, settings.ways, settings.shots, settings.queries)
+    episodes = image_tasks(settings, images)
 
     def network() -> ConvNet:
         return ConvNet((84, 84, 3), settings.ways, settings.filters, strided=False)

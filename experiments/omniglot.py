@@ -5,7 +5,7 @@ from pathlib import Path
 
 import metarl
 from experiments.configuration import setting, with_default
-from experiments.few_shot import FewShotExperiment, FewShotSettings, build_few_shot
+from experiments.few_shot import FewShotExperiment, FewShotSettings, build_few_shot, image_tasks
 from experiments.images import default_cache, omniglot
 from experiments.training import main
 from metarl.models import MLP, ConvNet
@@ -32,7 +32,7 @@ class OmniglotSettings(FewShotSettings):
 def build(settings: OmniglotSettings) -> metarl.FewShotLearner:
     """The learner on Omniglot."""
     images = omniglot(Path(settings.data) if settings.data else None, Path(settings.cache or default_cache()))
-    episodes = metarl.ImageEpisodes(images, settings.ways, settings.shots, settings.queries)
+    episodes = image_tasks(settings, images)
 
     def network() -> ConvNet | MLP:
         if settings.network == "mlp":

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from metarl.learner import Learner, Stage
 from metarl.protocol import Tasks
@@ -18,7 +20,7 @@ class Evaluation:
     Attributes:
         tasks: dict of arrays (M, ...).
         returns: undiscounted return averaged over the episodes of a task, (S + 1, M).
-        stages: parameters and episodes after each step.
+        stages: parameters and episodes after each step, of this process's share of the tasks.
         successes: share of a task's episodes that succeeded, (S + 1, M); None where the environment does not tell.
     """
 
@@ -77,7 +79,7 @@ def held_out_tasks(learner: Learner, count: int) -> Tasks:
 
 
 def evaluate(learner: Learner, steps: int, tasks: Tasks, episodes: int) -> Evaluation:
-    """Adapt to every task, with fresh episodes after each step.
+    """Adapt to every task, with fresh episodes after each step; the learner's processes divide the tasks.
 
     Args:
         learner: is left as it was.
@@ -85,8 +87,13 @@ def evaluate(learner: Learner, steps: int, tasks: Tasks, episodes: int) -> Evalu
         tasks: dict of arrays (M, ...).
         episodes: E, per task and step.
     """
-    stages = learner.adapt(tasks, steps, episodes, purpose="test")
-    returns = np.stack([stage.episodes.mean_returns.cpu().numpy() for stage in stages])
+    stages = learner.adapt(tasks, steps, episodes, purpose="test", processes=learner.processes)
+    count = len(next(iter(tasks.values())))
+
+    def of_all_tasks(own: list[Tensor]) -> np.ndarray:
+        return learner.processes.join(torch.stack([values.cpu() for values in own], dim=1), count).T.numpy()
+
     rates = [stage.episodes.success_rates for stage in stages]
-    told = [rate.cpu().numpy() for rate in rates if rate is not None]
-    return Evaluation(tasks, returns, stages, np.stack(told) if told else None)
+    told = [rate for rate in rates if rate is not None]
+    returns = of_all_tasks([stage.episodes.mean_returns for stage in stages])
+    return Evaluation(tasks, returns, stages, of_all_tasks(told) if told else None)

@@ -260,7 +260,7 @@ def test_a_discrete_agent_acts():
     distribution = CorridorTasks()
     policy = CategoricalMLP(distribution.observation_space, distribution.action_space, (4,))
     theta = dict(policy.named_parameters())
-    agent = Agent(policy, {n: v.detach() for n, v in theta.items()}, distribution.action_space)
+    agent = Agent(policy, {n: v.detach() for n, v in theta.items()}, distribution.action_space, (2,))
     observation = np.array([0.5, 2.0])
     assert agent(observation) == policy(torch.tensor([[0.5, 2.0]])).argmax()
 

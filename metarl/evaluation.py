@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from metarl.learner import Learner, Stage
 from metarl.protocol import Tasks
@@ -90,10 +89,9 @@ def evaluate(learner: Learner, steps: int, tasks: Tasks, episodes: int) -> Evalu
     stages = learner.adapt(tasks, steps, episodes, purpose="test", processes=learner.processes)
     count = len(next(iter(tasks.values())))
 
-    def of_all_tasks(own: list[Tensor]) -> np.ndarray:
-        return learner.processes.join(torch.stack([values.cpu() for values in own], dim=1), count).T.numpy()
+    def of_all_tasks(own: list[torch.Tensor]) -> np.ndarray:
+        return learner.processes.join(torch.stack(own, dim=1).cpu(), count).T.numpy()
 
-    rates = [stage.episodes.success_rates for stage in stages]
-    told = [rate for rate in rates if rate is not None]
     returns = of_all_tasks([stage.episodes.mean_returns for stage in stages])
-    return Evaluation(tasks, returns, stages, of_all_tasks(told) if told else None)
+    rates = [rate for stage in stages if (rate := stage.episodes.success_rates) is not None]
+    return Evaluation(tasks, returns, stages, of_all_tasks(rates) if rates else None)

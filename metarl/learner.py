@@ -284,9 +284,9 @@ class Learner:
         per_task = {
             **{f"return/step_{step}": stage.episodes.mean_returns for step, stage in enumerate(stages)},
             **{
-                f"success/step_{step}": stage.episodes.success_rates
+                f"success/step_{step}": rates
                 for step, stage in enumerate(stages)
-                if stage.episodes.success_rates is not None
+                if (rates := stage.episodes.success_rates) is not None
             },
             "inner_gradient_norm": query.gradient_norm,
             "explained_variance": query.explained_variance,

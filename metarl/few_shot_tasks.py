@@ -43,6 +43,11 @@ class FewShotTasks:
     def __len__(self) -> int:
         return len(self.support.targets)
 
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Inputs and targets of the support, then of the query examples."""
+        return self.support.inputs, self.support.targets, self.query.inputs, self.query.targets
+
     def of_tasks(self, tasks: slice) -> "FewShotTasks":
         """Some of the tasks."""
         return FewShotTasks(self.support.of_tasks(tasks), self.query.of_tasks(tasks))

@@ -226,7 +226,7 @@ class _Gathered(torch.autograd.Function):
 
     @staticmethod
     def forward(rows: Tensor, height: int, width: int, stride: int, transposed: bool) -> Tensor:
-        *lead, count, channels = rows.shape
+        *lead, _, channels = rows.shape
         entries = 9 * _steps(height, stride) * _steps(width, stride) if transposed else height * width
         images = rows.shape[:-1].numel() // entries
         table = _tables(images, height, width, stride, rows.device)[transposed]
@@ -250,7 +250,7 @@ class _Gathered(torch.autograd.Function):
 def _tables(
     images: int, height: int, width: int, stride: int, device: torch.device
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """For each patch entry the pixel it is made of, if any, and for each pixel the entries: indices, and where a bag begins."""
+    """The pixels of each patch entry (one or none), and the entries of each pixel: all indices, and where bags begin."""
     rows, columns = np.arange(_steps(height, stride)) * stride, np.arange(_steps(width, stride)) * stride
     image, row, column, i, j = np.ix_(np.arange(images), rows, columns, (-1, 0, 1), (-1, 0, 1))
     row, column = row + i, column + j

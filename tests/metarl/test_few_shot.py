@@ -95,15 +95,15 @@ def test_second_order_meta_gradient_is_the_derivative(make, name, multi_step):
     gradients, _, _ = learner.gradient(tasks)
     theta = learner.theta
     weights = learner.meta_gradient.weights(2, 0)
-    assert weights == ([0.5, 0.5] if multi_step else [0, 1])
+    assert weights == ({1: 0.5, 2: 0.5} if multi_step else {2: 1})
 
     def objective(vector):
         learner.theta = {n: value.detach() for n, value in unravel(vector, theta).items()}
         path = []
         for task in range(3):  # the slow way: one task at a time, each step by plain autograd
             one = tasks.of_tasks(slice(task, task + 1))
-            phis = learner.adapt(one.support, 2)[1:]
-            path.append(sum(w * learner.model(phi, one.query)[0] for w, phi in zip(weights, phis, strict=True)))
+            phis = learner.adapt(one.support, 2)
+            path.append(sum(w * learner.model(phis[step], one.query)[0] for step, w in weights.items()))
         return torch.stack(path).mean().detach()
 
     point, gradient = ravel([value.detach() for value in theta.values()]), ravel(list(gradients.values()))
@@ -207,11 +207,12 @@ def test_the_inner_step_size_is_that_of_the_mean_loss():
 def test_multi_step_weights_sum_to_one_and_end_at_the_last():
     maml = MAMLGradient(100)
     for iteration in (0, 1, 50, 99, 100, 1000):
-        assert sum(maml.weights(5, iteration)) == pytest.approx(1)
-    assert maml.weights(5, 0) == pytest.approx([0.2] * 5)
-    assert maml.weights(5, 50)[0] == pytest.approx(0.1)
-    assert maml.weights(5, 99)[0] == pytest.approx(0.03 / 5)
-    assert maml.weights(5, 100) == [0, 0, 0, 0, 1]
+        assert sum(maml.weights(5, iteration).values()) == pytest.approx(1)
+    assert maml.weights(5, 0) == pytest.approx(dict.fromkeys(range(1, 6), 0.2))
+    assert maml.weights(5, 50)[1] == pytest.approx(0.1)
+    assert maml.weights(5, 99)[1] == pytest.approx(0.03 / 5)
+    assert maml.weights(5, 100) == {5: 1}
+    assert maml.weights(0, 0) == {0: 1}
 
 
 def test_clip_bounds_each_element():

@@ -250,20 +250,23 @@ class _Gathered(torch.autograd.Function):
 def _tables(
     images: int, height: int, width: int, stride: int, device: torch.device
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """The pixels of each patch entry (one or none), and the entries of each pixel: all indices, and where bags begin."""
+    """The pixels of each patch entry (one or none) and the entries of each pixel: indices, and where bags begin."""
     rows, columns = np.arange(_steps(height, stride)) * stride, np.arange(_steps(width, stride)) * stride
-    image, row, column, i, j = np.ix_(np.arange(images), rows, columns, (-1, 0, 1), (-1, 0, 1))
+    around = np.arange(-1, 2)
+    image, row, column, i, j = np.ix_(np.arange(images), rows, columns, around, around)
     row, column = row + i, column + j
-    inside = ((row >= 0) & (row < height) & (column >= 0) & (column < width)) & (image >= 0)
+    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width) & (image >= 0)
     pixels = ((image * height + row) * width + column)[inside]
-    per_pixel = np.bincount(pixels, minlength=images * height * width)
     entries = np.flatnonzero(inside)[np.argsort(pixels, kind="stable")]
 
-    def table(indices: np.ndarray, counts: np.ndarray) -> tuple[Tensor, Tensor]:
-        begins = np.concatenate([[0], np.cumsum(counts)[:-1]])
-        return tuple(torch.from_numpy(a.astype(np.int32)).to(device) for a in (indices, begins))
+    def table(indices: np.ndarray, sizes: np.ndarray) -> tuple[Tensor, Tensor]:
+        begins = np.cumsum(sizes) - sizes
+        return (
+            torch.from_numpy(indices.astype(np.int32)).to(device),
+            torch.from_numpy(begins.astype(np.int32)).to(device),
+        )
 
-    return table(pixels, inside.ravel().astype(np.int32)), table(entries, per_pixel)
+    return table(pixels, inside.ravel()), table(entries, np.bincount(pixels, minlength=images * height * width))
 
 
 def _steps(size: int, stride: int) -> int:

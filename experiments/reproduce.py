@@ -1,6 +1,7 @@
 """Reproduce the paper's reinforcement-learning figures: `python experiments/reproduce.py navigation_2d --seeds 0 1 2`.
 
-For each method and seed a run is trained under runs/reproduce (continued if it was stopped), evaluated, and what
+`--methods first-order ProMP DiCE E-MAML Meta-SGD ANIL` runs other meta-learners beside `maml`, at equal environment
+steps. For each method and seed a run is trained under runs/reproduce (continued if it was stopped), evaluated, and what
 matters of it is kept under experiments/results. `--report` makes the tables and figures from what is there.
 """
 
@@ -43,55 +44,84 @@ class Method:
 
 @dataclass(frozen=True)
 class Reproduction:
-    """One figure of the paper: its methods by name, `maml` among them."""
+    """What is run on one environment.
 
-    maml: Method
-    pretrained: Method
-    random: Method
-    oracle: Method
-    longer: dict[str, Method] = field(default_factory=dict)
+    Attributes:
+        paper: the methods of the paper's figure by name, `maml` among them.
+        comparison: other meta-learners by name, at the same environment steps as `maml`.
+    """
+
+    paper: dict[str, Method]
+    comparison: dict[str, Method] = field(default_factory=dict)
 
     @property
     def methods(self) -> dict[str, Method]:
         """All methods by name."""
-        named = {name: getattr(self, name) for name in ("maml", "pretrained", "random", "oracle")}
-        return {**named, **self.longer}
+        return {**self.paper, **self.comparison}
+
+    @property
+    def groups(self) -> dict[str, list[str]]:
+        """Names of the methods that share a table and a figure, by the name of the figure's file."""
+        return {"adaptation": list(self.paper), "comparison": ["maml", *self.comparison]}
 
 
 PRETRAINED, RANDOM = "--inner-steps 0 --inner-step-size", "--iterations 1 --inner-step-size"
 ORACLE = "--inner-steps 0 --observe-task --evaluation-steps 0"
 
+CONTEXT = "--adaptation cavia"  # the paper's context vector, whose learned start the first layer's bias can stand for
+COMPARISON = {
+    "first-order": Method("--order first"),
+    "ProMP": Method("--estimator lvc --outer ppo"),
+    "DiCE": Method("--estimator dice"),
+    "E-MAML": Method("--initial-sampling"),
+    "Meta-SGD": Method("--adaptation meta-sgd"),
+    "ANIL": Method("--adaptation anil"),
+}
+
 FIGURES = {
     "navigation_2d": Reproduction(
-        maml=Method("", (-40.41, -11.68, -3.33, -3.23)),
-        pretrained=Method(f"{PRETRAINED} 0.5", (-40.81, -19.73, -11.72, -8.48)),
-        random=Method(f"{RANDOM} 0.5", (-82.66, -57.96, -53.84, -46.81), trained=False),
-        oracle=Method(ORACLE, (-2.29,)),
-        longer={"maml, 300 iterations": Method("--iterations 300")},
+        {
+            "maml": Method("", (-40.41, -11.68, -3.33, -3.23)),
+            "pretrained": Method(f"{PRETRAINED} 0.5 --outer adam", (-40.81, -19.73, -11.72, -8.48)),
+            "random": Method(f"{RANDOM} 0.5", (-82.66, -57.96, -53.84, -46.81), trained=False),
+            "oracle": Method(ORACLE, (-2.29,)),
+            "context vector": Method(CONTEXT, (-42.42, -13.90, -5.17, -3.18)),
+        },
+        COMPARISON,
     ),
     "half_cheetah_direction": Reproduction(
-        maml=Method("", (-50.69, 293.19, 313.48, 315.65)),
-        pretrained=Method(f"{PRETRAINED} 0.2", (-43.03, -24.75, -12.85, 19.57)),
-        random=Method(f"{RANDOM} 1.0", (-35.74, 21.83, 62.32, 86.19), trained=False),
-        oracle=Method(ORACLE, (442.69,)),
+        {
+            "maml": Method("", (-50.69, 293.19, 313.48, 315.65)),
+            "pretrained": Method(f"{PRETRAINED} 0.2", (-43.03, -24.75, -12.85, 19.57)),
+            "random": Method(f"{RANDOM} 1.0", (-35.74, 21.83, 62.32, 86.19), trained=False),
+            "oracle": Method(ORACLE, (442.69,)),
+            "context vector": Method(CONTEXT, (-40.49, -44.08, -38.27, -42.50)),
+        },
+        COMPARISON,
     ),
     "half_cheetah_velocity": Reproduction(
-        maml=Method("", (-129.53, -78.57, -66.62, -60.78)),
-        pretrained=Method(f"{PRETRAINED} 0.02", (-158.00, -135.39, -128.47, -133.61)),
-        random=Method(f"{RANDOM} 0.1", (-254.83, -254.33, -246.79, -230.83), trained=False),
-        oracle=Method(ORACLE, (-54.47,)),
+        {
+            "maml": Method("", (-129.53, -78.57, -66.62, -60.78)),
+            "pretrained": Method(f"{PRETRAINED} 0.02", (-158.00, -135.39, -128.47, -133.61)),
+            "random": Method(f"{RANDOM} 0.1", (-254.83, -254.33, -246.79, -230.83), trained=False),
+            "oracle": Method(ORACLE, (-54.47,)),
+        },
     ),
     "ant_velocity": Reproduction(
-        maml=Method("", (30.58, 96.74, 100.06, 101.41)),
-        pretrained=Method(f"{PRETRAINED} 0.2", (-1.83, 6.11, 8.48, 9.47)),
-        random=Method(f"{RANDOM} 1.0", (-78.64, -62.81, -48.55, -35.57), trained=False),
-        oracle=Method(ORACLE, (107.89,)),
+        {
+            "maml": Method("", (30.58, 96.74, 100.06, 101.41)),
+            "pretrained": Method(f"{PRETRAINED} 0.2", (-1.83, 6.11, 8.48, 9.47)),
+            "random": Method(f"{RANDOM} 1.0", (-78.64, -62.81, -48.55, -35.57), trained=False),
+            "oracle": Method(ORACLE, (107.89,)),
+        },
     ),
     "ant_direction": Reproduction(
-        maml=Method("", (8.66, 499.15, 500.68, 499.11)),
-        pretrained=Method(f"{PRETRAINED} 0.2", (3.16, 1.27, 6.51, 6.87)),
-        random=Method(f"{RANDOM} 1.0", (3.11, 9.25, 15.96, 26.12), trained=False),
-        oracle=Method(ORACLE, (524.80,)),
+        {
+            "maml": Method("", (8.66, 499.15, 500.68, 499.11)),
+            "pretrained": Method(f"{PRETRAINED} 0.2", (3.16, 1.27, 6.51, 6.87)),
+            "random": Method(f"{RANDOM} 1.0", (3.11, 9.25, 15.96, 26.12), trained=False),
+            "oracle": Method(ORACLE, (524.80,)),
+        },
     ),
 }
 
@@ -101,7 +131,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = OneLineParser("Train and evaluate the methods of one of the paper's figures, or report what has been run.")
     parser.add_argument("figure", nargs="?", choices=tuple(FIGURES), help="the experiment of the figure")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="INT", help="(default 0 1 2)")
-    parser.add_argument("--methods", nargs="+", metavar="NAME", help="of the figure (default: all)")
+    parser.add_argument("--methods", nargs="+", metavar="NAME", help="of the figure (default: the paper's)")
     parser.add_argument("--threads", type=int, metavar="INT", help="passed on to the runs")
     parser.add_argument("--report", action="store_true", help="tables and figures of all that has been run")
     chosen = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
@@ -110,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise SettingError(f"nothing to do; allowed: a figure ({', '.join(FIGURES)}), --report, or both")
         if chosen.figure is not None:
             known = FIGURES[chosen.figure].methods
-            methods = chosen.methods or list(known)
+            methods = chosen.methods or list(FIGURES[chosen.figure].paper)
             if unknown := [name for name in methods if name not in known]:
                 raise SettingError(f"--methods = {unknown[0]!r}; allowed: {', '.join(map(repr, known))}")
             for name in methods:
@@ -159,8 +189,11 @@ def report() -> None:
     kept = json.loads((RESULTS / "summary.json").read_text()) if (RESULTS / "summary.json").exists() else {}
     save_json(RESULTS / "summary.json", {**kept, **summary})
     for figure, methods in summary.items():
-        _draw(figure, methods).savefig(RESULTS / figure / "adaptation.png", dpi=120)
-        print(table(figure, methods))
+        for group, names in FIGURES[figure].groups.items():
+            chosen = {name: methods[name] for name in names if name in methods}
+            if chosen.keys() - {"maml"} or group == "adaptation":
+                _draw(figure, chosen).savefig(RESULTS / figure / f"{group}.png", dpi=120)
+                print(table(figure, chosen))
 
 
 def table(figure: str, methods: dict[str, Any]) -> str:
@@ -175,9 +208,13 @@ def table(figure: str, methods: dict[str, Any]) -> str:
         for step in range(4):
             value = entry.get(f"return/step_{step}")
             paper = f" ({published[step]:.1f})" if step < len(published) else ""
-            cells.append(f"{value['mean']:.1f} ± {value['standard_error']:.1f}{paper}" if value else "")
+            cells.append(f"{value['mean']:.1f}{_plus_minus(value['standard_error'])}{paper}" if value else "")
         rows.append(f"| {name} | {' | '.join(cells)} | {entry['iterations']} | {len(entry['seeds'])} |")
     return "\n".join(rows) + "\n"
+
+
+def _plus_minus(error: float | None) -> str:
+    return "" if error is None else f" ± {error:.1f}"  # there is none of a single seed
 
 
 def _summarise(figure: str, method: Method, folders: Sequence[Path]) -> dict[str, Any]:

@@ -26,6 +26,13 @@ class Settings:
     iterations: int = setting(100, "meta-iterations in all", at_least=1, changeable=True, source="paper")
     tasks: int = setting(20, "tasks in a meta-batch", at_least=1, source="paper")
     episodes: int = setting(20, "episodes per task, before and after each inner step", at_least=1, source="paper")
+    budget: str = setting(
+        "episodes",
+        "what --episodes counts: episodes; or the steps of that many at full length, so that a task whose episodes end "
+        "early gets more of them",
+        choices=("episodes", "steps"),
+        source="paper; its code counted steps",
+    )
     horizon: int = setting(100, "length of an episode", unit="steps", at_least=1, source="paper")
     discount: float = setting(0.99, "factor of later rewards", at_least=0, at_most=1, source="paper's code")
     gae_lambda: float = setting(1.0, "factor of later advantages", at_least=0, at_most=1, source="paper's code")
@@ -132,6 +139,7 @@ def build_learner(settings: Settings, distribution: TaskDistribution) -> metarl.
         gae_lambda=settings.gae_lambda,
         bootstrap=settings.bootstrap,
         weighting=settings.weighting,
+        budget=settings.budget,
         seed=settings.seed,
         threads=settings.threads,
         device=device,

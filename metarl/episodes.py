@@ -31,6 +31,8 @@ def task_chunks(tasks: int, size: int) -> list[slice]:
 class Episodes:
     """M x E episodes in lockstep; steps after the end of an episode are not valid and hold zeros or repeats.
 
+    An episode without any valid step is absent: tasks may have different numbers of episodes.
+
     Attributes:
         observations: (M, T, E, O) the observation on which each action was chosen.
         actions: (M, T, E, A) in the policy's range, or (M, T, E) where they are discrete.
@@ -57,10 +59,45 @@ class Episodes:
         """The episodes of some of the tasks."""
         return _map_tensors(self, lambda tensor: tensor[tasks])
 
+    def joined(self, others: "Episodes") -> "Episodes":
+        """These episodes of M tasks followed by others of the same tasks."""
+        steps = max(self.valid.shape[1], others.valid.shape[1])
+
+        def join(name: str) -> Tensor:
+            parts = [getattr(self, name), getattr(others, name)]
+            if name in _TIMELESS:
+                return torch.cat(parts, dim=1)
+            return torch.cat([_lengthened(part, steps) for part in parts], dim=2)
+
+        return Episodes(**{field.name: join(field.name) for field in fields(self)})
+
+    def up_to(self, steps: int) -> "Episodes":
+        """The first episodes of every task, as many whole ones as it takes to have that many valid steps."""
+        kept = self.lengths.cumsum(dim=1) - self.lengths < steps
+        count = int(kept.sum(dim=1).max())
+
+        def first(name: str) -> Tensor:
+            value = getattr(self, name)
+            return value[:, :count] if name in _TIMELESS else value[:, :, :count]
+
+        shortened = Episodes(**{field.name: first(field.name) for field in fields(self)})
+        kept = kept[:, :count]
+        return replace(
+            shortened,
+            rewards=torch.where(kept.unsqueeze(1), shortened.rewards, 0),
+            valid=shortened.valid & kept.unsqueeze(1),
+            failed=shortened.failed & kept,
+        )
+
     @property
     def returns(self) -> Tensor:
-        """Undiscounted return of every episode, (M, E)."""
+        """Undiscounted return of every episode, (M, E); 0 of an absent one."""
         return self.rewards.sum(dim=1)
+
+    @property
+    def mean_returns(self) -> Tensor:
+        """Undiscounted return averaged over the episodes of each task, (M,)."""
+        return self.returns.sum(dim=1) / self.valid.any(dim=1).sum(dim=1)
 
     @property
     def lengths(self) -> Tensor:
@@ -73,9 +110,12 @@ class Episodes:
         return int(self.valid.sum())
 
 
+_TIMELESS = ("terminated", "final_observations", "failed")
+
+
 @dataclass(frozen=True)
 class Samples:
-    """The N = T * E steps of every task, with what the losses need.
+    """The N steps of every task, with what the losses need; N = T * E, or fewer once `packed`.
 
     Attributes:
         observations: (M, N, O).
@@ -98,6 +138,16 @@ class Samples:
     def of_tasks(self, tasks: slice) -> "Samples":
         """The samples of some of the tasks."""
         return _map_tensors(self, lambda tensor: tensor[tasks])
+
+    def packed(self) -> "Samples":
+        """The samples without most of those of weight 0: N becomes the most that any task has of others."""
+        weighted = self.weights > 0
+        count = int(weighted.sum(dim=1).max())
+        if count == weighted.shape[1]:
+            return self
+        order = (~weighted).to(torch.uint8).argsort(dim=1, stable=True)[:, :count]
+        rows = torch.arange(len(order), device=order.device).unsqueeze(1)
+        return replace(_map_tensors(self, lambda tensor: tensor[rows, order]), steps=None)
 
     def at(self, positions: Tensor) -> "Samples":
         """The samples at some of the N positions, the same for all tasks, with weights that again sum to 1."""
@@ -124,7 +174,7 @@ def to_samples(episodes: Episodes, advantages: Tensor, weighting: str = "timeste
     """
     valid = episodes.valid.to(advantages.dtype)
     if weighting == "episode":
-        valid = valid / valid.sum(dim=1, keepdim=True)
+        valid = valid / valid.sum(dim=1, keepdim=True).clamp_min(1)
     elif weighting != "timestep":
         raise ValueError(f"weighting = {weighting!r}; allowed: timestep, episode")
     weights = valid / valid.sum(dim=(1, 2), keepdim=True)
@@ -137,6 +187,12 @@ def to_samples(episodes: Episodes, advantages: Tensor, weighting: str = "timeste
         weights=weights.flatten(1, 2),
         steps=advantages.shape[1],
     )
+
+
+def _lengthened(values: Tensor, steps: int) -> Tensor:
+    """Zeros appended along the time axis, (M, T, ...) to (M, steps, ...)."""
+    missing = values.new_zeros(len(values), steps - values.shape[1], *values.shape[2:])
+    return torch.cat([values, missing], dim=1)
 
 
 def _map_tensors(record: Record, function: Callable[[Tensor], Tensor]) -> Record:

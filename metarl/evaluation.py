@@ -74,5 +74,5 @@ def evaluate(learner: Learner, steps: int, tasks: Tasks, episodes: int) -> Evalu
         episodes: E, per task and step.
     """
     stages = learner.adapt(tasks, steps, episodes, purpose="test")
-    returns = np.stack([stage.episodes.returns.mean(dim=1).cpu().numpy() for stage in stages])
+    returns = np.stack([stage.episodes.mean_returns.cpu().numpy() for stage in stages])
     return Evaluation(tasks, returns, stages)

@@ -17,12 +17,12 @@ from metarl.adaptation import AdaptationRule, GradientDescent, adapt_step
 from metarl.advantages import discounted_returns, estimate_advantages
 from metarl.distributions import distribution_for
 from metarl.episodes import Episodes, NonFiniteError, Samples, task_chunks, to_samples
-from metarl.estimators import WITH_SAMPLING, Estimator, outcomes, policy_loss, score
+from metarl.estimators import EPISODIC, WITH_SAMPLING, Estimator, outcomes, policy_loss, score
 from metarl.objective import MetaObjective
 from metarl.outer import TRPO, OuterOptimiser, State, UpdateOutcome
 from metarl.parameters import Parameters, call_per_task, parameters_of, ravel, unravel
 from metarl.randomness import RolloutKey, keyed_generator
-from metarl.rollout import Tasks, rollout
+from metarl.rollout import Tasks, collect, rollout
 
 _CHUNK_SAMPLES = 16_384  # samples of one task chunk on a CPU: its activations stay in the cache
 
@@ -88,6 +88,8 @@ class Learner:
             estimators that lack it.
         discount, gae_lambda, bootstrap: see `metarl.advantages.estimate_advantages`.
         weighting: of the steps within a task, see `metarl.episodes.to_samples`.
+        budget: `episodes`: E episodes per task; `steps`: as many whole ones as it takes to have E times the horizon
+            in steps, see `metarl.rollout.collect`.
         seed: names all randomness of a run.
         threads: that step the physics.
         device: where adaptation and updates happen.
@@ -109,6 +111,7 @@ class Learner:
     gae_lambda: float = 1.0
     bootstrap: bool = False
     weighting: str = "timestep"
+    budget: str = "episodes"
     seed: int = 0
     threads: int = 1
     device: str = "cpu"
@@ -183,12 +186,14 @@ class Learner:
         for step in range(steps + 1):
             key = RolloutKey(self.seed, f"{purpose}/step_{step}", iteration)
             with clock.phase("rollout"):
-                sampled = rollout(envs, self.policy, self.actions, phi, tasks, self.distribution.horizon, key)
+                sampled = self._sample(envs, phi, tasks, key)
             with clock.phase("adapt"):
                 advantages, explained, deviation = estimate_advantages(
                     sampled, self.discount, self.gae_lambda, self.bootstrap
                 )
                 samples = to_samples(sampled, advantages, self.weighting)
+                if self.estimator not in EPISODIC:
+                    samples = samples.packed()
                 stages.append(Stage(phi, sampled, samples, explained, deviation, norm))
                 if step < steps:
                     phi, norm = self.inner_step(phi, samples, step)
@@ -243,6 +248,13 @@ class Learner:
         adapted, norms = zip(*parts, strict=True)
         return {name: torch.cat([part[name] for part in adapted]) for name in phi}, torch.cat(norms)
 
+    def _sample(self, envs: VectorEnv, phi: Parameters, tasks: Tasks, key: RolloutKey) -> Episodes:
+        horizon = self.distribution.horizon
+        if self.budget == "episodes":
+            return rollout(envs, self.policy, self.actions, phi, tasks, horizon, key)
+        steps = envs.num_envs // len(next(iter(tasks.values()))) * horizon
+        return collect(envs, self.policy, self.actions, phi, tasks, horizon, key, steps)
+
     def _outcomes(self, query: Stage) -> Tensor:
         returns = discounted_returns(query.episodes.rewards, self.discount)[:, 0]
         return outcomes(returns, query.episodes.lengths, query.advantage_deviation)
@@ -274,14 +286,14 @@ class Learner:
             )
 
     def _figures(self, stages: list[Stage], outcome: UpdateOutcome, clock: "Clock") -> dict[str, float]:
-        returns = [stage.episodes.returns.mean().item() for stage in stages]
+        returns = [stage.episodes.mean_returns.mean().item() for stage in stages]
         query = stages[-1]
         return {
             "iteration": self.iteration,
             "env_steps": self.env_steps,
             **{f"return/step_{step}": value for step, value in enumerate(returns)},
             "adaptation_gain": returns[-1] - returns[0],
-            "episode_length": query.episodes.lengths.double().mean().item(),
+            "episode_length": query.episodes.steps / int(query.episodes.valid.any(dim=1).sum()),
             "failed_episodes": sum(int(stage.episodes.failed.sum()) for stage in stages),
             "kl": outcome.kl,
             **outcome.details,

@@ -31,12 +31,14 @@ class RolloutKey:
         purpose: such as `train/support_0`; different rollouts of an iteration have different purposes.
         iteration: of the outer loop.
         first_task: global number of the first task, where a process holds only a share of the tasks.
+        first_episode: number of the first episode of every task, where earlier ones came from another rollout.
     """
 
     seed: int
     purpose: str
     iteration: int
     first_task: int = 0
+    first_episode: int = 0
 
     def reset_seeds(self, tasks: int, episodes: int) -> list[int]:
         """One environment seed for each of the M*E lanes, in lane order."""
@@ -63,6 +65,7 @@ class RolloutKey:
         state = rng.bit_generator.state
         for task in range(tasks):
             for episode in range(episodes):
-                state["state"]["counter"][:] = (0, episode, self.first_task + task, self.iteration)
+                name = (0, self.first_episode + episode, self.first_task + task, self.iteration)
+                state["state"]["counter"][:] = name
                 rng.bit_generator.state = state
                 yield task, episode, rng

@@ -1,6 +1,7 @@
 """Collecting episodes: all tasks and episodes in lockstep, one batched forward per step."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -17,6 +18,27 @@ from metarl.randomness import RolloutKey
 Tasks = dict[str, np.ndarray]
 
 _CAPTURE_FROM = 50  # steps; recording a policy takes as long as it saves in some 50 steps
+
+
+def collect(
+    envs: VectorEnv,
+    policy: nn.Module,
+    distribution: ActionDistribution,
+    parameters: Parameters,
+    tasks: Tasks,
+    horizon: int,
+    key: RolloutKey,
+    steps: int,
+) -> Episodes:
+    """Run rounds of `rollout` until every task has `steps` valid steps, all in whole episodes.
+
+    So did the code behind the MAML paper count: where episodes end early, a task gets more of them.
+    """
+    episodes = rollout(envs, policy, distribution, parameters, tasks, horizon, key)
+    while (episodes.lengths.sum(dim=1) < steps).any():
+        key = replace(key, first_episode=episodes.valid.shape[2])
+        episodes = episodes.joined(rollout(envs, policy, distribution, parameters, tasks, horizon, key))
+    return episodes.up_to(steps)
 
 
 @torch.no_grad()
@@ -128,5 +150,5 @@ def _check_finite(name: str, values: Tensor, valid: Tensor, key: RolloutKey) -> 
         task, step, episode = (int(i) for i in broken.nonzero()[0])
         raise NonFiniteError(
             f"{name} is not finite in {key.purpose} of iteration {key.iteration}: "
-            f"task {key.first_task + task}, episode {episode}, step {step}"
+            f"task {key.first_task + task}, episode {key.first_episode + episode}, step {step}"
         )

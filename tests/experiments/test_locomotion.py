@@ -152,8 +152,10 @@ def test_reproduction_runs_keeps_and_reports(tmp_path, monkeypatch, capsys):
         "random": reproduce.Method(small, trained=False),
         "oracle": reproduce.Method(f"{small} --inner-steps 0 --observe-task --evaluation-steps 0"),
     }
-    monkeypatch.setattr(reproduce, "FIGURES", {"navigation_2d": reproduce.Reproduction(**methods)})
+    other = {"first-order": reproduce.Method(f"{small} --order first")}
+    monkeypatch.setattr(reproduce, "FIGURES", {"navigation_2d": reproduce.Reproduction(methods, other)})
     reproduce.main(["navigation_2d", "--seeds", "0", "1"])
+    assert not (tmp_path / "results" / "navigation_2d" / "comparison.png").exists()
     table = capsys.readouterr().out
     summary = json.loads((tmp_path / "results" / "summary.json").read_text())["navigation_2d"]
     assert set(summary) == set(methods)
@@ -173,6 +175,12 @@ def test_reproduction_runs_keeps_and_reports(tmp_path, monkeypatch, capsys):
     evaluate.main([str(kept / "seed0"), "--output", str(tmp_path / "again")])
     again = json.loads((tmp_path / "again" / "evaluation.json").read_text())
     assert again == json.loads((kept / "seed0" / "evaluation.json").read_text())
+    capsys.readouterr()
+    reproduce.main(["navigation_2d", "--seeds", "0", "--methods", "first-order"])
+    tables = capsys.readouterr().out.split("| navigation_2d |")[1:]
+    rows = [[line.split("|")[1].strip() for line in text.splitlines()[2:] if line.startswith("|")] for text in tables]
+    assert rows == [["maml", "pretrained", "random", "oracle"], ["maml", "first-order"]]
+    assert (tmp_path / "results" / "navigation_2d" / "comparison.png").stat().st_size > 10_000
 
 
 def test_reproduce_refuses_what_it_does_not_know(capsys):

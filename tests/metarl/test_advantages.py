@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from gymnasium.spaces import Box
 
 from metarl.advantages import (
     baseline_features,
@@ -13,7 +14,9 @@ from metarl.advantages import (
     generalised_advantages,
     standardise,
 )
+from metarl.distributions import DiagonalGaussian
 from metarl.episodes import Episodes, to_samples
+from metarl.estimators import dice, lvc, score, surrogate
 
 
 def ragged_episodes(lengths, observations=2, horizon=7, seed=0, terminated=True):
@@ -199,3 +202,25 @@ def test_unknown_weighting_is_refused():
     episodes = ragged_episodes([[3, 3]])
     with pytest.raises(ValueError, match="'task'; allowed: timestep, episode"):
         to_samples(episodes, episodes.rewards, "task")
+
+
+@pytest.mark.parametrize("weighting", ["timestep", "episode"])
+def test_packed_samples_have_the_same_losses_and_gradients(weighting):
+    episodes = ragged_episodes([[7, 2, 0, 1], [3, 3, 3, 5]])  # one episode is absent
+    advantages, *_ = estimate_advantages(episodes)
+    samples = to_samples(episodes, advantages, weighting)
+    packed = samples.packed()
+    assert packed.weights.shape == (2, 14)
+    assert ((packed.weights > 0).sum(dim=1) == torch.tensor([10, 14])).all()
+    family = DiagonalGaussian(Box(-1, 1, (1,), np.float64))
+    for estimator in (score, surrogate, lvc):
+        results = []
+        for data in (samples, packed):
+            outputs = (data.distribution * 1.1).requires_grad_()
+            losses = estimator(family, outputs, data)
+            (gradient,) = torch.autograd.grad(losses.sum(), outputs)
+            results.append((losses.detach(), gradient.sum(dim=1)))
+        torch.testing.assert_close(*results)
+    with pytest.raises(ValueError, match="whole episodes"):
+        dice(family, packed.distribution, packed)
+    assert packed.packed() is packed

@@ -1,5 +1,7 @@
 """Lockstep rollouts against a slow loop over tasks, episodes and steps."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from metarl.episodes import NonFiniteError
 from metarl.parameters import parameters_of
 from metarl.policies import CategoricalMLP, GaussianMLP
 from metarl.randomness import RolloutKey, keyed_generator
-from metarl.rollout import rollout
+from metarl.rollout import collect, rollout
 from tests.probes import Corridor, CorridorTasks
 
 KEY = RolloutKey(seed=4, purpose="test/step_0", iteration=2)
@@ -125,3 +127,43 @@ def test_a_reward_that_is_not_finite_is_named():
 def test_an_observation_that_is_not_finite_is_named():
     with pytest.raises(NonFiniteError, match=r"observation .*: task 0, episode 2, step 1"):
         corridor_rollout(broken="observation")
+
+
+def test_collect_counts_steps_in_whole_episodes():
+    distribution = CorridorTasks(6, AutoresetMode.NEXT_STEP, "")
+    policy = CategoricalMLP(distribution.observation_space, distribution.action_space, (5,))
+    tasks = {"length": np.array([2, 9, 4])}
+    phi = per_task(policy, 3)
+    family = Categorical(distribution.action_space)
+    arguments = (distribution.make(12), policy, family, phi, tasks, 6)
+    collected = collect(*arguments, KEY, steps=24)
+    # 12 episodes of 2 steps, 4 of 6, 6 of 4
+    assert collected.valid.any(dim=1).sum(dim=1).tolist() == [12, 4, 6]
+    assert collected.lengths.sum(dim=1).tolist() == [24, 24, 24]
+    rounds = [rollout(*arguments, replace(KEY, first_episode=first)) for first in (0, 4, 8)]
+    for task in range(3):
+        for episode in range(collected.valid.shape[2]):
+            single, lane = rounds[episode // 4], episode % 4
+            length = int(collected.lengths[task, episode])
+            assert length in (0, min(6, tasks["length"][task]))
+            for name in ("observations", "actions", "distribution", "log_probs", "rewards"):
+                expected = getattr(single, name)[task, :length, lane]
+                assert torch.equal(getattr(collected, name)[task, :length, episode], expected), name
+            if length:
+                assert collected.terminated[task, episode] == single.terminated[task, lane]
+                assert torch.equal(collected.final_observations[task, episode], single.final_observations[task, lane])
+    for task in range(3):
+        present = collected.valid[task].any(dim=0)
+        torch.testing.assert_close(collected.mean_returns[task], collected.returns[task, present].mean())
+    assert (collected.rewards[~collected.valid] == 0).all()
+
+
+def test_collect_stops_with_the_episode_that_reaches_the_budget():
+    distribution = CorridorTasks(6, AutoresetMode.NEXT_STEP, "")
+    policy = CategoricalMLP(distribution.observation_space, distribution.action_space, (5,))
+    tasks = {"length": np.array([3, 9])}
+    phi = per_task(policy, 2)
+    collected = collect(
+        distribution.make(4), policy, Categorical(distribution.action_space), phi, tasks, 6, KEY, steps=7
+    )
+    assert collected.lengths.tolist() == [[3, 3, 3], [6, 6, 0]]

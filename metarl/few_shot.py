@@ -9,7 +9,7 @@ Tasks go through this in chunks that suit the cache, or all at once on a GPU; th
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
@@ -23,7 +23,8 @@ from metarl.adaptation import AdaptationRule, GradientDescent, adapt_step, adapt
 from metarl.capture import Recording
 from metarl.episodes import NonFiniteError, task_chunks
 from metarl.few_shot_tasks import Examples, FewShotDistribution, FewShotTasks
-from metarl.parameters import Parameters, call_per_task, parameters_of
+from metarl.models import batch_statistics
+from metarl.parameters import Parameters, call_per_task, expand_over_tasks, parameters_of
 from metarl.randomness import keyed_generator
 
 _CHUNK_VALUES = 63_000  # input numbers that a CPU's cache likes to see at a time: 80 Omniglot images
@@ -113,7 +114,12 @@ def query_gradient(model: Model, phi: Parameters, query: Examples) -> tuple[Para
 def _chunk(examples: Examples) -> int:
     """How many tasks to handle at a time."""
     inputs = examples.inputs
-    return len(inputs) if inputs.is_cuda else max(1, _CHUNK_VALUES // inputs[0].numel())
+    return len(inputs) if inputs.is_cuda else max(1, _CHUNK_VALUES // max(1, inputs[0].numel()))
+
+
+def nearest_neighbour(support: Tensor, targets: Tensor, query: Tensor) -> Tensor:
+    """The class of the support example whose features are nearest: (M, N, F), (M, N) and (M, Q, F) to (M, Q)."""
+    return targets.gather(1, torch.cdist(query, support).argmin(dim=2))
 
 
 class MetaGradient(Protocol):
@@ -301,14 +307,40 @@ class FewShotLearner:
             path.append(adapt_step(self.model, self.rule, self.theta, path[-1], support, step)[0])
         return path
 
-    def scores(self, tasks: FewShotTasks, steps: int) -> Tensor:
-        """Score of every task on query data after 0 ... S steps, (S + 1, M)."""
+    def scores(self, tasks: FewShotTasks, steps: int, statistics: Sequence[Parameters] | None = None) -> Tensor:
+        """Score of every task on query data after 0 ... S steps, (S + 1, M).
+
+        Args:
+            tasks: M tasks.
+            steps: S.
+            statistics: what batch norms use on query data after each step; None for the statistics of that data.
+        """
         parts = []
         for part in self._chunks(tasks):
             path = self.adapt(part.support, steps)
+            if statistics is not None:
+                path = [
+                    {**phi, **expand_over_tasks(fixed, len(part))} for phi, fixed in zip(path, statistics, strict=True)
+                ]
             with torch.no_grad():
                 parts.append(torch.stack([self.model.judge(phi, part.query)[1] for phi in path]))
         return torch.cat(parts, dim=1)
+
+    def step_statistics(self, tasks: FewShotTasks, steps: int) -> list[Parameters]:
+        """Batch norms' statistics on query data after 0 ... S steps, averaged over tasks, which are those of training.
+
+        With them no query example depends on another. MAML++ proposes such statistics per step, as running averages
+        of training; here they are those of the current theta. Support data keep their own, in training and test.
+        """
+        ones = [tasks.of_tasks(slice(i, i + 1)) for i in range(len(tasks))]
+        paths = [self.adapt(one.support, steps) for one in ones]
+        return [
+            batch_statistics(
+                self.module,
+                [partial(self.predict, path[step], one.query.inputs) for path, one in zip(paths, ones, strict=True)],
+            )
+            for step in range(steps + 1)
+        ]
 
     @torch.no_grad()
     def predict(self, phi: Parameters, inputs: Tensor) -> Tensor:

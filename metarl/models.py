@@ -4,7 +4,7 @@ Images are (N, H, W, C), with values from 0 to 1. Any other `torch.nn.Module` ma
 so that they can be differentiated twice, fast, with parameters that differ from task to task.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any
@@ -18,22 +18,35 @@ _EPSILON = 1e-5
 
 
 class BatchNorm(nn.Module):
-    """y = (x - mean) / sqrt(variance + 1e-5) + shift, with the statistics of the batch at hand, always.
+    """y = (x - mean) / sqrt(variance + 1e-5) + shift, by default with the statistics of the batch at hand.
 
     So a query image's class depends on the others in its batch (transductive), in training and test, as in the
-    paper's code. There is a shift but no scale, as there.
+    paper's code. There is a shift but no scale, as there. Where the buffers `mean` and `variance` are set, they are
+    used instead; `batch_statistics` finds their values.
 
     Args:
         features: the size of the last axis; all other axes are averaged over.
     """
 
+    mean: Tensor | None
+    variance: Tensor | None
+
     def __init__(self, features: int):
         super().__init__()
         self.shift = nn.Parameter(torch.zeros(features))
+        self.register_buffer("mean", None)
+        self.register_buffer("variance", None)
+        self.seen: list[tuple[Tensor, Tensor]] | None = None
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Normalise inputs (..., features)."""
-        normal, _ = _Normalised.apply(inputs.flatten(0, -2))
+        rows = inputs.flatten(0, -2)
+        if self.seen is not None:
+            self.seen.append((rows.mean(dim=0), rows.var(dim=0)))
+        if self.mean is not None and self.variance is not None:
+            normal = (rows - self.mean) * (self.variance + _EPSILON).rsqrt()
+        else:
+            normal, _ = _Normalised.apply(rows)
         return (normal + self.shift).view_as(inputs)
 
     def of_product(self, rows: Tensor, weight: Tensor) -> Tensor:
@@ -41,9 +54,30 @@ class BatchNorm(nn.Module):
 
         The variance of a feature w is w' C w, with C the covariance matrix of the rows.
         """
+        if self.mean is not None or self.seen is not None:
+            return self(rows @ weight)
         rows = rows - rows.mean(dim=0)
         variance = (weight * (rows.mT @ rows @ weight)).sum(dim=0) / len(rows)
         return rows @ (weight * (variance + _EPSILON).rsqrt()) + self.shift
+
+
+@torch.no_grad()
+def batch_statistics(module: nn.Module, calls: Iterable[Callable[[], object]]) -> dict[str, Tensor]:
+    """Mean and variance that a module's batch norms see in some calls, averaged, by the names of their buffers."""
+    norms = {name: norm for name, norm in module.named_modules() if isinstance(norm, BatchNorm)}
+    try:
+        for norm in norms.values():
+            norm.seen = []
+        for call in calls:
+            call()
+        return {
+            f"{name}.{which}": torch.stack(values).mean(dim=0)
+            for name, norm in norms.items()
+            for which, values in zip(("mean", "variance"), zip(*norm.seen or (), strict=True), strict=True)
+        }
+    finally:
+        for norm in norms.values():
+            norm.seen = None
 
 
 class Convolution(nn.Module):

@@ -6,9 +6,17 @@ from dataclasses import replace
 import pytest
 import torch
 
+from metarl import capture
 from metarl.adaptation import GradientDescent, LayerStepSizes, MetaSGD
 from metarl.episodes import NonFiniteError
-from metarl.few_shot import CLASSIFICATION, REGRESSION, FewShotLearner, MAMLGradient, ReptileGradient
+from metarl.few_shot import (
+    CLASSIFICATION,
+    REGRESSION,
+    FewShotLearner,
+    MAMLGradient,
+    ReptileGradient,
+    nearest_neighbour,
+)
 from metarl.few_shot_tasks import Examples, FewShotTasks, ImageEpisodes, Sine
 from metarl.models import MLP, ConvNet
 from metarl.parameters import ravel, unravel
@@ -241,6 +249,40 @@ def test_resumed_equals_never_stopped(rule):
     lines += [start.step() for _ in range(3)]
     assert lines == unbroken
     assert all(torch.equal(start.theta[name], straight.theta[name]) for name in straight.theta)
+
+
+@pytest.mark.parametrize("meta_gradient", [MAMLGradient(), MAMLGradient(3), ReptileGradient()])
+@pytest.mark.parametrize("make", [image_learner, sine_learner])
+def test_recorded_equals_plain(make, meta_gradient, monkeypatch):
+    plain = make(GradientDescent(0.1, 2), meta_gradient=meta_gradient, task_chunk=2)
+    recorded = copy.deepcopy(plain)
+    expected = [plain.step() for _ in range(4)]
+    monkeypatch.setattr(capture, "_PATIENCE", 2)
+    assert [recorded.step() for _ in range(4)] == expected
+    replays = [replay for each in recorded._recordings.values() for replay in each._recorded.values()]
+    assert replays
+    assert all(hasattr(replay, "__self__") or hasattr(replay, "graph") for replay in replays)
+
+
+def test_per_step_statistics_make_query_examples_independent():
+    learner = image_learner(GradientDescent(0.3, 1), ConvNet((8, 8, 1), 3, filters=12))
+    tasks = learner.sample(4, "test")
+    statistics = learner.step_statistics(learner.sample(3, "train"), 2)
+    assert len(statistics) == 3
+    name = "blocks.1.norm.mean"
+    assert not torch.allclose(statistics[0][name], statistics[2][name], atol=1e-3)
+    whole = learner.scores(tasks, 2, statistics)
+    single = []
+    for index in range(6):
+        query = Examples(tasks.query.inputs[:, index : index + 1], tasks.query.targets[:, index : index + 1])
+        single.append(learner.scores(FewShotTasks(tasks.support, query), 2, statistics))
+    torch.testing.assert_close(torch.stack(single).mean(dim=0), whole)
+
+
+def test_the_nearest_neighbour_gives_the_class():
+    support = torch.tensor([[[0.0, 0.0], [3.0, 0.0]], [[1.0, 1.0], [0.0, 5.0]]])
+    query = torch.tensor([[[1.0, 1.0], [2.0, 0.0]], [[0.0, 4.0], [0.0, 0.0]]])
+    assert nearest_neighbour(support, torch.tensor([[4, 7], [1, 2]]), query).tolist() == [[4, 7], [2, 1]]
 
 
 def test_a_foreign_state_is_refused():

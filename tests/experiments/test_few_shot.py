@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from experiments import evaluate, mini_imagenet, omniglot, sine
+from experiments import benchmark, evaluate, mini_imagenet, omniglot, sine
 from experiments.configuration import SettingError
 from experiments.few_shot import LEARNERS, FewShotEvaluation
 from experiments.training import main, open_run
@@ -136,3 +136,13 @@ def test_mini_imagenet_from_a_folder(tmp_path, capsys):
 
     line = error_of(capsys, main, mini_imagenet.EXPERIMENT, ["--data", str(tmp_path / "none")])
     assert "put train/, val/ and test/" in line
+
+
+def test_benchmark_counts_time_and_operations(capsys):
+    benchmark.main(["omniglot", "--tasks", "1", "--repeats", "1", "--threads", "1", "--json"])
+    figures = json.loads(capsys.readouterr().out)
+    one, five = (figures[f"{steps}_steps/flops"] for steps in (1, 5))
+    forward = 2 * 64 * (196 * 9 + (49 + 16 + 4) * 576)  # of an image, all but the linear layer
+    assert 3 * 75 * forward < one < 1.1 * (3 * 75 + 9 * 5) * forward
+    assert 4 * 8 * 5 * forward < five - one < 1.1 * 4 * 9 * 5 * forward
+    assert figures["1_steps/processor_seconds"] > 0

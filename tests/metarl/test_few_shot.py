@@ -1,6 +1,7 @@
 """Supervised meta-learning: gradients against finite differences, batches against loops, exact resuming, learning."""
 
 import copy
+import functools
 from dataclasses import replace
 
 import pytest
@@ -251,8 +252,15 @@ def test_resumed_equals_never_stopped(rule):
     assert all(torch.equal(start.theta[name], straight.theta[name]) for name in straight.theta)
 
 
-@pytest.mark.parametrize("meta_gradient", [MAMLGradient(), MAMLGradient(3), ReptileGradient()])
-@pytest.mark.parametrize("make", [image_learner, sine_learner])
+@pytest.mark.parametrize(
+    ("make", "meta_gradient"),
+    [
+        (image_learner, MAMLGradient()),
+        (sine_learner, MAMLGradient()),
+        (sine_learner, MAMLGradient(3)),
+        (sine_learner, ReptileGradient()),
+    ],
+)
 def test_recorded_equals_plain(make, meta_gradient, monkeypatch):
     plain = make(GradientDescent(0.1, 2), meta_gradient=meta_gradient, task_chunk=2)
     recorded = copy.deepcopy(plain)
@@ -261,7 +269,7 @@ def test_recorded_equals_plain(make, meta_gradient, monkeypatch):
     assert [recorded.step() for _ in range(4)] == expected
     replays = [replay for each in recorded._recordings.values() for replay in each._recorded.values()]
     assert replays
-    assert all(hasattr(replay, "__self__") or hasattr(replay, "graph") for replay in replays)
+    assert not any(isinstance(replay, functools.partial) for replay in replays)  # which is the function itself
 
 
 def test_per_step_statistics_make_query_examples_independent():

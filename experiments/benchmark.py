@@ -26,8 +26,8 @@ from mujoco.rollout import Rollout
 from torch.utils.flop_counter import FlopCounterMode
 
 from envs.mujoco_batch import MujocoBatch
-from experiments.configuration import OneLineParser, parse, setting
-from experiments.settings import Settings, choose_device
+from experiments.configuration import OneLineParser, parse, setting, with_default
+from experiments.settings import Settings, choose_device, choose_threads
 from experiments.training import find_experiment, one_line_errors
 from metarl.learner import Clock, Stage
 from metarl.models import MLP, ConvNet
@@ -59,7 +59,7 @@ class BenchmarkSettings:
     activation: str = setting("tanh", "of the hidden layers", choices=("relu", "tanh"))
     product_fraction: float = setting(0.2, "share of the samples in Hessian-vector products", more_than=0, at_most=1)
     dynamics: str = setting("gymnasium", "of a simulated body", choices=("paper", "gymnasium"))
-    threads: int = setting(Settings().threads, "of physics and mathematics; here: all cores", at_least=1)
+    threads: int = with_default(Settings, "threads", 0, "")
     device: str = setting("auto", "where learning happens", choices=("auto", "cpu", "cuda"))
     repeats: int = setting(7, "measurements of each part", at_least=1)
 
@@ -94,15 +94,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def measure(name: str, settings: BenchmarkSettings) -> dict[str, Any]:
     """Time all parts; figures by name, each with median, min and max, and what they were measured on."""
-    experiment = find_experiment(name)
-    wanted = {field.name for field in fields(experiment.settings)}
-    given = {field.name: getattr(settings, field.name) for field in fields(settings) if field.name in wanted}
-    if not settings.tasks:
-        del given["tasks"]
-    learner = experiment.build(experiment.settings(**given))
+    learner = build_learner(name, settings)
     parts = {**learner_parts(learner), **simulator_parts(learner)}
     sizes = f"{learner.tasks} tasks x {learner.episodes} episodes x {learner.distribution.horizon} steps"
-    return {**timed(parts, settings.repeats), "sizes": sizes, "machine": machine(settings, learner.device)}
+    return {**timed(parts, settings.repeats), "sizes": sizes, "machine": machine(learner.threads, learner.device)}
 
 
 def timed(parts: Timings, repeats: int, warm_ups: int = 1) -> dict[str, Any]:
@@ -122,15 +117,15 @@ def timed(parts: Timings, repeats: int, warm_ups: int = 1) -> dict[str, Any]:
     return {**summary, "peak_memory_mb": round(peak)}
 
 
-def machine(settings: BenchmarkSettings, device: str) -> str:
+def machine(threads: int, device: str) -> str:
     """What was measured on."""
-    return f"{platform.machine()}, {settings.threads} threads, {device}, torch {torch.__version__}"
+    return f"{platform.machine()}, {threads} threads, {device}, torch {torch.__version__}"
 
 
 def measure_few_shot(experiment: str, settings: BenchmarkSettings) -> dict[str, Any]:
     """Time meta-iterations from drawing tasks to updated parameters: wall time, processor time, share of the peak."""
-    device = choose_device(settings.device)
-    torch.set_num_threads(settings.threads)
+    device, threads = choose_device(settings.device), choose_threads(settings.threads)
+    torch.set_num_threads(threads)
     images = torch.randint(0, 256, (50, 20, 28, 28, 1), dtype=torch.uint8, device=device)
     learners = {}
     for steps in (1, 5):
@@ -167,7 +162,7 @@ def measure_few_shot(experiment: str, settings: BenchmarkSettings) -> dict[str, 
         found[f"{name}/flops"] = flops
         achieved = flops / found[f"{name}/seconds"]["median"]
         found[f"{name}/share_of_matrix_product"] = achieved / found["matrix_product_flops"]["median"]
-    return {**found, "machine": machine(settings, device)}
+    return {**found, "machine": machine(threads, device)}
 
 
 def matrix_product(device: str) -> Callable[[], float]:
@@ -178,6 +173,16 @@ def matrix_product(device: str) -> Callable[[], float]:
         return 2 * 2000**3 / _seconds(lambda: (a @ a).sum().item())
 
     return measure
+
+
+def build_learner(name: str, settings: BenchmarkSettings) -> metarl.Learner:
+    """The learner of an experiment, of the sizes to be timed."""
+    experiment = find_experiment(name)
+    wanted = {field.name for field in fields(experiment.settings)}
+    given = {field.name: getattr(settings, field.name) for field in fields(settings) if field.name in wanted}
+    if not settings.tasks:
+        del given["tasks"]
+    return experiment.build(experiment.settings(**given))
 
 
 def learner_parts(learner: metarl.Learner) -> Timings:

@@ -5,11 +5,17 @@ import dataclasses
 import difflib
 import json
 import math
+import sys
+import time
 import typing
 from collections.abc import Sequence
 from typing import Any, NoReturn, TypeVar
 
+from metarl.distributed import local_rank
+
 Configuration = TypeVar("Configuration")
+
+_PATIENCE = 30.0  # seconds
 
 
 class SettingError(ValueError):
@@ -108,7 +114,19 @@ class OneLineParser(argparse.ArgumentParser):
             near = difflib.get_close_matches(unknown, flags, n=1, cutoff=0.4)
             hint = f"the nearest is {near[0]}; " if near else ""
             message = f"unknown argument {unknown}; {hint}--help lists all"
-        self.exit(2, f"error: {message}\n")
+        leave(2, message, patient=local_rank() > 0)
+
+
+def leave(status: int, message: str, patient: bool = False) -> NoReturn:
+    """Print one line and end the process.
+
+    One of several processes is patient where others have more to say, or say the same: it waits, and torchrun ends it
+    once another one has spoken and left.
+    """
+    if patient:
+        time.sleep(_PATIENCE)
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(status)
 
 
 def to_json(configuration: Any) -> dict[str, Any]:

@@ -2,17 +2,18 @@
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import metarl
 from experiments.configuration import SettingError, setting, with_default
-from experiments.settings import Settings, choose_device
-from experiments.training import Experiment
+from experiments.settings import Settings, prepare_process
+from experiments.training import Experiment, step
 from metarl.few_shot import Criterion, FewShotLearner, MAMLGradient, ReptileGradient
 from metarl.few_shot_tasks import FewShotDistribution, FewShotTasks
 
@@ -46,7 +47,9 @@ class FewShotSettings:
     )
     clip: float = setting(0.0, "bound on each element of the meta-gradient; 0 for none", at_least=0, source="paper")
     device: str = with_default(Settings, "device", "auto", "")
-    threads: int = with_default(Settings, "threads", Settings().threads, "")
+    threads: int = with_default(Settings, "threads", 0, "")
+    task_chunk: int = with_default(Settings, "task_chunk", 0, "")
+    shrink_chunks: bool = with_default(Settings, "shrink_chunks", False, "")
     record_every: int = setting(10, "iterations that a line of figures averages", at_least=1)
     checkpoint_every: int = with_default(Settings, "checkpoint_every", 100, "")
     evaluate_every: int = setting(
@@ -133,7 +136,7 @@ class FewShotExperiment(Experiment):
         """Train to the next multiple of `record_every`, or to the end; figures are means over these iterations."""
         started, first = time.perf_counter(), learner.iteration
         end = min((first // settings.record_every + 1) * settings.record_every, settings.iterations)
-        lines = [learner.step() for _ in range(end - first)]
+        lines = [step(settings, learner) for _ in range(end - first)]
         figures = {name: sum(line[name] for line in lines) / len(lines) for name in lines[0]}
         speed = (end - first) / (time.perf_counter() - started)
         return {**figures, "iteration": learner.iteration, "iterations_per_second": speed}
@@ -150,14 +153,14 @@ class FewShotExperiment(Experiment):
         return f"{name} {value:.4f}, {figures['iterations_per_second']:.1f} iterations/s"
 
     def evaluate(self, settings: Any, learner: FewShotLearner, split: str) -> FewShotEvaluation:
-        """Score after each gradient step on tasks of a split, a block of tasks at a time."""
+        """Score after each gradient step on tasks of a split, in blocks that the processes take in turn."""
         judged = self.judged(settings, learner)
         steps, statistics = settings.evaluation_steps, None
         if settings.evaluation_statistics == "per-step":
             statistics = judged.step_statistics(judged.sample(4 * _BLOCK, "train"), steps)
-        blocks = blocks_of_tasks(settings, judged, split)
-        scores = [judged.scores(block, steps, statistics).cpu().numpy() for block in blocks]
-        return FewShotEvaluation(learner.criterion.name, np.concatenate(scores, axis=1), judged, blocks[0])
+        scores = over_blocks(settings, judged, split, lambda block: judged.scores(block, steps, statistics), steps + 1)
+        first = judged.sample(min(_BLOCK, settings.evaluation_tasks), split)
+        return FewShotEvaluation(learner.criterion.name, scores, judged, first)
 
     def judged(self, settings: Any, learner: FewShotLearner) -> FewShotLearner:
         """The learner on the tasks of evaluations."""
@@ -172,10 +175,17 @@ class FewShotExperiment(Experiment):
         return {"seed": settings.seed, "iteration": learner.iteration, "shots": shots}
 
 
-def blocks_of_tasks(settings: Any, learner: FewShotLearner, split: str) -> list[FewShotTasks]:
-    """The tasks of an evaluation, in blocks whose size does not depend on their number."""
-    sizes = [min(_BLOCK, settings.evaluation_tasks - i) for i in range(0, settings.evaluation_tasks, _BLOCK)]
-    return [learner.sample(size, split, number) for number, size in enumerate(sizes)]
+def over_blocks(
+    settings: Any, learner: FewShotLearner, split: str, measure: Callable[[FewShotTasks], Tensor], rows: int
+) -> np.ndarray:
+    """Measure the tasks of an evaluation, in blocks that the processes take in turn: (rows, M)."""
+    processes, found = learner.processes, np.zeros((rows, settings.evaluation_tasks))
+    starts = range(0, settings.evaluation_tasks, _BLOCK)
+    for number in range(processes.rank, len(starts), processes.size):
+        size = min(_BLOCK, settings.evaluation_tasks - starts[number])
+        block = learner.sample(size, split, number)
+        found[:, starts[number] : starts[number] + size] = measure(block).cpu()
+    return processes.sum(torch.from_numpy(found)).numpy()
 
 
 def build_few_shot(
@@ -189,9 +199,7 @@ def build_few_shot(
         if (value := getattr(settings, name)) % settings.record_every:
             flag = "--" + name.replace("_", "-")
             raise SettingError(f"{flag} = {value}; allowed: a multiple of --record-every = {settings.record_every}")
-    device = choose_device(settings.device)
-    torch.set_num_threads(settings.threads)
-    torch.manual_seed(settings.seed)
+    device = prepare_process(settings)
     module: nn.Module = make_module()
     multi_step = settings.multi_step_iterations if settings.learner == "maml++" else 0
     return FewShotLearner(
@@ -207,6 +215,7 @@ def build_few_shot(
         clip=settings.clip or None,
         seed=settings.seed,
         device=device,
+        task_chunk=settings.task_chunk or None,
     )
 
 

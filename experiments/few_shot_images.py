@@ -3,7 +3,6 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,9 +13,10 @@ from experiments.few_shot import (
     FewShotEvaluation,
     FewShotExperiment,
     FewShotSettings,
-    blocks_of_tasks,
     build_few_shot,
+    over_blocks,
 )
+from experiments.settings import choose_device
 from metarl.few_shot_tasks import FewShotTasks
 from metarl.parameters import call_per_task, expand_over_tasks
 
@@ -62,12 +62,14 @@ class ImageExperiment(FewShotExperiment):
         if settings.learner != "classifier":
             return evaluation
         judged = evaluation.learner
-        nearest = [_nearest_score(judged, block) for block in blocks_of_tasks(settings, judged, split)]
-        return replace(evaluation, nearest_neighbour=np.concatenate(nearest))
+        [nearest] = over_blocks(settings, judged, split, lambda block: _nearest_score(judged, block), 1)
+        return replace(evaluation, nearest_neighbour=nearest)
 
 
 def build_images(settings: Any, images: dict[str, Tensor], network: Any) -> metarl.FewShotLearner:
     """The learner on images per split; a classifier sees as many in an iteration as there are query images else."""
+    device = choose_device(settings.device)
+    images = {split: tensor.to(device) for split, tensor in images.items()}
     if settings.learner != "classifier":
         episodes = metarl.ImageEpisodes(images, settings.ways, settings.shots, settings.queries)
         return build_few_shot(settings, episodes, lambda: network(settings, settings.ways), metarl.CLASSIFICATION)
@@ -82,13 +84,13 @@ def episodes(settings: Any, learner: Any, shots: int) -> metarl.ImageEpisodes:
 
 
 @torch.no_grad()
-def _nearest_score(learner: metarl.FewShotLearner, tasks: FewShotTasks) -> np.ndarray:
+def _nearest_score(learner: metarl.FewShotLearner, tasks: FewShotTasks) -> Tensor:
     """Share of query images whose nearest support image, in features, is of their class, (M,)."""
     network = _Features(learner.module)
     phi = {f"network.{name}": value for name, value in expand_over_tasks(learner.theta, len(tasks)).items()}
     support, query = (call_per_task(network, phi, of.inputs) for of in (tasks.support, tasks.query))
     found = metarl.nearest_neighbour(support, tasks.support.targets, query)
-    return (found == tasks.query.targets).double().mean(dim=1).cpu().numpy()
+    return (found == tasks.query.targets).double().mean(dim=1)
 
 
 class _Features(nn.Module):

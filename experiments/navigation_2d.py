@@ -26,7 +26,7 @@ def build(settings: NavigationSettings) -> metarl.Learner:
 
 def paths(evaluation: Evaluation) -> dict[str, Figure]:
     """Paths of four test tasks before and after adaptation, as in the paper's figure 4."""
-    count = min(4, len(evaluation.tasks["goal"]))
+    count = min(4, len(evaluation.stages[0].episodes.valid))
     figure = Figure(figsize=(3 * count, 3.2), layout="constrained")
     panels = figure.subplots(1, count, squeeze=False, sharex=True, sharey=True)[0]
     chosen = {"before": evaluation.stages[0], f"after {len(evaluation.stages) - 1} steps": evaluation.stages[-1]}

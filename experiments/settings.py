@@ -13,6 +13,7 @@ from torch import nn
 import metarl
 from envs import ObservedTasks, TaskDistribution
 from experiments.configuration import SettingError, setting
+from metarl.distributed import local_rank, local_size
 from metarl.estimators import ESTIMATORS
 from metarl.outer import OuterOptimiser
 from metarl.policies import ACTIVATIONS
@@ -96,7 +97,16 @@ class Settings:
     )
     device: str = setting("auto", "where learning happens", choices=("auto", "cpu", "cuda"), changeable=True)
     threads: int = setting(
-        len(os.sched_getaffinity(0)), "of physics and mathematics; here: all cores", at_least=1, changeable=True
+        0,
+        "of physics and mathematics in each process; 0 divides the machine's cores between its processes",
+        at_least=0,
+        changeable=True,
+    )
+    task_chunk: int = setting(
+        0, "tasks handled at a time; 0 chooses by the cache, and on a GPU all", at_least=0, changeable=True
+    )
+    shrink_chunks: bool = setting(
+        False, "halve the task chunk whenever the GPU is out of memory; with one process", changeable=True
     )
     checkpoint_every: int = setting(1, "iterations between checkpoints", at_least=1, changeable=True)
     evaluate_every: int = setting(
@@ -110,20 +120,36 @@ class Settings:
 
 
 def choose_device(device: str) -> str:
-    """Turn `auto` into what there is; SettingError for a GPU where there is none."""
+    """Turn `auto` into what there is, one GPU for each process; SettingError where there are too few."""
     if device == "cuda" and not torch.cuda.is_available():
         raise SettingError("--device = cuda, but no CUDA GPU is available; allowed here: auto, cpu")
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu" or not torch.cuda.is_available():
+        return "cpu"
+    gpus, processes = torch.cuda.device_count(), local_size()
+    if processes > gpus:
+        raise SettingError(f"{processes} processes on {gpus} GPUs; allowed: one process per GPU, or --device cpu")
+    return f"cuda:{local_rank()}"
+
+
+def prepare_process(settings: Any) -> str:
+    """Set the threads, the device and the seed of PyTorch; the device."""
+    device = choose_device(settings.device)
+    if device != "cpu":
+        torch.cuda.set_device(device)
+    torch.set_num_threads(choose_threads(settings.threads))
+    torch.manual_seed(settings.seed)
     return device
+
+
+def choose_threads(threads: int) -> int:
+    """Turn 0 into this process's part of the cores. (torchrun sets OMP_NUM_THREADS=1, which plays no part in it.)"""
+    return threads or max(1, len(os.sched_getaffinity(0)) // local_size())
 
 
 def build_learner(settings: Settings, distribution: TaskDistribution) -> metarl.Learner:
     """The learner of an experiment: by default a Gaussian MLP policy, MAML's inner loop, TRPO outside."""
     _check_combination(settings)
-    device = choose_device(settings.device)
-    torch.set_num_threads(settings.threads)
-    torch.manual_seed(settings.seed)
+    device = prepare_process(settings)
     if settings.observe_task:
         distribution = ObservedTasks(distribution)
     return metarl.Learner(
@@ -141,8 +167,9 @@ def build_learner(settings: Settings, distribution: TaskDistribution) -> metarl.
         weighting=settings.weighting,
         budget=settings.budget,
         seed=settings.seed,
-        threads=settings.threads,
+        threads=choose_threads(settings.threads),
         device=device,
+        task_chunk=settings.task_chunk or None,
     )
 
 

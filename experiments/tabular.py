@@ -25,7 +25,7 @@ from metarl.distributions import Categorical
 from metarl.episodes import Samples
 from metarl.estimators import Estimator, dice, lvc, outcomes, policy_loss, score, surrogate
 from metarl.objective import MetaObjective
-from metarl.parameters import Parameters, call_per_task, ravel
+from metarl.parameters import Parameters, call_per_task, expand_over_tasks, ravel
 
 HORIZON = 2
 TRAJECTORIES = np.array(list(product([0], [0, 1], [0, 1], [0, 1])))  # state 0, action, state, action: (8, 4)
@@ -327,7 +327,8 @@ def _adapt(
 ) -> tuple[list[Samples], Parameters, np.ndarray]:
     """Alternate between `choose`, which returns episodes, shares and probability, and the library's inner step."""
     theta = rule.meta_parameters({"table": torch.from_numpy(TABLE)})
-    phi, supports, weights = rule.start(theta, len(task)), [], np.ones(len(task))
+    theta = expand_over_tasks(theta, len(task))
+    phi, supports, weights = rule.start(theta), [], np.ones(len(task))
     for step in range(rule.steps):
         chosen, shares, probability = choose(phi, step)
         supports.append(samples_of(phi, task, chosen, shares))

@@ -7,19 +7,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
 
+import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 import metarl
 from experiments import pictures
-from experiments.configuration import OneLineParser, SettingError, from_json, parse, to_json
-from experiments.settings import Settings
+from experiments.configuration import OneLineParser, SettingError, from_json, leave, parse, to_json
+from experiments.settings import Settings, choose_device
+from metarl import distributed
+from metarl.distributed import LostProcessError, Processes
 from metarl.evaluation import evaluate, held_out_tasks
 from metarl.runs import Run, RunError
 
@@ -62,7 +65,7 @@ class Experiment:
     def advance(self, settings: Any, learner: Any) -> dict[str, float]:
         """Train up to the next record, and return its figures."""
         started, steps_before = time.perf_counter(), learner.env_steps
-        figures = learner.step()
+        figures = step(settings, learner)
         seconds = time.perf_counter() - started
         _check_failures(figures, settings)
         figures["steps_per_second"] = (learner.env_steps - steps_before) / seconds
@@ -110,8 +113,11 @@ def main(experiment: Experiment, arguments: Sequence[str] | None = None) -> None
         finished = train(experiment, run, settings, learner, progress)
         if finished:
             evaluation = evaluate_run(experiment, run, settings, learner)
-            print(table(evaluation))
-            print(f"results in {run.directory}: evaluation.json, adaptation.png; tensorboard --logdir {run.directory}")
+            if learner.processes.rank == 0:
+                print(table(evaluation))
+                files = "evaluation.json, adaptation.png"
+                print(f"results in {run.directory}: {files}; tensorboard --logdir {run.directory}")
+        distributed.end()
 
 
 def prepare(experiment: Experiment, arguments: Sequence[str]) -> None:
@@ -126,11 +132,36 @@ def one_line_errors() -> Iterator[None]:
     try:
         yield
     except (SettingError, RunError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except (metarl.NonFiniteError, metarl.SimulationError, ArithmeticError) as error:
-        print(f"error: {error}; the last checkpoint is as it was", file=sys.stderr)
-        sys.exit(1)
+        leave(2, str(error), patient=distributed.local_rank() > 0)
+    except (metarl.NonFiniteError, metarl.SimulationError, ArithmeticError, DeviceMemoryError) as error:
+        leave(1, f"{error}; the last checkpoint is as it was")
+    except LostProcessError as error:
+        leave(1, f"{error}; the last checkpoint is as it was", patient=True)
+
+
+class DeviceMemoryError(RuntimeError):
+    """The device has too little memory; the message says which setting to lower."""
+
+
+def step(settings: Any, learner: Any) -> dict[str, float]:
+    """One meta-iteration; where the device lacks memory, again in smaller chunks if the settings allow it.
+
+    An iteration that failed has changed nothing, and samples the same episodes again.
+    """
+    while True:
+        try:
+            return learner.step()
+        except torch.OutOfMemoryError as error:
+            own = learner.processes.share(learner.tasks)
+            chunk = min(learner.task_chunk or learner.tasks, own.stop - own.start)
+            smaller = "--task-chunk, --tasks" if chunk > 1 else "--tasks"
+            if chunk == 1 or not settings.shrink_chunks:
+                raise DeviceMemoryError(
+                    f"{learner.device} is out of memory with {chunk} tasks at a time; lower {smaller} or the network"
+                ) from error
+            learner.task_chunk = (chunk + 1) // 2
+        torch.cuda.empty_cache()
+        print(f"{learner.device} is out of memory; now {learner.task_chunk} tasks at a time", file=sys.stderr)
 
 
 @dataclass
@@ -162,16 +193,24 @@ def load_state(learner: Any, run: Run, checkpoint: str) -> Progress:
 
 
 def train(experiment: Experiment, run: Run, settings: RunSettings, learner: Any, progress: Progress) -> bool:
-    """Train to the last iteration; False if the user stopped the run before."""
-    print(f"{experiment.name}: {run.directory}, on {learner.device}, {settings.threads} threads", flush=True)
-    writer = SummaryWriter(str(run.directory), purge_step=learner.iteration + 1)
-    bar = tqdm(initial=learner.iteration, total=settings.iterations, unit="iteration", disable=None)
-    with _graceful_stop() as stop, writer, bar:
-        while learner.iteration < settings.iterations and not stop:
-            figures = experiment.advance(settings, learner)
+    """Train to the last iteration; False if the user stopped the run before. Process 0 keeps the records."""
+    processes, stopped = learner.processes, False
+    lead = processes.rank == 0
+    if lead:
+        print(f"{experiment.name}: {run.directory}, on {_hardware(learner)}", flush=True)
+    records = SummaryWriter(str(run.directory), purge_step=learner.iteration + 1) if lead else nullcontext()
+    hidden = None if lead else True
+    bar = tqdm(initial=learner.iteration, total=settings.iterations, unit="iteration", disable=hidden)
+    with _graceful_stop(processes) as stop, records as writer, bar:
+        while learner.iteration < settings.iterations and not stopped:
+            figures, evaluation = experiment.advance(settings, learner), None
             if settings.evaluate_every and learner.iteration % settings.evaluate_every == 0:
                 evaluation = experiment.evaluate(settings, learner, "validation")
                 figures |= {f"evaluation/step_{k}": float(mean) for k, mean in enumerate(evaluation.mean)}
+            stopped = processes.most(len(stop)) > 0
+            if writer is None:
+                continue
+            if evaluation is not None:
                 _draw(experiment, evaluation, writer, learner.iteration)
             merit = experiment.merit(settings, figures)
             improved = merit > progress.best_return
@@ -181,14 +220,15 @@ def train(experiment: Experiment, run: Run, settings: RunSettings, learner: Any,
             last = learner.iteration == settings.iterations
             if improved:
                 run.save("best.pt", _state(learner, progress))
-            if learner.iteration % settings.checkpoint_every == 0 or last or stop:
+            if learner.iteration % settings.checkpoint_every == 0 or last or stopped:
                 run.save("checkpoint.pt", _state(learner, progress))
             for name, value in figures.items():
                 writer.add_scalar(name, value, learner.iteration)
             bar.update(learner.iteration - bar.n)
             bar.set_postfix_str(experiment.shown(settings, figures))
     if learner.iteration < settings.iterations:
-        print(f"stopped after iteration {learner.iteration}; continue with --resume {run.directory}")
+        if lead:
+            print(f"stopped after iteration {learner.iteration}; continue with --resume {run.directory}")
         return False
     return True
 
@@ -199,6 +239,8 @@ def evaluate_run(
     """Evaluate on the run's test tasks; write evaluation.json and the pictures into the run or another folder."""
     folder = output or run.directory
     evaluation = experiment.evaluate(settings, learner, "test")
+    if learner.processes.rank > 0:
+        return evaluation
     folder.mkdir(parents=True, exist_ok=True)
     record = {"experiment": experiment.name, **experiment.record(settings, learner), **evaluation.to_json()}
     pictures.save_json(folder / "evaluation.json", record)
@@ -238,21 +280,69 @@ def _start(experiment: Experiment, arguments: Sequence[str]) -> tuple[Run, Any, 
         if run.config.get("experiment") != experiment.name:
             raise RunError(f"{run.directory} is a run of {run.config.get('experiment')}, not of {experiment.name}")
         _check_unchanged(from_json(experiment.settings, base), settings)
-        learner = experiment.build(settings)
+        learner = _build(experiment, settings)
         progress = load_state(learner, run, "checkpoint.pt")
         if learner.iteration >= settings.iterations:
             raise SettingError(
                 f"--iterations = {settings.iterations}; allowed: more than the {learner.iteration} already done"
             )
-        run.rewind(learner.iteration)
-        run.write_config({**run.config, "settings": to_json(settings)})
+        _check_same(experiment, settings, learner)
+        if learner.processes.rank == 0:
+            run.rewind(learner.iteration)
+            run.write_config({**run.config, "settings": to_json(settings)})
         return run, settings, learner, progress
-    learner, progress = experiment.build(settings), Progress()
+    learner, progress = _build(experiment, settings), Progress()
+    _check_same(experiment, settings, learner)
     name = f"{experiment.name}-seed{settings.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
     directory = namespace.run_dir or Path("runs") / name
+    if learner.processes.rank > 0:
+        return Run(directory), settings, learner, progress
     run = Run.create(directory, {"experiment": experiment.name, "commit": _commit(), "settings": to_json(settings)})
     run.save("checkpoint.pt", _state(learner, progress))
     return run, settings, learner, progress
+
+
+def _build(experiment: Experiment, settings: Any) -> Any:
+    """Meet the other processes, and build the learner: on each machine first in one, which may have to fetch data."""
+    device = choose_device(settings.device)
+    try:
+        processes = distributed.start(device)
+    except ValueError as error:
+        raise SettingError(f"--device = {settings.device}: {error}") from error
+    for name in ("tasks", "evaluation_tasks"):
+        if getattr(settings, name) < processes.size:
+            flag, value = "--" + name.replace("_", "-"), getattr(settings, name)
+            raise SettingError(f"{flag} = {value} on {processes.size} processes; allowed: at least one task on each")
+    if settings.shrink_chunks and processes.size > 1:
+        raise SettingError(f"--shrink-chunks on {processes.size} processes; allowed: --task-chunk")
+    if distributed.local_rank() > 0:
+        processes.everyone("waits")
+    learner = experiment.build(settings)
+    if distributed.local_rank() == 0:
+        processes.everyone("has built")
+    return learner
+
+
+def _check_same(experiment: Experiment, settings: Any, learner: Any) -> None:
+    """SettingError if the processes of a run are not at the same point of the same run."""
+    flags = {"--" + name.replace("_", "-"): value for name, value in to_json(settings).items()}
+    for own in ("--threads", "--data", "--cache"):  # of each machine
+        flags.pop(own, None)
+    state = {"--device": torch.device(learner.device).type, "the iteration": learner.iteration}
+    said = learner.processes.everyone({"the script": experiment.name, **flags, **state})
+    for rank, other in enumerate(said):
+        for name, value in other.items():
+            if value != (first := said[0].get(name)):
+                raise SettingError(
+                    f"{name} = {value} in process {rank}, {first} in process 0; allowed: the same in all"
+                )
+
+
+def _hardware(learner: Any) -> str:
+    device, processes = torch.device(learner.device), learner.processes.size
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else "no GPU in use"
+    each = f"{processes} processes x " if processes > 1 else ""
+    return f"{device} ({gpu}), {each}{torch.get_num_threads()} threads"
 
 
 def _check_failures(figures: dict[str, float], settings: Settings) -> None:
@@ -302,16 +392,21 @@ def _draw(experiment: Experiment, evaluation: Any, writer: SummaryWriter, iterat
 
 
 @contextmanager
-def _graceful_stop() -> Iterator[list[int]]:
-    """Collect the first interrupt or termination signal, so that the iteration at hand ends; a second one is final."""
+def _graceful_stop(processes: Processes) -> Iterator[list[int]]:
+    """Collect the first interrupt or termination signal, so that the iteration at hand ends; a second one is final.
+
+    With several processes termination is final at once: torchrun sends it to the others when one has died.
+    """
     received: list[int] = []
 
     def note(number: int, frame: Any) -> None:
         received.append(number)
-        print("\nstopping after this iteration; once more to stop at once", file=sys.stderr)
+        if distributed.local_rank() == 0:
+            print("\nstopping after this iteration; once more to stop at once", file=sys.stderr)
         signal.signal(number, previous[signal.Signals(number)])
 
-    previous = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = (signal.SIGINT, signal.SIGTERM) if processes.size == 1 else (signal.SIGINT,)
+    previous = {number: signal.signal(number, note) for number in numbers}
     try:
         yield received
     finally:

@@ -1,7 +1,8 @@
 """The inner loop: differentiable steps from meta-parameters theta to adapted parameters phi, for all tasks at once.
 
 Nothing here knows what is learned: a loss maps parameters with a leading axis of M tasks, and the data of these
-tasks, to M numbers.
+tasks, to M numbers. Theta too comes with a row for each task, all equal, so that derivatives in it are each task's own:
+they do not depend on which tasks are handled together, and the caller adds them up as exactly as it likes.
 """
 
 import fnmatch
@@ -12,7 +13,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from metarl.parameters import Parameters, expand_over_tasks
+from metarl.parameters import Parameters
 
 Data = TypeVar("Data")
 Loss = Callable[[Parameters, Data], Tensor]
@@ -40,8 +41,8 @@ class AdaptationRule(Protocol):
         """Names of the parameters that inner steps change; the others are shared by all tasks."""
         ...
 
-    def start(self, theta: Parameters, tasks: int) -> Parameters:
-        """The module's parameters before the first step, with a leading axis of M tasks."""
+    def start(self, theta: Parameters) -> Parameters:
+        """The module's parameters before the first step; like theta with a leading axis of M tasks."""
         ...
 
     def update(self, theta: Parameters, phi: Parameters, gradients: Parameters, step: int) -> Parameters:
@@ -85,9 +86,9 @@ class GradientDescent:
         """Those that fit a pattern of `adapted`."""
         return [name for name in phi if any(fnmatch.fnmatchcase(name, pattern) for pattern in self.adapted)]
 
-    def start(self, theta: Parameters, tasks: int) -> Parameters:
+    def start(self, theta: Parameters) -> Parameters:
         """Every task starts at theta, or its adapted parameters at 0."""
-        phi = expand_over_tasks(theta, tasks)
+        phi = dict(theta)
         if self.from_zero:
             phi |= {name: 0 * phi[name] for name in self.adapted_names(phi)}  # in the graph, with derivative 0
         return phi
@@ -118,10 +119,10 @@ class _LearnedStepSizes(GradientDescent):
         sizes = {self._prefix + n: self._initial_step_size(theta[n]) for n in self.adapted_names(theta)}
         return {**theta, **sizes}
 
-    def start(self, theta: Parameters, tasks: int) -> Parameters:
+    def start(self, theta: Parameters) -> Parameters:
         """As in plain gradient descent; the step sizes are no parameters of the module."""
         own = {name: value for name, value in theta.items() if not name.startswith(self._prefix)}
-        return super().start(own, tasks)
+        return super().start(own)
 
     def _initial_step_size(self, parameter: Tensor) -> Tensor:
         raise NotImplementedError
@@ -154,7 +155,8 @@ class LayerStepSizes(_LearnedStepSizes):
         return parameter.new_full((max(1, self.steps),), self.step_size)
 
     def _step_size(self, theta: Parameters, name: str, step: int) -> Tensor:
-        return theta[self._prefix + name][min(step, max(1, self.steps) - 1)]
+        sizes = theta[self._prefix + name][:, min(step, max(1, self.steps) - 1)]
+        return sizes.view(-1, *[1] * (theta[name].ndim - 1))
 
 
 def inner_gradient(
@@ -179,7 +181,7 @@ def inner_gradient(
 def adapt_step(
     loss: Loss[Data], rule: AdaptationRule, theta: Parameters, phi: Parameters, data: Data, step: int
 ) -> tuple[Parameters, Tensor]:
-    """Take one inner step for all tasks, without a graph.
+    """Take one inner step for all tasks, without a graph; theta and phi are (M, ...).
 
     Returns:
         the parameters after it, and the Euclidean norm of each task's gradient in the adapted parameters, (M,).
@@ -195,7 +197,6 @@ def adaptation_path(
     rule: AdaptationRule,
     theta: Parameters,
     supports: Sequence[Data],
-    tasks: int,
     anchors: Sequence[Parameters] | None = None,
 ) -> list[Parameters]:
     """Take all inner steps, differentiably in theta.
@@ -203,9 +204,8 @@ def adaptation_path(
     Args:
         loss: the inner loss.
         rule: the adaptation rule; its `second_order` decides whether the inner gradients stay in the graph.
-        theta: meta-parameters that require gradients.
+        theta: meta-parameters (M, ...) that require gradients.
         supports: data of each inner step.
-        tasks: M.
         anchors: the values that the parameters take after each step, replacing those computed here, while the
             derivatives remain those of the step computed here. So curvature may come from fewer samples than the
             adapted parameters themselves.
@@ -213,7 +213,7 @@ def adaptation_path(
     Returns:
         parameters phi_0 ... phi_S before the first step and after each, (M, ...).
     """
-    path = [rule.start(theta, tasks)]
+    path = [rule.start(theta)]
     for step, data in enumerate(supports):
         phi = path[-1]
         if rule.second_order:

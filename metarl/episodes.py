@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from metarl.distributed import ALONE, Processes
+
 Record = TypeVar("Record", "Episodes", "Samples")
 
 
@@ -71,10 +73,13 @@ class Episodes:
 
         return Episodes(**{field.name: join(field.name) for field in fields(self)})
 
-    def up_to(self, steps: int) -> "Episodes":
-        """The first episodes of every task, as many whole ones as it takes to have that many valid steps."""
+    def up_to(self, steps: int, processes: Processes = ALONE) -> "Episodes":
+        """The first episodes of every task, as many whole ones as it takes to have that many valid steps.
+
+        E becomes the most that any task takes, in all processes.
+        """
         kept = self.lengths.cumsum(dim=1) - self.lengths < steps
-        count = int(kept.sum(dim=1).max())
+        count = processes.most(int(kept.sum(dim=1).max()))
 
         def first(name: str) -> Tensor:
             value = getattr(self, name)
@@ -139,10 +144,10 @@ class Samples:
         """The samples of some of the tasks."""
         return _map_tensors(self, lambda tensor: tensor[tasks])
 
-    def packed(self) -> "Samples":
-        """The samples without most of those of weight 0: N becomes the most that any task has of others."""
+    def packed(self, processes: Processes = ALONE) -> "Samples":
+        """The samples without most of those of weight 0: N is the most that a task, of any process, has of others."""
         weighted = self.weights > 0
-        count = int(weighted.sum(dim=1).max())
+        count = processes.most(int(weighted.sum(dim=1).max()))
         if count == weighted.shape[1]:
             return self
         order = (~weighted).to(torch.uint8).argsort(dim=1, stable=True)[:, :count]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from metarl.learner import Learner, Stage
 from metarl.randomness import keyed_generator
@@ -18,7 +19,7 @@ class Evaluation:
     Attributes:
         tasks: dict of arrays (M, ...).
         returns: undiscounted return averaged over the episodes of a task, (S + 1, M).
-        stages: parameters and episodes after each step.
+        stages: parameters and episodes after each step, of this process's share of the tasks.
     """
 
     tasks: Tasks
@@ -65,7 +66,7 @@ def held_out_tasks(learner: Learner, count: int) -> Tasks:
 
 
 def evaluate(learner: Learner, steps: int, tasks: Tasks, episodes: int) -> Evaluation:
-    """Adapt to every task, with fresh episodes after each step.
+    """Adapt to every task, with fresh episodes after each step; the learner's processes divide the tasks.
 
     Args:
         learner: is left as it was.
@@ -73,6 +74,7 @@ def evaluate(learner: Learner, steps: int, tasks: Tasks, episodes: int) -> Evalu
         tasks: dict of arrays (M, ...).
         episodes: E, per task and step.
     """
-    stages = learner.adapt(tasks, steps, episodes, purpose="test")
-    returns = np.stack([stage.episodes.mean_returns.cpu().numpy() for stage in stages])
+    stages = learner.adapt(tasks, steps, episodes, purpose="test", processes=learner.processes)
+    own = torch.stack([stage.episodes.mean_returns.cpu() for stage in stages], dim=1)
+    returns = learner.processes.join(own, len(next(iter(tasks.values())))).T.numpy()
     return Evaluation(tasks, returns, stages)

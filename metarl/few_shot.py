@@ -21,10 +21,11 @@ from torch.func import functional_call
 
 from metarl.adaptation import AdaptationRule, GradientDescent, adapt_step, adaptation_path
 from metarl.capture import Recording
+from metarl.distributed import Processes, current
 from metarl.episodes import NonFiniteError, task_chunks
 from metarl.few_shot_tasks import Examples, FewShotDistribution, FewShotTasks
 from metarl.models import batch_statistics
-from metarl.parameters import Parameters, call_per_task, expand_over_tasks, parameters_of
+from metarl.parameters import Parameters, call_per_task, expand_over_tasks, parameters_of, ravel, unravel
 from metarl.randomness import keyed_generator
 
 _CHUNK_VALUES = 63_000  # input numbers that a CPU's cache likes to see at a time: 80 Omniglot images
@@ -132,7 +133,7 @@ class MetaGradient(Protocol):
     def __call__(
         self, model: Model, rule: AdaptationRule, theta: Parameters, tasks: FewShotTasks, weights: dict[int, Tensor]
     ) -> tuple[Parameters, Tensor, Tensor]:
-        """Gradient summed over the tasks, and each task's loss and score on query data after adaptation, (M,)."""
+        """Each task's gradient in theta, (M, ...) both, and its loss and score on query data after adaptation, (M,)."""
         ...
 
 
@@ -161,7 +162,7 @@ class MAMLGradient:
         self, model: Model, rule: AdaptationRule, theta: Parameters, tasks: FewShotTasks, weights: dict[int, Tensor]
     ) -> tuple[Parameters, Tensor, Tensor]:
         """As in `MetaGradient`."""
-        path = adaptation_path(model, rule, theta, [tasks.support] * rule.steps, len(tasks))
+        path = adaptation_path(model, rule, theta, [tasks.support] * rule.steps)
         adapted: list[Tensor] = []
         cotangents: list[Tensor] = []
         for step, weight in weights.items():
@@ -192,14 +193,13 @@ class ReptileGradient:
             torch.cat([tasks.support.inputs, tasks.query.inputs], dim=1),
             torch.cat([tasks.support.targets, tasks.query.targets], dim=1),
         )
-        phi = rule.start(theta, len(tasks))
+        phi = rule.start(theta)
         for step in range(rule.steps):
             phi, _ = adapt_step(model, rule, theta, phi, both, step)
         with torch.no_grad():
             loss, score = model.judge(phi, tasks.query)
             gradients = {
-                name: (value - phi[name]).sum(dim=0) if name in phi else torch.zeros_like(value)
-                for name, value in theta.items()
+                name: value - phi[name] if name in phi else torch.zeros_like(value) for name, value in theta.items()
             }
         return gradients, loss, score
 
@@ -226,6 +226,8 @@ class FewShotLearner:
         seed: names all random tasks; the module's initial values are the caller's.
         device: where learning happens.
         task_chunk: tasks whose inner loops are differentiated together; None chooses.
+        processes: that divide the tasks of a meta-batch; by default all that torch.distributed knows. On CPUs their
+            number changes nothing, unless one has a single task, which runs by itself and is rounded otherwise.
         theta: meta-parameters.
         iteration: meta-iterations done.
     """
@@ -243,8 +245,11 @@ class FewShotLearner:
     seed: int = 0
     device: str = "cpu"
     task_chunk: int | None = None
+    processes: Processes = field(default_factory=current)
 
     def __post_init__(self) -> None:
+        if self.tasks < self.processes.size:
+            raise ValueError(f"tasks = {self.tasks} on {self.processes.size} processes; allowed: one or more on each")
         self.module.to(self.device)
         self.model = Model(self.module, self.criterion)
         self.theta = self.rule.meta_parameters(parameters_of(self.module))
@@ -260,19 +265,21 @@ class FewShotLearner:
         Returns:
             figures of the iteration by name: query loss and score after adaptation, norm of the meta-gradient.
         """
-        tasks = self.sample(self.tasks, "train", self.iteration)
+        tasks = self.sample(self.tasks, "train", self.iteration).of_tasks(self.processes.share(self.tasks))
         gradients, losses, scores = self.gradient(tasks)
         norm = torch.stack([gradient.norm() for gradient in gradients.values()]).norm()
-        self._check_finite(losses, norm)
+        if not norm.isfinite():
+            raise NonFiniteError(f"the meta-gradient is not finite in iteration {self.iteration}")
         for name, value in self.theta.items():
             value.grad = gradients[name] if self.clip is None else gradients[name].clamp(-self.clip, self.clip)
         self._adam.param_groups[0]["lr"] = self._learning_rate()
         self._adam.step()
         self.iteration += 1
+        score, loss = (self.processes.sum(torch.stack([scores, losses]).double().sum(dim=1)) / self.tasks).tolist()
         return {
             "iteration": self.iteration,
-            f"{self.criterion.name}/step_{self.rule.steps}": scores.mean().item(),
-            "loss": losses.mean().item(),
+            f"{self.criterion.name}/step_{self.rule.steps}": score,
+            "loss": loss,
             "meta_gradient_norm": norm.item(),
         }
 
@@ -282,18 +289,23 @@ class FewShotLearner:
         return self.distribution.sample(tasks, split, rng).to(self.device)
 
     def gradient(self, tasks: FewShotTasks) -> tuple[Parameters, Tensor, Tensor]:
-        """The meta-gradient, the mean over tasks, with loss and score of each task after adaptation, (M,)."""
+        """The meta-gradient, with loss and score of each task after adaptation, (M,).
+
+        Args:
+            tasks: of this process; the gradient is the mean over those of all processes.
+        """
         weights = self.meta_gradient.weights(self.rule.steps, self.iteration)
         steps = tuple(weights)
         if steps not in self._recordings:
-            self._recordings[steps] = Recording(partial(self._gradient, steps))
+            self._recordings[steps] = Recording(partial(self._sums, steps))
         fixed = [*self.theta.values(), *torch.tensor(list(weights.values()), device=self.device)]
         parts = [self._recordings[steps](*fixed, *part.tensors) for part in self._chunks(tasks)]
-        *gradients, losses, scores = zip(*parts, strict=True)
-        mean = {
-            name: torch.stack(found).sum(dim=0) / len(tasks) for name, found in zip(self.theta, gradients, strict=True)
-        }
-        return mean, torch.cat(losses), torch.cat(scores)
+        gradients, losses, scores = zip(*parts, strict=True)
+        loss = torch.cat(losses)
+        self._check_finite(loss)
+        total = torch.stack(gradients).sum(dim=0)
+        summed = self.processes.sum(torch.cat([total, total.new_full((1,), len(tasks))]))
+        return unravel((summed[:-1] / summed[-1]).to(loss.dtype), self.theta), loss, torch.cat(scores)
 
     def adapt(self, support: Examples, steps: int) -> list[Parameters]:
         """Parameters phi_0 ... phi_S of every task, without a graph.
@@ -302,9 +314,10 @@ class FewShotLearner:
             support: examples of M tasks.
             steps: S, inner steps; beyond the trained number the rule decides on their size.
         """
-        path = [{name: value.detach() for name, value in self.rule.start(self.theta, len(support.targets)).items()}]
+        theta = expand_over_tasks({name: value.detach() for name, value in self.theta.items()}, len(support.targets))
+        path = [self.rule.start(theta)]
         for step in range(steps):
-            path.append(adapt_step(self.model, self.rule, self.theta, path[-1], support, step)[0])
+            path.append(adapt_step(self.model, self.rule, theta, path[-1], support, step)[0])
         return path
 
     def scores(self, tasks: FewShotTasks, steps: int, statistics: Sequence[Parameters] | None = None) -> Tensor:
@@ -364,14 +377,19 @@ class FewShotLearner:
         self._adam.load_state_dict({**self._adam.state_dict(), "state": state["adam"]})
         self.iteration = state["iteration"]
 
-    def _gradient(self, steps: tuple[int, ...], *tensors: Tensor) -> list[Tensor]:
-        """The sums that `gradient` joins, of tensors alone: theta, weights of the losses after these steps, tasks."""
+    def _sums(self, steps: tuple[int, ...], *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What `gradient` joins, from tensors alone: theta, the weights of the losses after these steps, the tasks.
+
+        Returns:
+            sum of the tasks' gradients, as one vector in float64, and each task's loss and score, (M,).
+        """
         values, weights, examples = tensors[: len(self.theta)], tensors[len(self.theta) : -4], tensors[-4:]
-        theta = {name: value.detach().requires_grad_() for name, value in zip(self.theta, values, strict=True)}
         tasks = FewShotTasks(Examples(*examples[:2]), Examples(*examples[2:]))
+        detached = {name: value.detach() for name, value in zip(self.theta, values, strict=True)}
+        theta = {name: rows.requires_grad_() for name, rows in expand_over_tasks(detached, len(tasks)).items()}
         weighed = dict(zip(steps, weights, strict=True))
         gradients, losses, scores = self.meta_gradient(self.model, self.rule, theta, tasks, weighed)
-        return [*gradients.values(), losses, scores]
+        return ravel([rows.sum(dim=0, dtype=torch.float64) for rows in gradients.values()]), losses, scores
 
     def _learning_rate(self) -> float:
         if self.final_learning_rate is None:
@@ -384,9 +402,7 @@ class FewShotLearner:
         size = self.task_chunk or _chunk(tasks.support)
         return (tasks.of_tasks(part) for part in task_chunks(len(tasks), size))
 
-    def _check_finite(self, losses: Tensor, norm: Tensor) -> None:
+    def _check_finite(self, losses: Tensor) -> None:
         if not losses.isfinite().all():
-            task = int(losses.isfinite().logical_not().nonzero()[0])
+            task = self.processes.share(self.tasks).start + int(losses.isfinite().logical_not().nonzero()[0])
             raise NonFiniteError(f"the query loss is not finite in iteration {self.iteration}: task {task}")
-        if not norm.isfinite():
-            raise NonFiniteError(f"the meta-gradient is not finite in iteration {self.iteration}")

@@ -15,12 +15,13 @@ from torch.func import functional_call
 
 from metarl.adaptation import AdaptationRule, GradientDescent, adapt_step
 from metarl.advantages import discounted_returns, estimate_advantages
+from metarl.distributed import ALONE, Processes, current
 from metarl.distributions import distribution_for
 from metarl.episodes import Episodes, NonFiniteError, Samples, task_chunks, to_samples
 from metarl.estimators import EPISODIC, WITH_SAMPLING, Estimator, outcomes, policy_loss, score
 from metarl.objective import MetaObjective
 from metarl.outer import TRPO, OuterOptimiser, State, UpdateOutcome
-from metarl.parameters import Parameters, call_per_task, parameters_of, ravel, unravel
+from metarl.parameters import Parameters, call_per_task, expand_over_tasks, parameters_of, ravel, unravel
 from metarl.randomness import RolloutKey, keyed_generator
 from metarl.rollout import Tasks, collect, rollout
 
@@ -93,7 +94,9 @@ class Learner:
         seed: names all randomness of a run.
         threads: that step the physics.
         device: where adaptation and updates happen.
-        task_chunk: tasks handled at a time; None chooses by the size of the cache. It changes nothing but rounding.
+        task_chunk: tasks handled at a time; None chooses by the size of the cache. On a CPU it changes nothing.
+        processes: that divide the tasks of a meta-batch; by default all that torch.distributed knows. On CPUs their
+            number changes nothing.
         theta: meta-parameters.
         iteration: meta-iterations done.
         env_steps: environment steps taken in training.
@@ -116,8 +119,11 @@ class Learner:
     threads: int = 1
     device: str = "cpu"
     task_chunk: int | None = None
+    processes: Processes = field(default_factory=current)
 
     def __post_init__(self) -> None:
+        if self.tasks < self.processes.size:
+            raise ValueError(f"tasks = {self.tasks} on {self.processes.size} processes; allowed: one or more on each")
         self.policy.to(self.device)
         self.actions = distribution_for(self.distribution.action_space)
         self.inner_loss = policy_loss(self.policy, self.actions, self.estimator)
@@ -141,7 +147,9 @@ class Learner:
         """
         clock = Clock(self.device)
         tasks = self.distribution.sample(self.tasks, self._rng("train/tasks"))
-        *supports, query = stages = self.adapt(tasks, self.rule.steps, purpose="train", clock=clock)
+        *supports, query = stages = self.adapt(
+            tasks, self.rule.steps, purpose="train", clock=clock, processes=self.processes
+        )
         with clock.phase("update"):
             returns = self._outcomes(query) if self.initial_sampling else None
             objective = self.objective([stage.samples for stage in supports], query.samples, returns)
@@ -150,9 +158,8 @@ class Learner:
             )
             if not torch.isfinite(vector).all():
                 raise NonFiniteError(f"the meta-parameters after iteration {self.iteration + 1} are not finite")
-        self.theta = unravel(vector, self.theta)
+        self.theta = unravel(self.processes.first(vector), self.theta)  # machines may differ in how they round
         self.iteration += 1
-        self.env_steps += sum(stage.episodes.steps for stage in stages)
         return self._figures(stages, outcome, clock)
 
     def adapt(
@@ -162,6 +169,7 @@ class Learner:
         episodes: int | None = None,
         purpose: str = "test",
         clock: "Clock | None" = None,
+        processes: Processes = ALONE,
     ) -> list[Stage]:
         """Sample with theta, take an inner step for every task, sample again, and so on.
 
@@ -171,29 +179,32 @@ class Learner:
             episodes: E per task and stage; None takes the learner's own.
             purpose: names the randomness, together with the iteration in training.
             clock: adds up seconds per phase.
+            processes: that divide the tasks; each gets the stages of its share.
 
         Returns:
             S + 1 stages, the last one without a step after it.
         """
         clock = clock or Clock(self.device)
         episodes = episodes or self.episodes
-        count = len(next(iter(tasks.values())))
+        share = processes.share(len(next(iter(tasks.values()))))
+        tasks = {name: values[share] for name, values in tasks.items()}
+        count = share.stop - share.start
         envs = self._lanes(count * episodes)
         iteration = self.iteration if purpose == "train" else 0
-        phi = self.rule.start(self.theta, count)
+        phi = self.rule.start(expand_over_tasks(self.theta, count))
         norm = torch.zeros(count)
         stages = []
         for step in range(steps + 1):
-            key = RolloutKey(self.seed, f"{purpose}/step_{step}", iteration)
+            key = RolloutKey(self.seed, f"{purpose}/step_{step}", iteration, share.start)
             with clock.phase("rollout"):
-                sampled = self._sample(envs, phi, tasks, key)
+                sampled = self._sample(envs, phi, tasks, key, processes)
             with clock.phase("adapt"):
                 advantages, explained, deviation = estimate_advantages(
                     sampled, self.discount, self.gae_lambda, self.bootstrap
                 )
                 samples = to_samples(sampled, advantages, self.weighting)
                 if self.estimator not in EPISODIC:
-                    samples = samples.packed()
+                    samples = samples.packed(processes)
                 stages.append(Stage(phi, sampled, samples, explained, deviation, norm))
                 if step < steps:
                     phi, norm = self.inner_step(phi, samples, step)
@@ -211,6 +222,7 @@ class Learner:
             query,
             self._chunk(query),
             outcomes,
+            self.processes,
         )
 
     def agent(self, stage: Stage, task: int = 0) -> "Agent":
@@ -243,21 +255,24 @@ class Learner:
         parts = []
         for tasks in task_chunks(len(samples.weights), self._chunk(samples)):
             part = {name: value[tasks] for name, value in phi.items()}
-            data = samples.of_tasks(tasks)
-            parts.append(adapt_step(self.inner_loss, self.rule, self.theta, part, data, step))
+            theta = expand_over_tasks(self.theta, tasks.stop - tasks.start)
+            parts.append(adapt_step(self.inner_loss, self.rule, theta, part, samples.of_tasks(tasks), step))
         adapted, norms = zip(*parts, strict=True)
         return {name: torch.cat([part[name] for part in adapted]) for name in phi}, torch.cat(norms)
 
-    def _sample(self, envs: VectorEnv, phi: Parameters, tasks: Tasks, key: RolloutKey) -> Episodes:
+    def _sample(
+        self, envs: VectorEnv, phi: Parameters, tasks: Tasks, key: RolloutKey, processes: Processes
+    ) -> Episodes:
         horizon = self.distribution.horizon
         if self.budget == "episodes":
-            return rollout(envs, self.policy, self.actions, phi, tasks, horizon, key)
+            return rollout(envs, self.policy, self.actions, phi, tasks, horizon, key, processes)
         steps = envs.num_envs // len(next(iter(tasks.values()))) * horizon
-        return collect(envs, self.policy, self.actions, phi, tasks, horizon, key, steps)
+        return collect(envs, self.policy, self.actions, phi, tasks, horizon, key, steps, processes)
 
     def _outcomes(self, query: Stage) -> Tensor:
         returns = discounted_returns(query.episodes.rewards, self.discount)[:, 0]
-        return outcomes(returns, query.episodes.lengths, query.advantage_deviation)
+        own = (returns, query.episodes.lengths, query.advantage_deviation)
+        return outcomes(*(self.processes.join(of, self.tasks) for of in own))[self.processes.share(self.tasks)]
 
     def _lanes(self, count: int) -> VectorEnv:
         if count not in self._envs:
@@ -277,7 +292,7 @@ class Learner:
         shape = self.distribution.observation_space.shape
         inputs = torch.zeros(1, 2, *(shape or ()), device=self.device)
         with torch.no_grad():
-            output = call_per_task(self.policy, self.rule.start(self.theta, 1), inputs)
+            output = call_per_task(self.policy, self.rule.start(expand_over_tasks(self.theta, 1)), inputs)
         expected = (1, 2, self.actions.parameter_size)
         if tuple(output.shape) != expected:
             raise ValueError(
@@ -286,26 +301,44 @@ class Learner:
             )
 
     def _figures(self, stages: list[Stage], outcome: UpdateOutcome, clock: "Clock") -> dict[str, float]:
-        returns = [stage.episodes.mean_returns.mean().item() for stage in stages]
         query = stages[-1]
+        per_task = {
+            **{f"return/step_{step}": stage.episodes.mean_returns for step, stage in enumerate(stages)},
+            "inner_gradient_norm": query.gradient_norm,
+            "explained_variance": query.explained_variance,
+        }
+        steps = query.episodes.steps
+        summary = self.actions.summary(query.episodes.distribution[query.episodes.valid])
+        total = self._over_processes(
+            {name: float(values.double().sum()) for name, values in per_task.items()}
+            | {name: value * steps for name, value in summary.items()}
+            | {"query_steps": steps, "query_episodes": int(query.episodes.valid.any(dim=1).sum())}
+            | {"env_steps": sum(stage.episodes.steps for stage in stages)}
+            | {"failed_episodes": sum(int(stage.episodes.failed.sum()) for stage in stages)}
+        )
+        means = {name: total[name] / self.tasks for name in per_task}
+        self.env_steps += int(total["env_steps"])
         return {
             "iteration": self.iteration,
             "env_steps": self.env_steps,
-            **{f"return/step_{step}": value for step, value in enumerate(returns)},
-            "adaptation_gain": returns[-1] - returns[0],
-            "episode_length": query.episodes.steps / int(query.episodes.valid.any(dim=1).sum()),
-            "failed_episodes": sum(int(stage.episodes.failed.sum()) for stage in stages),
+            **means,
+            "adaptation_gain": means[f"return/step_{len(stages) - 1}"] - means["return/step_0"],
+            "episode_length": total["query_steps"] / total["query_episodes"],
+            "failed_episodes": int(total["failed_episodes"]),
             "kl": outcome.kl,
             **outcome.details,
             "accepted": float(outcome.status == "accepted"),
             "loss_before": outcome.loss_before,
             "loss_after": outcome.loss_after,
             "meta_gradient_norm": outcome.gradient_norm,
-            "inner_gradient_norm": query.gradient_norm.mean().item(),
-            "explained_variance": query.explained_variance.mean().item(),
-            **self.actions.summary(query.episodes.distribution[query.episodes.valid]),
+            **{name: total[name] / total["query_steps"] for name in summary},
             **{f"seconds/{phase}": seconds for phase, seconds in clock.seconds.items()},
         }
+
+    def _over_processes(self, figures: dict[str, float]) -> dict[str, float]:
+        """Each figure summed."""
+        summed = self.processes.sum(torch.tensor(list(figures.values()), dtype=torch.float64))
+        return dict(zip(figures, summed.tolist(), strict=True))
 
 
 class Agent:

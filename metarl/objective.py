@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from metarl.adaptation import AdaptationRule, adapt_step, adaptation_path
+from metarl.distributed import ALONE, Processes
 from metarl.distributions import ActionDistribution
 from metarl.episodes import NonFiniteError, Samples, task_chunks
 from metarl.estimators import EPISODIC, Estimator, policy_loss, sampling_term, surrogate
 from metarl.jacobian import Jacobian
-from metarl.parameters import Parameters, call_per_task, ravel, unravel
+from metarl.parameters import Parameters, call_per_task, expand_over_tasks, ravel, unravel
 
 
 class MetaObjective:
@@ -21,7 +22,10 @@ class MetaObjective:
         KL(theta) = 1/M sum_m sum_n w_n KL(p_old(. | o_n) || p(. | o_n; phi_m(theta)))
 
     where phi_m adapts theta on the support data of task m; E-MAML's `sampling_term` joins L where outcomes are given.
-    Theta is one flat vector here; tasks are handled in chunks that suit the cache, which changes nothing but rounding.
+    Theta is one flat vector here. Tasks are handled in chunks that suit the cache, and divided over processes. Each has
+    its own loss and gradient, and these are added in float64: rounded to float32 the sum is the same in any order. So
+    neither chunks nor processes change a bit, where a task's own numbers do not depend on those computed beside it:
+    on a CPU.
     """
 
     def __init__(
@@ -35,6 +39,7 @@ class MetaObjective:
         query: Samples,
         chunk: int,
         outcomes: Tensor | None = None,
+        processes: Processes = ALONE,
     ):
         """Fix the data.
 
@@ -46,11 +51,14 @@ class MetaObjective:
             query: data after adaptation.
             chunk: tasks handled at a time.
             outcomes: (M,), see `metarl.estimators.sampling_term`; None leaves the term out.
+            processes: whose tasks the means are over; each holds the data of its own, and gets the same results.
         """
         self.policy, self.distribution, self.estimator, self.rule = policy, distribution, estimator, rule
         self.like, self.supports, self.query, self.outcomes = like, supports, query, outcomes
         self.inner_loss = policy_loss(policy, distribution, estimator)
         self.tasks = len(query.weights)
+        self.processes = processes
+        self.all_tasks = int(processes.sum(torch.tensor(self.tasks)))
         self.chunk = chunk
         self.chunks = task_chunks(self.tasks, chunk)
 
@@ -64,36 +72,39 @@ class MetaObjective:
             outer: what stands for the surrogate in L.
             penalties: (S,), weights of `inner_kls` in L; None for none.
         """
-        losses, gradient = [], torch.zeros_like(vector)
+        losses, gradient = [], _zeros(len(vector), vector)
         for tasks in self.chunks:
-            theta = self._leaves(vector)
+            theta = self._leaves(vector, tasks)
             path = self._path(theta, self.supports, tasks)
             loss = self._losses(path, self._query_outputs(path, tasks), tasks, outer)
             if penalties is not None:
                 loss = loss + penalties @ self._inner_kls(path, tasks)
             losses.append(loss.detach())
-            gradient += ravel(
-                torch.autograd.grad(loss.sum() / self.tasks, list(theta.values()), materialize_grads=True)
-            )
+            gradient += _sum_over_tasks(torch.autograd.grad(loss.sum(), list(theta.values()), materialize_grads=True))
         loss = torch.cat(losses)
         if not torch.isfinite(loss).all():
-            raise NonFiniteError(f"the loss of task {int((~torch.isfinite(loss)).nonzero()[0])} is not finite")
+            task = self.processes.share(self.all_tasks).start + int((~torch.isfinite(loss)).nonzero()[0])
+            raise NonFiniteError(f"the loss of task {task} is not finite")
+        mean = self._mean(torch.cat([gradient, loss.double().sum().view(1)]))
+        gradient = mean[:-1]
         if not torch.isfinite(gradient).all():
             raise NonFiniteError("the meta-gradient is not finite")
-        return loss.mean(), gradient
+        return mean[-1], gradient
 
     def evaluate(self, vector: Tensor) -> tuple[Tensor, Tensor]:
         """L and KL, without a graph."""
         theta = unravel(vector, self.like)
-        loss, kl = torch.zeros_like(vector[0]), torch.zeros_like(vector[0])
+        total = _zeros(2, vector)
         for tasks in self.chunks:
             path = self._adapted_after_each_step(theta, tasks)
             query = self.query.of_tasks(tasks)
             with torch.no_grad():
                 outputs = self._query_outputs(path, tasks)
-                loss += self._losses(path, outputs, tasks, surrogate).sum()
-                kl += (query.weights * self.distribution.kl(query.distribution, outputs)).sum()
-        return loss / self.tasks, kl / self.tasks
+                loss = self._losses(path, outputs, tasks, surrogate)
+                kl = (query.weights * self.distribution.kl(query.distribution, outputs)).sum(dim=1)
+            total += torch.stack([loss, kl]).double().sum(dim=1)
+        mean = self._mean(total)
+        return mean[0], mean[1]
 
     def inner_kls(self, vector: Tensor) -> Tensor:
         """How far the policies before each inner step are from those that sampled its support data, without a graph.
@@ -105,17 +116,18 @@ class MetaObjective:
         paths = [self._adapted_after_each_step(theta, tasks) for tasks in self.chunks]
         with torch.no_grad():
             parts = [self._inner_kls(path, tasks) for path, tasks in zip(paths, self.chunks, strict=True)]
-        return torch.cat(parts, dim=1).mean(dim=1)
+        return self._mean(torch.cat(parts, dim=1).double().sum(dim=1))
 
     def displacement(self, vector: Tensor) -> Tensor:
         """1/M sum_m (phi_m - theta), 0 for meta-parameters that are not the module's (Nichol et al. 2018); (n,)."""
         theta = unravel(vector, self.like)
-        total = torch.zeros_like(vector)
+        total = _zeros(len(vector), vector)
         for tasks in self.chunks:
             phi = self._adapted_after_each_step(theta, tasks)[-1]
-            moved = {name: (value - theta[name]).sum(dim=0) for name, value in phi.items()}
-            total += ravel([moved.get(name, torch.zeros_like(value)) for name, value in theta.items()])
-        return total / self.tasks
+            still = {name: value.new_zeros(1, *value.shape) for name, value in theta.items()}
+            moved = {name: value - theta[name] for name, value in phi.items()}
+            total += _sum_over_tasks(list({**still, **moved}.values()))
+        return self._mean(total)
 
     def kl_products(self, vector: Tensor, fraction: float, rng: np.random.Generator) -> Callable[[Tensor], Tensor]:
         """Return v -> H v, with H the Hessian of KL at the vector where the episodes were sampled.
@@ -141,8 +153,8 @@ class MetaObjective:
         query = _thin(self.query, fraction, rng)
         maps = []
         for tasks in task_chunks(self.tasks, round(self.chunk / fraction)):
-            theta = self._leaves(vector)
-            anchors = self._adapted_after_each_step(theta, tasks)[1:] if fraction < 1 else None
+            theta = self._leaves(vector, tasks)
+            anchors = self._adapted_after_each_step(unravel(vector, self.like), tasks)[1:] if fraction < 1 else None
             phi = self._path(theta, supports, tasks, anchors)[-1]
             leaves = {name: value.detach().requires_grad_() for name, value in phi.items()}
             outputs = call_per_task(self.policy, leaves, query.observations[tasks])
@@ -151,15 +163,20 @@ class MetaObjective:
             maps.append((adaptation, network, outputs.detach(), query.weights[tasks]))
 
         def product(v: Tensor) -> Tensor:
-            tangents = list(unravel(v, self.like).values())
-            total = torch.zeros_like(v)
+            direction = unravel(v, self.like)
+            total = _zeros(len(v), v)
             for adaptation, network, outputs, weights in maps:
-                [moved] = network.product(adaptation.product(tangents))
+                tangents = expand_over_tasks(direction, len(weights))
+                [moved] = network.product(adaptation.product(list(tangents.values())))
                 metric = weights.unsqueeze(-1) * self.distribution.fisher_product(outputs, moved)
-                total += ravel(adaptation.transposed_product(network.transposed_product([metric])))
-            return total / self.tasks
+                total += _sum_over_tasks(adaptation.transposed_product(network.transposed_product([metric])))
+            return self._mean(total)
 
         return product
+
+    def _mean(self, total: Tensor) -> Tensor:
+        """The mean over the tasks of all processes, from the sum over those of this one."""
+        return (self.processes.sum(total) / self.all_tasks).to(self.query.weights.dtype)
 
     def _query_outputs(self, path: Sequence[Parameters], tasks: slice) -> Tensor:
         return call_per_task(self.policy, path[-1], self.query.observations[tasks])
@@ -191,20 +208,29 @@ class MetaObjective:
         anchors: Sequence[Parameters] | None = None,
     ) -> list[Parameters]:
         data = [support.of_tasks(tasks) for support in supports]
-        return adaptation_path(self.inner_loss, self.rule, theta, data, tasks.stop - tasks.start, anchors)
+        return adaptation_path(self.inner_loss, self.rule, theta, data, anchors)
 
-    def _leaves(self, vector: Tensor) -> Parameters:
-        return {name: value.clone().requires_grad_() for name, value in unravel(vector, self.like).items()}
+    def _leaves(self, vector: Tensor, tasks: slice) -> Parameters:
+        rows = expand_over_tasks(unravel(vector, self.like), tasks.stop - tasks.start)
+        return {name: value.clone().requires_grad_() for name, value in rows.items()}
 
     def _adapted_after_each_step(self, theta: Parameters, tasks: slice) -> list[Parameters]:
         """phi_0 ... phi_S for some of the tasks, without graphs."""
-        theta = {name: value.detach() for name, value in theta.items()}
-        stages = [self.rule.start(theta, tasks.stop - tasks.start)]
+        theta = expand_over_tasks(theta, tasks.stop - tasks.start)
+        stages = [self.rule.start(theta)]
         for step, support in enumerate(self.supports):
             samples = support.of_tasks(tasks)
             phi, _ = adapt_step(self.inner_loss, self.rule, theta, stages[-1], samples, step)
             stages.append(phi)
         return stages
+
+
+def _zeros(size: int, like: Tensor) -> Tensor:
+    return like.new_zeros(size, dtype=torch.float64)
+
+
+def _sum_over_tasks(rows: Sequence[Tensor]) -> Tensor:
+    return ravel([row.sum(dim=0, dtype=torch.float64) for row in rows])
 
 
 def _thin(samples: Samples, fraction: float, rng: np.random.Generator) -> Samples:

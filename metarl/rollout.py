@@ -1,6 +1,6 @@
 """Collecting episodes: all tasks and episodes in lockstep, one batched forward per step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -9,7 +9,8 @@ import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor, nn
 
-from metarl.capture import capture
+from metarl.capture import capture, one_launch
+from metarl.distributed import ALONE, Processes
 from metarl.distributions import ActionDistribution
 from metarl.episodes import Episodes, NonFiniteError
 from metarl.parameters import Parameters, call_per_task
@@ -29,16 +30,17 @@ def collect(
     horizon: int,
     key: RolloutKey,
     steps: int,
+    processes: Processes = ALONE,
 ) -> Episodes:
     """Run rounds of `rollout` until every task has `steps` valid steps, all in whole episodes.
 
     So did the code behind the MAML paper count: where episodes end early, a task gets more of them.
     """
-    episodes = rollout(envs, policy, distribution, parameters, tasks, horizon, key)
-    while (episodes.lengths.sum(dim=1) < steps).any():
+    episodes = rollout(envs, policy, distribution, parameters, tasks, horizon, key, processes)
+    while processes.most(int((episodes.lengths.sum(dim=1) < steps).any())):
         key = replace(key, first_episode=episodes.valid.shape[2])
-        episodes = episodes.joined(rollout(envs, policy, distribution, parameters, tasks, horizon, key))
-    return episodes.up_to(steps)
+        episodes = episodes.joined(rollout(envs, policy, distribution, parameters, tasks, horizon, key, processes))
+    return episodes.up_to(steps, processes)
 
 
 @torch.no_grad()
@@ -50,6 +52,7 @@ def rollout(
     tasks: Tasks,
     horizon: int,
     key: RolloutKey,
+    processes: Processes = ALONE,
 ) -> Episodes:
     """Run one episode in every lane, each task with its own parameters.
 
@@ -62,9 +65,10 @@ def rollout(
         tasks: dict of arrays (M, ...).
         horizon: T, the most steps taken.
         key: names the randomness.
+        processes: that run other tasks at the same time.
 
     Returns:
-        Episodes on the device of the parameters, cut after the longest episode.
+        Episodes on the device of the parameters, cut after the longest episode of all processes.
 
     Raises:
         NonFiniteError: naming task, episode and step of the first observation, action or reward that is not finite.
@@ -86,23 +90,32 @@ def rollout(
     failed = np.zeros(lanes, bool)
     running = np.ones(lanes, bool)
     final = np.zeros((*lanes, *observation_shape), np.float32)
-    actions: Tensor | None = None
+
+    ferry = _Ferry(device)
 
     def to_device(raw: np.ndarray) -> Tensor:
-        return torch.from_numpy(raw.astype(np.float32)).view(*lanes, *observation_shape).to(device)
+        return ferry.to_device(raw.reshape(*lanes, *observation_shape))
 
     forward: Callable[[Tensor], Tensor] = partial(call_per_task, policy, parameters)
     if horizon >= _CAPTURE_FROM:
         forward = capture(policy, parameters, to_device(raw))
+
+    def act(observation: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
+        output = forward(observation)
+        return output, distribution.sample(output, noise)
+
+    step: Callable[..., tuple[Tensor, ...]] = act
+    if horizon >= _CAPTURE_FROM and _on_gpu(device):
+        step = one_launch(act, to_device(raw), noise[:, 0])
+    actions: Tensor | None = None
     for t in range(horizon):
         observation = to_device(raw)
-        output = forward(observation)
-        action = distribution.sample(output, noise[:, t])
+        output, action = step(observation, noise[:, t])
         if actions is None:
             actions = torch.zeros(count, horizon, *action.shape[1:], dtype=action.dtype, device=device)
         observations[:, t], parameter_store[:, t], actions[:, t] = observation, output, action
 
-        flat_action = action.reshape(envs.num_envs, *action.shape[2:]).cpu().numpy()
+        flat_action = ferry.to_host(action).reshape(envs.num_envs, *action.shape[2:])
         if not np.isfinite(flat_action).all():
             _check_finite("action", actions[:, : t + 1], torch.ones(count, t + 1, per_task, dtype=torch.bool), key)
         raw, reward, terminations, truncations, infos = envs.step(distribution.to_environment(flat_action))
@@ -120,7 +133,9 @@ def rollout(
                 break
 
     assert actions is not None, "a horizon is at least 1"
-    steps = t + 1
+    steps = processes.most(t + 1)
+    for store in (observations, parameter_store, actions):
+        store[:, t + 1 : steps] = store[:, t : t + 1]
     episodes = Episodes(
         observations=observations[:, :steps].contiguous(),
         actions=actions[:, :steps].contiguous(),
@@ -135,6 +150,38 @@ def rollout(
     _check_finite("reward", episodes.rewards, episodes.valid, key)
     _check_finite("observation", episodes.observations, episodes.valid, key)
     return episodes
+
+
+class _Ferry:
+    """Carries one array per step to the device and one back: on a GPU through memory that the device can reach."""
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        self._there: Tensor | None = None
+        self._back: Tensor | None = None
+
+    def to_device(self, values: np.ndarray) -> Tensor:
+        """As float32; the tensor holds until the next call."""
+        if self._there is None:
+            self._there = self._memory(values.shape, torch.float32)
+        self._there.copy_(torch.from_numpy(values))
+        return self._there.to(self._device, non_blocking=True)
+
+    def to_host(self, values: Tensor) -> np.ndarray:
+        """Wait for the values; an array of its own."""
+        if self._back is None:
+            self._back = self._memory(values.shape, values.dtype)
+        self._back.copy_(values, non_blocking=True)
+        if _on_gpu(self._device):
+            torch.cuda.current_stream().synchronize()
+        return self._back.numpy().copy()
+
+    def _memory(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        return torch.empty(tuple(shape), dtype=dtype, pin_memory=self._device.type == "cuda")
+
+
+def _on_gpu(device: torch.device) -> bool:
+    return device.type == "cuda"
 
 
 def _final_observations(raw: np.ndarray, infos: dict) -> np.ndarray:

@@ -13,11 +13,12 @@ from tests.probes import finite_differences
 CURVATURE = torch.tensor([[1.0, 3.0], [2.0, 5.0]], dtype=torch.float64)  # (M, n)
 TARGETS = torch.tensor([[1.0, -1.0], [0.5, 2.0]], dtype=torch.float64)
 THETA = {"x": torch.tensor([0.3, 0.7], dtype=torch.float64)}
+ROWS = expand_over_tasks(THETA, 2)
 
 
-def adapt(*arguments):
+def adapt(loss, rule, theta, supports, tasks, *anchors):
     """The end of the path."""
-    return adaptation_path(*arguments)[-1]
+    return adaptation_path(loss, rule, expand_over_tasks(theta, tasks), supports, *anchors)[-1]
 
 
 def quadratic(phi, targets):
@@ -35,7 +36,7 @@ def leaves(theta):
 
 def test_a_step_is_the_step_size_times_the_tasks_own_gradient():
     rule = GradientDescent(0.1)
-    phi, norm = adapt_step(quadratic, rule, THETA, rule.start(THETA, 2), TARGETS, 0)
+    phi, norm = adapt_step(quadratic, rule, ROWS, rule.start(ROWS), TARGETS, 0)
     gradient = CURVATURE * (THETA["x"] - TARGETS)
     torch.testing.assert_close(phi["x"], THETA["x"] - 0.1 * gradient)
     torch.testing.assert_close(norm, gradient.norm(dim=1))
@@ -60,9 +61,9 @@ def test_each_task_goes_on_from_its_own_parameters():
 
 def test_stepping_without_a_graph_gives_the_same_parameters():
     rule = GradientDescent(0.05, steps=2)
-    phi = rule.start(THETA, 2)
+    phi = rule.start(ROWS)
     for step in range(2):
-        phi, _ = adapt_step(quartic, rule, THETA, phi, TARGETS, step)
+        phi, _ = adapt_step(quartic, rule, ROWS, phi, TARGETS, step)
     torch.testing.assert_close(adapt(quartic, rule, leaves(THETA), [TARGETS] * 2, 2)["x"], phi["x"])
 
 
@@ -104,7 +105,7 @@ def test_anchors_give_the_values_and_leave_the_derivatives():
 def test_parameters_without_a_part_in_the_loss_stay():
     theta = {**THETA, "idle": torch.ones(3, dtype=torch.float64)}
     rule = GradientDescent(0.1)
-    phi, _ = adapt_step(quadratic, rule, theta, rule.start(theta, 2), TARGETS, 0)
+    phi, _ = adapt_step(quadratic, rule, expand_over_tasks(theta, 2), expand_over_tasks(theta, 2), TARGETS, 0)
     assert (phi["idle"] == 1).all()
 
 
@@ -115,6 +116,7 @@ def test_inner_gradient_keeps_a_graph_only_on_request():
 
 
 THETA_2 = {**THETA, "y": torch.tensor([0.4], dtype=torch.float64)}
+ROWS_2 = expand_over_tasks(THETA_2, 2)
 ONLY_Y = ("y",)
 RULES = {
     "gradient descent": GradientDescent(0.03, steps=2),
@@ -163,10 +165,11 @@ def test_every_rule_steps_alike_with_and_without_a_graph_and_one_task_at_a_time(
     rule = RULES[kind]
     theta, supports = varied(rule), [TARGETS, TARGETS - 0.5, TARGETS + 0.5]  # the third step is after the trained ones
     expected = adapt(coupled, rule, leaves(theta), supports, 2)
-    phi, single = rule.start(theta, 2), [rule.start(theta, 1) for _ in range(2)]
+    rows, row = expand_over_tasks(theta, 2), expand_over_tasks(theta, 1)
+    phi, single = rule.start(rows), [rule.start(row) for _ in range(2)]
     for step, data in enumerate(supports):
-        phi, _ = adapt_step(coupled, rule, theta, phi, data, step)
-        single = [adapt_step(coupled, rule, theta, single[m], data[m : m + 1], step)[0] for m in range(2)]
+        phi, _ = adapt_step(coupled, rule, rows, phi, data, step)
+        single = [adapt_step(coupled, rule, row, single[m], data[m : m + 1], step)[0] for m in range(2)]
     assert set(phi) == set(THETA_2)
     for name in THETA_2:
         torch.testing.assert_close(phi[name], expected[name])
@@ -180,7 +183,9 @@ def test_first_order_still_learns_the_step_sizes(kind):
     theta = leaves(varied(rule))
     phi = adapt(coupled, rule, theta, [TARGETS], 2)
     found = torch.autograd.grad(coupled(phi, TARGETS + 1).sum(), theta["step_size.x"])[0]
-    start = {name: value.detach().clone().requires_grad_() for name, value in rule.start(theta, 2).items()}
+    start = {
+        name: value.detach().clone().requires_grad_() for name, value in rule.start(expand_over_tasks(theta, 2)).items()
+    }
     inner = torch.autograd.grad(coupled(start, TARGETS).sum(), start["x"])[0]
     end = {name: value.detach().requires_grad_() for name, value in phi.items()}
     outer = torch.autograd.grad(coupled(end, TARGETS + 1).sum(), end["x"])[0]
@@ -193,7 +198,7 @@ def test_learned_step_sizes_start_as_one_number_and_follow_their_own_shape():
     assert per_element.meta_parameters(THETA_2)["step_size.x"].tolist() == [0.3, 0.3]
     assert per_step.meta_parameters(THETA_2)["step_size.y"].tolist() == [0.3, 0.3]
     ones, zero = {"x": torch.ones(1, 2)}, {"x": torch.zeros(1, 2)}
-    theta = {**THETA, "step_size.x": torch.tensor([0.5, 0.25])}
+    theta = expand_over_tasks({**THETA, "step_size.x": torch.tensor([0.5, 0.25])}, 1)
     assert per_element.update(theta, zero, ones, 1)["x"].tolist() == [[-0.5, -0.25]]
     steps = [per_step.update(theta, zero, ones, step)["x"][0, 0].item() for step in range(4)]
     assert steps == [-0.5, -0.25, -0.125, -0.125]
@@ -201,7 +206,7 @@ def test_learned_step_sizes_start_as_one_number_and_follow_their_own_shape():
 
 def test_a_part_of_the_parameters_adapts_and_the_rest_is_shared():
     rule = RULES["part"]
-    phi, norm = adapt_step(coupled, rule, THETA_2, rule.start(THETA_2, 2), TARGETS, 0)
+    phi, norm = adapt_step(coupled, rule, ROWS_2, rule.start(ROWS_2), TARGETS, 0)
     assert torch.equal(phi["x"], THETA_2["x"].expand(2, 2))
     torch.testing.assert_close((phi["y"] - THETA_2["y"]).norm(dim=1), 0.03 * norm)
     assert set(MetaSGD(adapted=ONLY_Y).meta_parameters(THETA_2)) == {"x", "y", "step_size.y"}
@@ -209,7 +214,7 @@ def test_a_part_of_the_parameters_adapts_and_the_rest_is_shared():
 
 def test_a_context_starts_at_zero_for_every_task_and_has_no_meta_gradient():
     rule = RULES["context"]
-    assert torch.equal(rule.start(THETA_2, 2)["y"], torch.zeros(2, 1, dtype=torch.float64))
+    assert torch.equal(rule.start(ROWS_2)["y"], torch.zeros(2, 1, dtype=torch.float64))
     theta = leaves(THETA_2)
     phi = adapt(coupled, rule, theta, [TARGETS], 2)
     x, y = torch.autograd.grad(coupled(phi, TARGETS).sum(), [theta["x"], theta["y"]])

@@ -1,12 +1,20 @@
 """A captured forward equals the module to the last bit, also after the module or the parameters have changed."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from envs import Navigation2D
+from metarl import Learner
 from metarl import capture as capturing
-from metarl.capture import Recording, capture
+from metarl import rollout as rollouts
+from metarl.capture import Recording, capture, one_launch
+from metarl.distributions import distribution_for
+from metarl.evaluation import held_out_tasks
 from metarl.parameters import call_per_task, parameters_of
 from metarl.policies import GaussianMLP
 
@@ -129,3 +137,101 @@ def test_what_cannot_be_replayed_runs_as_it_is(function, monkeypatch):
     recording(torch.ones(3))
     assert recording._recorded[next(iter(recording._recorded))] is function
     assert recording(-torch.ones(3))[0].sum() < 3
+
+
+class EmulatedGraph(TorchDispatchMode):
+    """What a CUDA graph does, on a CPU: it keeps the operations, and repeats them on the very same memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.kernels = []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        result = operation(*args, **(kwargs or {}))
+        self.kernels.append((operation, args, kwargs or {}, result))
+        return result
+
+    def capture_begin(self):
+        self.__enter__()
+
+    def capture_end(self):
+        self.__exit__(None, None, None)
+
+    def replay(self):
+        for operation, args, kwargs, result in self.kernels:
+            again = operation(*args, **kwargs)
+            for place, value in zip(tree_leaves(result), tree_leaves(again), strict=True):
+                place.copy_(value)
+
+
+@pytest.fixture
+def emulated_cuda(monkeypatch):
+    class Stream:
+        def wait_stream(self, other):
+            pass
+
+        def synchronize(self):
+            pass
+
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", EmulatedGraph)
+
+
+@torch.no_grad()
+def test_one_launch_repeats_the_kernels_on_new_inputs(emulated_cuda):
+    policy = GaussianMLP(Navigation2D().observation_space, Navigation2D().action_space, (8, 8))
+    family = distribution_for(Navigation2D().action_space)
+    phi = random_parameters(policy, 3, 0)
+    calls = []
+
+    def act(inputs, noise):
+        calls.append(1)
+        output = call_per_task(policy, phi, inputs)
+        return output, family.sample(output, noise)
+
+    examples = torch.randn(3, 4, 2), torch.randn(3, 4, 2)
+    launched = one_launch(act, *examples)
+    recorded = len(calls)
+    for _ in range(3):
+        inputs = torch.randn(3, 4, 2), torch.randn(3, 9, 4, 2)[:, 5]
+        found = [value.clone() for value in launched(*inputs)]
+        assert len(calls) == recorded, "the function itself runs again"
+        assert all(torch.equal(a, b) for a, b in zip(found, act(*inputs), strict=True))
+        calls.pop()
+
+
+@torch.no_grad()
+def test_what_cannot_be_one_launch_runs_as_it_is(emulated_cuda, monkeypatch):
+    state = []
+
+    def counts(inputs):
+        state.append(1)
+        return (inputs + len(state),)
+
+    assert one_launch(counts, torch.zeros(2)) is counts
+
+    def fail(graph):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(EmulatedGraph, "capture_end", fail)
+    assert one_launch(torch.atleast_1d, torch.zeros(2)) is torch.atleast_1d
+
+
+def test_a_rollout_in_single_launches_is_the_same(emulated_cuda, monkeypatch):
+    distribution = Navigation2D(60)
+    torch.manual_seed(0)
+    policy = GaussianMLP(distribution.observation_space, distribution.action_space, (8,))
+    learner = Learner(distribution, policy, tasks=3, episodes=4)
+    tasks = held_out_tasks(learner, 3)
+    expected = learner.adapt(tasks, 1)
+    launches = []
+    monkeypatch.setattr(rollouts, "_on_gpu", lambda device: True)
+    replay = EmulatedGraph.replay
+    monkeypatch.setattr(EmulatedGraph, "replay", lambda graph: (launches.append(1), replay(graph)))
+    for mine, other in zip(expected, learner.adapt(tasks, 1), strict=True):
+        assert torch.equal(mine.episodes.actions, other.episodes.actions)
+        assert torch.equal(mine.episodes.observations, other.episodes.observations)
+        assert torch.equal(mine.episodes.rewards, other.episodes.rewards)
+    assert len(launches) == 2 * (1 + 60)  # one to compare, one per step

@@ -14,7 +14,7 @@ from metarl.distributions import DiagonalGaussian
 from metarl.episodes import Samples
 from metarl.estimators import clipped_surrogate, dice, lvc, outcomes, policy_loss, score, surrogate
 from metarl.objective import MetaObjective, _thin, _thin_episodes
-from metarl.parameters import call_per_task, ravel, unravel
+from metarl.parameters import call_per_task, expand_over_tasks, ravel, unravel
 from tests.probes import TinyGaussian, finite_differences, random_samples, tiny_theta
 
 FAMILY = DiagonalGaussian(gymnasium.spaces.Box(-1, 1, (1,)))
@@ -54,11 +54,12 @@ class Problem:
         theta, _ = tiny_theta(self.policy, TASKS)
         self.like = rule.meta_parameters(theta)
         self.vector = ravel(list(self.like.values()))
-        phi, self.supports = rule.start(self.like, TASKS), []
+        theta = expand_over_tasks(self.like, TASKS)
+        phi, self.supports = rule.start(theta), []
         loss = policy_loss(self.policy, FAMILY, score)
         for step in range(rule.steps):
             self.supports.append(self.draw(phi, generator))
-            phi, _ = adapt_step(loss, rule, self.like, phi, self.supports[-1], step)
+            phi, _ = adapt_step(loss, rule, theta, phi, self.supports[-1], step)
         self.query = self.draw(phi, generator)
 
     def draw(self, phi, generator):
@@ -128,7 +129,9 @@ def test_the_sampling_term_is_part_of_loss_and_gradient_and_chunks_change_nothin
 def test_all_estimators_have_the_policy_gradient_where_the_samples_were_drawn(estimator):
     problem = Problem(RULES["gradient descent"])
     samples = problem.supports[0]
-    outputs = call_per_task(problem.policy, problem.rule.start(problem.like, TASKS), samples.observations)
+    outputs = call_per_task(
+        problem.policy, problem.rule.start(expand_over_tasks(problem.like, TASKS)), samples.observations
+    )
     gradients = []
     for loss in (ESTIMATORS[estimator], score):
         leaf = outputs.detach().requires_grad_()

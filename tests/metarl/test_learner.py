@@ -119,13 +119,13 @@ def test_a_share_of_the_test_tasks_has_the_same_first_episodes():
 
 
 @pytest.mark.parametrize("chunk", [1, 3])
-def test_task_chunks_change_nothing_but_rounding(chunk):
+def test_task_chunks_change_nothing(chunk):
     whole, parts = navigation_learner(task_chunk=4), navigation_learner(task_chunk=chunk)
     figures = [without_times(learner.step()) for learner in (whole, parts)]
     for name in figures[0]:
-        assert figures[1][name] == pytest.approx(figures[0][name], rel=1e-3, abs=1e-6), name
+        assert figures[1][name] == pytest.approx(figures[0][name], rel=1e-6, abs=1e-12), name
     for name, value in whole.theta.items():
-        torch.testing.assert_close(parts.theta[name], value, rtol=1e-3, atol=1e-5)
+        assert torch.equal(parts.theta[name], value), name
 
 
 def test_the_same_seed_gives_the_same_run_and_another_one_does_not():
@@ -187,9 +187,11 @@ def test_first_order_and_second_order_learn_differently():
 
 def test_without_inner_steps_the_learner_is_plain_trpo():
     learner = navigation_learner(rule=GradientDescent(0.5, steps=0))
+    tasks = held_out_tasks(learner, 40)
+    before = evaluate(learner, 0, tasks, 5).mean
     figures = [learner.step() for _ in range(8)]
     assert "return/step_1" not in figures[0]
-    assert figures[-1]["return/step_0"] > figures[0]["return/step_0"]
+    assert evaluate(learner, 0, tasks, 5).mean > before + 0.5
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,116 @@
+"""What holds on any device: no waiting for the host inside conjugate gradient; CPU and GPU give the same update."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from envs import Navigation2D
+from metarl import CLASSIFICATION, TRPO, FewShotLearner, GaussianMLP, GradientDescent, ImageEpisodes, Learner
+from metarl.episodes import Samples
+from metarl.models import ConvNet
+from metarl.parameters import ravel
+from metarl.trpo import conjugate_gradient
+
+DEVICES = [
+    "cpu",
+    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")),
+]
+ON_HOST = {torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default, torch.ops.aten.equal.default}
+
+
+class Waiting(TorchDispatchMode):
+    """Counts the operations for whose results Python would have to wait on a GPU."""
+
+    count = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.count += operation in ON_HOST
+        return operation(*args, **(kwargs or {}))
+
+
+def navigation_learner(**changes):
+    distribution = Navigation2D(40)
+    torch.manual_seed(0)
+    policy = GaussianMLP(distribution.observation_space, distribution.action_space, (32, 32), "tanh")
+    settings = {"tasks": 6, "episodes": 10, "rule": GradientDescent(0.2), "outer": TRPO(product_fraction=0.5)}
+    return Learner(distribution, policy, **{**settings, **changes})
+
+
+def moved(samples: Samples, device: str) -> Samples:
+    tensors = {name: value.to(device) for name, value in vars(samples).items() if isinstance(value, torch.Tensor)}
+    return replace(samples, **tensors)
+
+
+@pytest.fixture(scope="module")
+def data():
+    learner = navigation_learner()
+    tasks = learner.distribution.sample(6, np.random.default_rng(0))
+    return [stage.samples for stage in learner.adapt(tasks, 1)]
+
+
+def update(device, data):
+    """Gradient, a product of the KL's Hessian, and the TRPO step, from the same episodes."""
+    learner = navigation_learner(device=device)
+    support, query = (moved(samples, device) for samples in data)
+    objective = learner.objective([support], query)
+    vector = ravel(list(learner.theta.values()))
+    _, gradient = objective.loss_and_gradient(vector)
+    product = objective.kl_products(vector, 0.5, np.random.default_rng(0))(gradient)
+    after, _, outcome = learner.outer.update(objective, vector, np.random.default_rng(0))
+    return {"gradient": gradient, "product": product, "step": after - vector}, outcome
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_every_device_gives_the_same_update_from_the_same_episodes(device, data):
+    """To 1e-4 of its length for a gradient and a product, 1e-2 for the step, in which conjugate gradient adds to it."""
+    expected, outcome = update("cpu", data)
+    found, other = update(device, data)
+    for name, tolerance in (("gradient", 1e-4), ("product", 1e-4), ("step", 1e-2)):
+        assert (found[name].cpu() - expected[name]).norm() <= tolerance * expected[name].norm(), name
+    assert (outcome.status, other.status) == ("accepted", "accepted")
+    assert other.details == outcome.details
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_an_iteration_runs_on_every_device(device):
+    learner = replace(navigation_learner(device=device, tasks=2, episodes=3), distribution=Navigation2D(60))
+    figures = learner.step()
+    assert all(value.device.type == device for value in learner.theta.values())
+    assert figures["kl"] >= 0
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_conjugate_gradient_never_waits_for_the_host(device, data):
+    learner = navigation_learner(device=device)
+    support, query = (moved(samples, device) for samples in data)
+    objective = learner.objective([support], query)
+    vector = ravel(list(learner.theta.values()))
+    product = objective.kl_products(vector, 0.5, np.random.default_rng(0))
+    with Waiting() as waiting:
+        _, residual = conjugate_gradient(product, vector, 3)
+    assert waiting.count == 0
+    with waiting:
+        assert residual.norm().item() >= 0
+    assert waiting.count == 1, "the counter counts nothing"
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_few_shot_tasks_are_drawn_where_the_images_lie(device):
+    images = torch.randint(0, 256, (8, 6, 28, 28, 1), dtype=torch.uint8)
+    tasks = [
+        ImageEpisodes({"train": images.to(place)}, 3, 1, 2).sample(4, "train", np.random.default_rng(0))
+        for place in ("cpu", device)
+    ]
+    assert tasks[1].query.inputs.device.type == device
+    assert torch.equal(tasks[1].query.inputs.cpu(), tasks[0].query.inputs)
+    learner = FewShotLearner(
+        ImageEpisodes({"train": images.to(device)}, 3, 1, 2),
+        ConvNet((28, 28, 1), 3, 4),
+        CLASSIFICATION,
+        tasks=4,
+        device=device,
+    )
+    assert np.isfinite(learner.step()["loss"])

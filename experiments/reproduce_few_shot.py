@@ -96,13 +96,11 @@ def run_method(figure: str, name: str, seed: int, flags: Sequence[str]) -> None:
     method, directory = FIGURES[figure][name], RUNS / figure / _slug(name) / f"seed{seed}"
     train_run(training.find_experiment(figure), directory, seed, [*method.flags.split(), *flags])
     kept = RESULTS / figure / _slug(name) / f"seed{seed}"
-    for shots in method.shots or (None,):
+    for shots in reversed(method.shots or (None,)):  # the first one's picture stays
         words = [] if shots is None else ["--shots", str(shots)]
         evaluate.main([str(directory), *words, "--output", str(kept)])
         (kept / "adaptation.png").unlink()
         (kept / "evaluation.json").rename(kept / _evaluation(shots))
-        if shots != (method.shots or (None,))[0]:
-            (kept / "curves.png").unlink(missing_ok=True)
     shutil.copy(directory / "config.json", kept / "config.json")
     state = load_checkpoint(directory / "checkpoint.pt")
     state["learner"]["adam"] = {}  # two thirds of the file; evaluation needs none
@@ -156,6 +154,8 @@ def table(figure: str, methods: dict[str, Any]) -> str:
 def _cell(entry: dict[str, Any] | None, scale: float) -> str:
     if entry is None:
         return ""
+    if entry["mean"] is None or entry["mean"] > 1e3:
+        return "diverged"
     error = entry["standard_error"] if len(entry["per_seed"]) > 1 else entry["interval_95"]
     digits = 3 if scale == 1 else 1
     return f"{scale * entry['mean']:.{digits}f} ± {scale * error:.{digits}f}"
@@ -186,14 +186,23 @@ def _summarise(figure: str, method: Method, folders: Sequence[Path]) -> dict[str
 
 
 def _over_seeds(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    means = np.array([record["mean"] for record in records])
-    error = float(means.std(ddof=1)) / len(means) ** 0.5 if len(means) > 1 else None
+    """Mean and standard error over seeds; None where a task diverged, of which the count and the median tell more."""
+    tasks = np.array([record["per_task"] for record in records], dtype=float)
+    means = tasks.mean(axis=1)
+    intervals = [record["interval_95"] for record in records]
+    finite = bool(np.isfinite(means).all())
     return {
-        "mean": round(float(means.mean()), 5),
-        "standard_error": None if error is None else round(error, 5),
-        "interval_95": round(float(np.mean([record["interval_95"] for record in records])), 5),
-        "per_seed": means.round(5).tolist(),
+        "mean": round(float(means.mean()), 5) if finite else None,
+        "standard_error": _rounded(means.std(ddof=1) / len(means) ** 0.5) if finite and len(means) > 1 else None,
+        "interval_95": _rounded(np.mean(intervals)) if None not in intervals else None,
+        "per_seed": [_rounded(mean) for mean in means],
+        "median": _rounded(np.median(tasks)),
+        "diverged_tasks": int((~(tasks < 1e3)).sum()),
     }
+
+
+def _rounded(value: Any) -> float | None:
+    return round(float(value), 5) if np.isfinite(value) else None
 
 
 def _draw(methods: dict[str, Any]) -> Figure:
@@ -204,8 +213,9 @@ def _draw(methods: dict[str, Any]) -> Figure:
     ):
         for name, entry in methods.items():
             values = [entry[f"{prefix}mse/step_{step}"] for step in range(11)]
-            means, errors = ([value[key] for value in values] for key in ("mean", "interval_95"))
-            axes.errorbar(range(11), means, errors, marker="o", markersize=3, capsize=2, label=name)
+            shown = [k for k, value in enumerate(values) if value["mean"] is not None and value["mean"] < 1e3]
+            means, errors = ([values[k][key] for k in shown] for key in ("mean", "interval_95"))
+            axes.errorbar(shown, means, errors, marker="o", markersize=3, capsize=2, label=name)
         axes.set(xlabel="gradient steps", title=f"K = {shots}", yscale="log")
     figure.axes[0].set_ylabel("mean squared error, 95 % interval over tasks")
     figure.axes[0].legend()

@@ -5,6 +5,7 @@ from functools import partial
 import gymnasium
 
 from envs.ant import AntDirection, AntGoal, AntVelocity
+from envs.gymnasium_tasks import GymnasiumTasks, VectorTasks, choose_from
 from envs.half_cheetah import HalfCheetahDirection, HalfCheetahVelocity
 from envs.navigation import Navigation2D
 from envs.oracle import ObservedTasks
@@ -14,6 +15,7 @@ __all__ = [
     "AntDirection",
     "AntGoal",
     "AntVelocity",
+    "GymnasiumTasks",
     "HalfCheetahDirection",
     "HalfCheetahVelocity",
     "Navigation2D",
@@ -22,7 +24,9 @@ __all__ = [
     "TaskBatch",
     "TaskDistribution",
     "Tasks",
+    "VectorTasks",
     "check_tasks",
+    "choose_from",
 ]
 
 

@@ -1,9 +1,9 @@
 """N copies of one MuJoCo model, stepped together on C threads.
 
-The physics is `mujoco.batch.Batch` (MuJoCo 3.17 and later). It keeps the whole state of every lane, the
-constraint solver's warm start included, so a lane's trajectory is that of `mj_step` on this lane alone, to
-the last bit, for any number of threads and lanes. `mujoco.rollout` cannot do this: it neither returns the
-warm start nor anything but sensors, which describe the state before a step.
+The physics is `mujoco.batch.Batch` (MuJoCo 3.17 and later; before that `envs.lane_batch`, which is slower). It
+keeps the whole state of every lane, the constraint solver's warm start included, so a lane's trajectory is that
+of `mj_step` on this lane alone, to the last bit, for any number of threads and lanes. `mujoco.rollout` cannot do
+this: it neither returns the warm start nor anything but sensors, which describe the state before a step.
 
 A body is a subclass of `Body`, a task a subclass of `MujocoTasks`: pure functions of arrays and a sampler.
 """
@@ -18,9 +18,13 @@ import gymnasium
 import mujoco
 import numpy as np
 from gymnasium.spaces import Box
-from mujoco.batch import Batch
 
 from envs.tasks import TaskBatch, TaskDistribution, Tasks
+
+try:
+    from mujoco.batch import Batch
+except ImportError:  # MuJoCo before 3.17
+    from envs.lane_batch import Batch
 
 State = Mapping[str, np.ndarray]
 
@@ -231,9 +235,9 @@ class MujocoBatch(TaskBatch):
         forces, model, scratch = self.state["cfrc_ext"], self.body.model, self.scratch
         forces[active] = 0.0
         for lane in np.flatnonzero(active & (self.contacts > 0)).tolist():
-            self.simulation.get_data(lane, scratch)
-            mujoco.mj_rnePostConstraint(model, scratch)
-            forces[lane] = scratch.cfrc_ext
+            data = self.simulation.get_data(lane, scratch)
+            mujoco.mj_rnePostConstraint(model, data)
+            forces[lane] = data.cfrc_ext
 
     def _unstable(self) -> np.ndarray:
         warned = self.simulation.warning[:, _UNSTABLE, 1].any(axis=1)

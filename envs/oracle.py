@@ -20,6 +20,8 @@ class ObservedTasks(TaskDistribution):
         self.name, self.dynamics = distribution.name, distribution.dynamics
         self.horizon, self.action_space = distribution.horizon, distribution.action_space
         self.task_space = distribution.task_space
+        if hasattr(distribution, "sample_test"):
+            self.sample_test = distribution.sample_test
         space = distribution.observation_space
         extra = [distribution.task_space[name] for name in sorted(distribution.task_space)]
         low, high = (
@@ -49,7 +51,7 @@ class ObservedTaskBatch(gymnasium.vector.VectorWrapper):
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
         """Reset, and note the tasks of the lanes."""
         observations, infos = self.env.reset(seed=seed, options=options)
-        tasks = self.env.unwrapped.tasks  # type: ignore[attr-defined]  # of TaskBatch
+        tasks = self.env.tasks  # type: ignore[attr-defined]  # of TaskBatch or VectorTasksBatch
         self.parameters = np.concatenate([tasks[name].reshape(self.num_envs, -1) for name in sorted(tasks)], axis=1)
         return self._append(observations), infos
 

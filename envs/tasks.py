@@ -6,7 +6,13 @@ batch of environments. A *batch* is a `gymnasium.vector.VectorEnv` of N lanes, g
 
     observations, _ = batch.reset(seed=seeds, options={"tasks": tasks})
 
-with N a multiple of M and E = N / M: lane i serves task i // E, so the episodes of a task lie side by side.
+with N a multiple of M and E = N / M: lane i serves task i // E, so the episodes of a task lie side by side. An
+episode that ended goes on as it likes until all have: rollouts drop what follows the end, so it does not matter whether
+and how the batch autoresets. `infos["success"]` (N,), if the batch gives it, tells whether a step reached the goal.
+
+A distribution of your own needs `sample`, `make`, `horizon` and the two spaces, and no base class; test tasks that
+training must not see come from a second sampler, `sample_test`, if it has one. `python -m metarl.check MODULE:OBJECT`
+says in plain words what is wrong with it.
 """
 
 from collections.abc import Sequence
@@ -25,7 +31,7 @@ class TaskDistribution(Protocol):
 
     Attributes:
         name: the name under which runs and results know the distribution, such as `navigation_2d`.
-        dynamics: `paper` (what the MAML paper's code simulated) or `gymnasium` (gymnasium's v5 environments).
+        dynamics: `paper` (what the MAML paper's code simulated), `gymnasium` (gymnasium's environments), or `own`.
         horizon: T, the number of steps after which an episode is truncated.
         observation_space, action_space: of a single lane.
         task_space: a `Box` per task parameter: shape and range of one task.
@@ -35,7 +41,7 @@ class TaskDistribution(Protocol):
     dynamics: str
     horizon: int
     observation_space: gymnasium.spaces.Box
-    action_space: gymnasium.spaces.Box
+    action_space: gymnasium.Space
     task_space: dict[str, gymnasium.spaces.Box]
 
     def sample(self, count: int, rng: np.random.Generator) -> Tasks:
@@ -63,6 +69,14 @@ def check_tasks(tasks: Tasks, task_space: dict[str, gymnasium.spaces.Box]) -> in
     if len(counts) != 1 or 0 in counts:
         raise ValueError(f"task parameters have {sorted(counts)} rows; allowed: one positive number for all")
     return counts.pop()
+
+
+def tasks_of_lanes(tasks: Tasks, task_space: dict[str, gymnasium.spaces.Box], lanes: int) -> Tasks:
+    """Repeat each of M tasks for its E = N / M lanes, (M, ...) to (N, ...); ValueError for tasks that do not fit."""
+    count = check_tasks(tasks, task_space)
+    if lanes % count:
+        raise ValueError(f"{count} tasks for {lanes} lanes; allowed: a divisor of the lanes")
+    return {name: np.repeat(values, lanes // count, axis=0) for name, values in tasks.items()}
 
 
 class TaskBatch(VectorEnv):
@@ -115,11 +129,7 @@ class TaskBatch(VectorEnv):
         seeds = self._lane_seeds(seed)
         tasks = (options or {}).get("tasks")
         if tasks is not None:
-            count = check_tasks(tasks, self.distribution.task_space)
-            if self.num_envs % count:
-                raise ValueError(f"{count} tasks for {self.num_envs} lanes; allowed: a divisor of the lanes")
-            episodes = self.num_envs // count
-            self.tasks = {name: np.repeat(values, episodes, axis=0) for name, values in tasks.items()}
+            self.tasks = tasks_of_lanes(tasks, self.distribution.task_space, self.num_envs)
         elif not self.tasks:
             # from generators of their own, so that a seed's initial state is the same with and without a draw
             drawn = [self.distribution.sample(1, np.random.default_rng(s).spawn(1)[0]) for s in seeds]
@@ -147,7 +157,7 @@ class TaskBatch(VectorEnv):
         if not np.isfinite(actions).all():
             lane = int(np.argwhere(~np.isfinite(actions))[0][0])
             raise ValueError(f"the action of lane {lane} is {actions[lane]}; allowed: finite numbers")
-        space = self.distribution.action_space
+        space = cast(gymnasium.spaces.Box, self.distribution.action_space)
         was_finished = self.finished
         observations, rewards, terminated, infos = self.step_lanes(np.clip(actions, space.low, space.high))
         if was_finished.any():

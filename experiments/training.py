@@ -252,11 +252,16 @@ def evaluate_run(
 def table(evaluation: Any) -> str:
     """Performance after each gradient step, as text."""
     digits = 2 if evaluation.name == "return" else 4
-    rows = [
+    rows = [f"{'steps':>5} {evaluation.name:>10} {'s.e.':>8}"]
+    rows += [
         f"{step:>5} {mean:>10.{digits}f} {error:>8.{digits}f}"
         for step, (mean, error) in enumerate(zip(evaluation.mean, evaluation.standard_error, strict=True))
     ]
-    return "\n".join([f"{'steps':>5} {evaluation.name:>10} {'s.e.':>8}", *rows])
+    successes = getattr(evaluation, "successes", None)
+    if successes is not None:
+        shares = ["success", *(f"{rate:.0%}" for rate in successes.mean(axis=1))]
+        rows = [f"{row} {share:>8}" for row, share in zip(rows, shares, strict=True)]
+    return "\n".join(rows)
 
 
 def _start(experiment: Experiment, arguments: Sequence[str]) -> tuple[Run, Any, Any, Progress]:

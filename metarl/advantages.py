@@ -6,6 +6,7 @@ from torch import Tensor
 from metarl.episodes import Episodes, task_chunks
 
 _FEATURE_BUDGET = 4_000_000  # numbers in a chunk of baseline features: 32 MB
+_LARGEST_OBSERVATION = 512  # numbers; more would explain the noise of the very episodes they are fitted on
 
 
 def discounted_returns(rewards: Tensor, discount: float) -> Tensor:
@@ -79,16 +80,21 @@ def standardise(values: Tensor, valid: Tensor) -> Tensor:
 def baseline_features(observations: Tensor, steps: Tensor) -> Tensor:
     """[o, o^2, t/100, (t/100)^2, (t/100)^3, 1] with o clipped to [-10, 10] (Duan et al. 2016).
 
+    Observations of more than 512 numbers, such as images, are left out: time alone predicts.
+
     Args:
-        observations: (..., O).
+        observations: (..., O), or (..., *shape) of any shape with O numbers.
         steps: time step t of each, (...).
 
     Returns:
-        (..., 2 * O + 4), float64: the normal equations square the condition number.
+        (..., 2 * O + 4), or (..., 4); float64: the normal equations square the condition number.
     """
-    o = observations.double().clamp(-10, 10)
     t = (steps.double() / 100).unsqueeze(-1)
-    return torch.cat([o, o.square(), t, t**2, t**3, torch.ones_like(t)], dim=-1)
+    of_time = [t, t**2, t**3, torch.ones_like(t)]
+    if observations.shape[steps.ndim :].numel() > _LARGEST_OBSERVATION:
+        return torch.cat(of_time, dim=-1)
+    o = observations.double().clamp(-10, 10).reshape(*steps.shape, -1)
+    return torch.cat([o, o.square(), *of_time], dim=-1)
 
 
 def fit_linear_baseline(features: Tensor, targets: Tensor, valid: Tensor, ridge: float = 1e-5) -> Tensor:
@@ -136,7 +142,7 @@ def estimate_advantages(
         advantages (M, T, E); the share of the returns' variance that the baseline explains, (M,); and the standard
         deviation that the advantages were divided by, (M,).
     """
-    features = 2 * episodes.observations.shape[-1] + 4
+    features = 2 * episodes.observations.shape[3:].numel() + 4
     size = max(1, _FEATURE_BUDGET // (features * episodes.valid[0].numel()))
     parts = [
         _advantages_of(episodes.of_tasks(tasks), discount, gae_lambda, bootstrap)

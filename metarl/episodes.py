@@ -36,7 +36,8 @@ class Episodes:
     An episode without any valid step is absent: tasks may have different numbers of episodes.
 
     Attributes:
-        observations: (M, T, E, O) the observation on which each action was chosen.
+        observations: (M, T, E, O) the observation on which each action was chosen; images and the like keep their
+            axes in the place of O, here and below.
         actions: (M, T, E, A) in the policy's range, or (M, T, E) where they are discrete.
         distribution: (M, T, E, P) parameters of the distribution that each action was drawn from.
         log_probs: (M, T, E) of the actions at the time of sampling.
@@ -45,6 +46,7 @@ class Episodes:
         terminated: (M, E) bool; False for an episode that the time limit cut.
         final_observations: (M, E, O) the observation after the last valid step.
         failed: (M, E) bool; episodes that the simulator gave up on.
+        succeeded: (M, E) bool, episodes with a step of which the environment said `success`; None if it never says.
     """
 
     observations: Tensor
@@ -56,6 +58,7 @@ class Episodes:
     terminated: Tensor
     final_observations: Tensor
     failed: Tensor
+    succeeded: Tensor | None = None
 
     def of_tasks(self, tasks: slice) -> "Episodes":
         """The episodes of some of the tasks."""
@@ -65,13 +68,15 @@ class Episodes:
         """These episodes of M tasks followed by others of the same tasks."""
         steps = max(self.valid.shape[1], others.valid.shape[1])
 
-        def join(name: str) -> Tensor:
+        def join(name: str) -> Any:
             parts = [getattr(self, name), getattr(others, name)]
+            if parts[0] is None:
+                return None
             if name in _TIMELESS:
                 return torch.cat(parts, dim=1)
             return torch.cat([_lengthened(part, steps) for part in parts], dim=2)
 
-        return Episodes(**{field.name: join(field.name) for field in fields(self)})
+        return replace(self, **{field.name: join(field.name) for field in fields(self)})
 
     def up_to(self, steps: int, processes: Processes = ALONE) -> "Episodes":
         """The first episodes of every task, as many whole ones as it takes to have that many valid steps.
@@ -81,17 +86,20 @@ class Episodes:
         kept = self.lengths.cumsum(dim=1) - self.lengths < steps
         count = processes.most(int(kept.sum(dim=1).max()))
 
-        def first(name: str) -> Tensor:
+        def first(name: str) -> Any:
             value = getattr(self, name)
+            if value is None:
+                return None
             return value[:, :count] if name in _TIMELESS else value[:, :, :count]
 
-        shortened = Episodes(**{field.name: first(field.name) for field in fields(self)})
+        shortened = replace(self, **{field.name: first(field.name) for field in fields(self)})
         kept = kept[:, :count]
         return replace(
             shortened,
             rewards=torch.where(kept.unsqueeze(1), shortened.rewards, 0),
             valid=shortened.valid & kept.unsqueeze(1),
             failed=shortened.failed & kept,
+            succeeded=None if shortened.succeeded is None else shortened.succeeded & kept,
         )
 
     @property
@@ -105,6 +113,13 @@ class Episodes:
         return self.returns.sum(dim=1) / self.valid.any(dim=1).sum(dim=1)
 
     @property
+    def success_rates(self) -> Tensor | None:
+        """Share of each task's episodes that succeeded, (M,); None where the environment does not tell."""
+        if self.succeeded is None:
+            return None
+        return self.succeeded.sum(dim=1).double() / self.valid.any(dim=1).sum(dim=1)
+
+    @property
     def lengths(self) -> Tensor:
         """Number of valid steps of every episode, (M, E)."""
         return self.valid.sum(dim=1)
@@ -115,7 +130,7 @@ class Episodes:
         return int(self.valid.sum())
 
 
-_TIMELESS = ("terminated", "final_observations", "failed")
+_TIMELESS = ("terminated", "final_observations", "failed", "succeeded")
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from metarl.learner import Learner, Stage
+from metarl.protocol import Tasks
 from metarl.randomness import keyed_generator
-from metarl.rollout import Tasks
 
 
 @dataclass(frozen=True)
@@ -20,11 +20,13 @@ class Evaluation:
         tasks: dict of arrays (M, ...).
         returns: undiscounted return averaged over the episodes of a task, (S + 1, M).
         stages: parameters and episodes after each step, of this process's share of the tasks.
+        successes: share of a task's episodes that succeeded, (S + 1, M); None where the environment does not tell.
     """
 
     tasks: Tasks
     returns: np.ndarray
     stages: list[Stage]
+    successes: np.ndarray | None = None
 
     @property
     def name(self) -> str:
@@ -57,12 +59,22 @@ class Evaluation:
             }
             for step, returns in enumerate(self.returns)
         }
+        if self.successes is not None:
+            steps |= {
+                f"success/step_{step}": {"mean": float(rates.mean()), "per_task": rates.tolist()}
+                for step, rates in enumerate(self.successes)
+            }
         return {**steps, "tasks": {name: values.tolist() for name, values in self.tasks.items()}}
 
 
 def held_out_tasks(learner: Learner, count: int) -> Tasks:
-    """The test tasks of a learner's seed: a stream of its own, which training never draws from."""
-    return learner.distribution.sample(count, keyed_generator(learner.seed, "test/tasks"))
+    """The test tasks of a learner's seed: a stream of its own, which training never draws from.
+
+    They come from the distribution's `sample_test` if it has one, else from `sample`, as training tasks do.
+    """
+    distribution = learner.distribution
+    sample = getattr(distribution, "sample_test", distribution.sample)
+    return sample(count, keyed_generator(learner.seed, "test/tasks"))
 
 
 def evaluate(learner: Learner, steps: int, tasks: Tasks, episodes: int) -> Evaluation:
@@ -75,6 +87,11 @@ def evaluate(learner: Learner, steps: int, tasks: Tasks, episodes: int) -> Evalu
         episodes: E, per task and step.
     """
     stages = learner.adapt(tasks, steps, episodes, purpose="test", processes=learner.processes)
-    own = torch.stack([stage.episodes.mean_returns.cpu() for stage in stages], dim=1)
-    returns = learner.processes.join(own, len(next(iter(tasks.values())))).T.numpy()
-    return Evaluation(tasks, returns, stages)
+    count = len(next(iter(tasks.values())))
+
+    def of_all_tasks(own: list[torch.Tensor]) -> np.ndarray:
+        return learner.processes.join(torch.stack(own, dim=1).cpu(), count).T.numpy()
+
+    returns = of_all_tasks([stage.episodes.mean_returns for stage in stages])
+    rates = [rate for stage in stages if (rate := stage.episodes.success_rates) is not None]
+    return Evaluation(tasks, returns, stages, of_all_tasks(rates) if rates else None)

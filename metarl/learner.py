@@ -4,15 +4,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
-import gymnasium
 import numpy as np
 import torch
 from gymnasium.vector import VectorEnv
 from torch import Tensor, nn
-from torch.func import functional_call
 
+from metarl.acting import Agent
 from metarl.adaptation import AdaptationRule, GradientDescent, adapt_step
 from metarl.advantages import discounted_returns, estimate_advantages
 from metarl.distributed import ALONE, Processes, current
@@ -22,34 +21,11 @@ from metarl.estimators import EPISODIC, WITH_SAMPLING, Estimator, outcomes, poli
 from metarl.objective import MetaObjective
 from metarl.outer import TRPO, OuterOptimiser, State, UpdateOutcome
 from metarl.parameters import Parameters, call_per_task, expand_over_tasks, parameters_of, ravel, unravel
+from metarl.protocol import TaskDistribution, Tasks, protocol_defects
 from metarl.randomness import RolloutKey, keyed_generator
-from metarl.rollout import Tasks, collect, rollout
+from metarl.rollout import collect, rollout
 
 _CHUNK_SAMPLES = 16_384  # samples of one task chunk on a CPU: its activations stay in the cache
-
-
-class TaskDistribution(Protocol):
-    """What the learner needs of a family of tasks; the package `envs` documents it in full and has several."""
-
-    @property
-    def dynamics(self) -> str: ...
-
-    @property
-    def horizon(self) -> int: ...
-
-    @property
-    def observation_space(self) -> gymnasium.Space: ...
-
-    @property
-    def action_space(self) -> gymnasium.Space: ...
-
-    def sample(self, count: int, rng: np.random.Generator) -> Tasks:
-        """Draw M tasks, a dict of arrays (M, ...)."""
-        ...
-
-    def make(self, num_envs: int, threads: int = 1) -> VectorEnv:
-        """Build N lanes that take their tasks at `reset(options={"tasks": tasks})`."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -122,6 +98,8 @@ class Learner:
     processes: Processes = field(default_factory=current)
 
     def __post_init__(self) -> None:
+        if defects := protocol_defects(self.distribution, self.tasks):
+            raise ValueError(defects[0])
         if self.tasks < self.processes.size:
             raise ValueError(f"tasks = {self.tasks} on {self.processes.size} processes; allowed: one or more on each")
         self.policy.to(self.device)
@@ -225,10 +203,11 @@ class Learner:
             self.processes,
         )
 
-    def agent(self, stage: Stage, task: int = 0) -> "Agent":
+    def agent(self, stage: Stage, task: int = 0) -> Agent:
         """The policy of one task after adaptation, ready to act."""
         parameters = {name: value[task] for name, value in stage.parameters.items()}
-        return Agent(self.policy, parameters, self.distribution.action_space)
+        shape = self.distribution.observation_space.shape or ()
+        return Agent(self.policy, parameters, self.distribution.action_space, shape)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a later iteration depends on, beside the settings."""
@@ -304,6 +283,11 @@ class Learner:
         query = stages[-1]
         per_task = {
             **{f"return/step_{step}": stage.episodes.mean_returns for step, stage in enumerate(stages)},
+            **{
+                f"success/step_{step}": rates
+                for step, stage in enumerate(stages)
+                if (rates := stage.episodes.success_rates) is not None
+            },
             "inner_gradient_norm": query.gradient_norm,
             "explained_variance": query.explained_variance,
         }
@@ -339,22 +323,6 @@ class Learner:
         """Each figure summed."""
         summed = self.processes.sum(torch.tensor(list(figures.values()), dtype=torch.float64))
         return dict(zip(figures, summed.tolist(), strict=True))
-
-
-class Agent:
-    """A policy with fixed parameters that maps an observation of the environment to an action for it."""
-
-    def __init__(self, policy: nn.Module, parameters: Parameters, action_space: gymnasium.Space):
-        self.policy, self.parameters = policy, parameters
-        self.distribution = distribution_for(action_space)
-
-    @torch.no_grad()
-    def __call__(self, observation: np.ndarray) -> np.ndarray:
-        """The most likely action, within the bounds of the action space."""
-        device = next(iter(self.parameters.values())).device
-        batch = torch.as_tensor(np.asarray(observation), dtype=torch.float32, device=device)[None]
-        output = functional_call(self.policy, self.parameters, (batch,))
-        return self.distribution.to_environment(self.distribution.mode(output).cpu().numpy())[0]
 
 
 class Clock:

@@ -6,9 +6,12 @@ Any other `torch.nn.Module` with that signature serves as well; see `metarl.dist
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import gymnasium
+import numpy as np
 import torch
+from gymnasium.spaces import Box
 from torch import Tensor, nn
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
@@ -45,6 +48,7 @@ class GaussianMLP(nn.Module):
         minimum_std: float = 1e-6,
     ):
         super().__init__()
+        self.settings = {"hidden_sizes": list(hidden_sizes), "activation": activation, "minimum_std": minimum_std}
         actions = _size(action_space, gymnasium.spaces.Box)
         self.mean = mlp(_size(observation_space, gymnasium.spaces.Box), hidden_sizes, actions, activation)
         self.log_std = nn.Parameter(torch.full((actions,), math.log(initial_std)))
@@ -68,6 +72,7 @@ class CategoricalMLP(nn.Module):
         activation: str = "relu",
     ):
         super().__init__()
+        self.settings = {"hidden_sizes": list(hidden_sizes), "activation": activation}
         actions = _size(action_space, gymnasium.spaces.Discrete)
         self.logits = mlp(_size(observation_space, gymnasium.spaces.Box), hidden_sizes, actions, activation)
 
@@ -91,6 +96,50 @@ class WithContext(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """(batch, O) to whatever the module makes of (batch, O + size)."""
         return self.module(torch.cat([inputs, self.context.expand(*inputs.shape[:-1], -1)], dim=-1))
+
+
+class DictObservations(nn.Module):
+    """Feed a module the parts of a `Dict` observation that was flattened, as a dict of tensors.
+
+    A part keeps the shape of its `Box`; other spaces come as `gymnasium.spaces.flatten` leaves them, a `Discrete` as
+    one of n.
+    """
+
+    def __init__(self, module: nn.Module, space: gymnasium.spaces.Dict):
+        """Wrap a module that takes a dict of tensors (batch, ...), one for each part of the space."""
+        super().__init__()
+        self.module = module
+        self.shapes = {
+            name: part.shape if isinstance(part, Box) else (gymnasium.spaces.flatdim(part),)
+            for name, part in space.items()
+        }
+
+    def forward(self, observations: Tensor) -> Tensor:
+        """Flat observations (batch, O) to whatever the module makes of their parts."""
+        parts = observations.split([math.prod(shape) for shape in self.shapes.values()], dim=-1)
+        shaped = zip(self.shapes.items(), parts, strict=True)
+        return self.module({name: part.unflatten(-1, shape or (1,)) for (name, shape), part in shaped})
+
+
+def describe(policy: nn.Module) -> dict[str, Any]:
+    """What `from_description` needs to make a policy of this file again, as plain data; any other has only a name."""
+    name = type(policy).__name__
+    if isinstance(policy, WithContext):
+        return {"kind": name, "size": len(policy.context), "module": describe(policy.module)}
+    return {"kind": name, **(policy.settings if isinstance(policy, GaussianMLP | CategoricalMLP) else {})}
+
+
+def from_description(description: dict[str, Any], observation_space: Box, action_space: gymnasium.Space) -> nn.Module:
+    """A policy with new parameters; ValueError for one that this file cannot make."""
+    kind, settings = description["kind"], {name: value for name, value in description.items() if name != "kind"}
+    if kind == "WithContext":
+        wider = Box(-np.inf, np.inf, (_size(observation_space, Box) + settings["size"],))
+        return WithContext(from_description(settings["module"], wider, action_space), settings["size"])
+    if kind not in ("GaussianMLP", "CategoricalMLP"):
+        raise ValueError(f"its policy is a {kind}, which metarl.policies cannot make")
+    return {"GaussianMLP": GaussianMLP, "CategoricalMLP": CategoricalMLP}[kind](
+        observation_space, action_space, **settings
+    )
 
 
 def _size(space: gymnasium.Space, kind: type[gymnasium.Space]) -> int:

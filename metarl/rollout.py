@@ -14,9 +14,8 @@ from metarl.distributed import ALONE, Processes
 from metarl.distributions import ActionDistribution
 from metarl.episodes import Episodes, NonFiniteError
 from metarl.parameters import Parameters, call_per_task
+from metarl.protocol import Tasks
 from metarl.randomness import RolloutKey
-
-Tasks = dict[str, np.ndarray]
 
 _CAPTURE_FROM = 50  # steps; recording a policy takes as long as it saves in some 50 steps
 
@@ -88,6 +87,7 @@ def rollout(
     valid = np.zeros((count, horizon, per_task), bool)
     terminated = np.zeros(lanes, bool)
     failed = np.zeros(lanes, bool)
+    succeeded: np.ndarray | None = None
     running = np.ones(lanes, bool)
     final = np.zeros((*lanes, *observation_shape), np.float32)
 
@@ -125,6 +125,8 @@ def rollout(
         terminated |= running & terminations.reshape(lanes)
         if "blown_up" in infos:
             failed |= running & infos["blown_up"].reshape(lanes)
+        if (success := _success(infos)) is not None:
+            succeeded = running & success.reshape(lanes) | (False if succeeded is None else succeeded)
         if ended.any() or t == horizon - 1:
             last = ended | (running if t == horizon - 1 else False)
             final[last] = _final_observations(raw, infos).reshape(*lanes, *observation_shape)[last]
@@ -146,6 +148,7 @@ def rollout(
         terminated=torch.from_numpy(terminated).to(device),
         final_observations=torch.from_numpy(final).to(device),
         failed=torch.from_numpy(failed).to(device),
+        succeeded=None if succeeded is None else torch.from_numpy(succeeded).to(device),
     )
     _check_finite("reward", episodes.rewards, episodes.valid, key)
     _check_finite("observation", episodes.observations, episodes.valid, key)
@@ -189,6 +192,12 @@ def _final_observations(raw: np.ndarray, infos: dict) -> np.ndarray:
     if "final_obs" not in infos:
         return raw
     return np.stack([now if final is None else final for now, final in zip(raw, infos["final_obs"], strict=True)])
+
+
+def _success(infos: dict) -> np.ndarray | None:
+    """Lanes whose step succeeded, also where an autoreset has moved an episode's last info away; None if not told."""
+    told = [np.asarray(place["success"], bool) for place in (infos, infos.get("final_info", {})) if "success" in place]
+    return np.logical_or.reduce(told) if told else None
 
 
 def _check_finite(name: str, values: Tensor, valid: Tensor, key: RolloutKey) -> None:

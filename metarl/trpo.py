@@ -29,13 +29,13 @@ def conjugate_gradient(
     x = torch.zeros_like(b)
     residual = b.clone()
     direction = b.clone()
-    squared = residual @ residual
+    squared = _dot(residual, residual)
     for _ in range(iterations):
         image = product(direction)
-        step = torch.where(squared > tolerance, squared / (direction @ image), 0)
+        step = torch.where(squared > tolerance, squared / _dot(direction, image), 0)
         x = x + step * direction
         residual = residual - step * image
-        previous, squared = squared, residual @ residual
+        previous, squared = squared, _dot(residual, residual)
         direction = residual + torch.where(previous > tolerance, squared / previous, 0) * direction
     return x, residual
 
@@ -104,7 +104,7 @@ class TrustRegion:
         """
         before, norm = loss.item(), gradient.norm().item()
         direction, residual = conjugate_gradient(lambda v: product(v) + self.damping * v, gradient, self.iterations)
-        curvature = (direction @ (gradient - residual)).item()
+        curvature = _dot(direction, gradient - residual).item()
         if norm == 0 or not curvature > 0:
             return vector, TrustRegionOutcome("stationary", before, before, 0.0, 0, norm)
         full_step = (2 * self.bound / curvature) ** 0.5 * direction
@@ -115,3 +115,8 @@ class TrustRegion:
                 outcome = TrustRegionOutcome("accepted", before, after, constraint, attempt + 1, norm)
                 return candidate, outcome
         return vector, TrustRegionOutcome("rejected", before, before, 0.0, self.attempts, norm)
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """The scalar product, summed in float64: so the number of threads that sum does not show in the result."""
+    return (a.double() @ b.double()).to(a.dtype)

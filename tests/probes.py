@@ -23,7 +23,7 @@ class Corridor(gymnasium.Env):
     action_space = gymnasium.spaces.Discrete(3)
 
     def __init__(self, lane: int = 0, lanes: int = 1, broken: str = ""):
-        self.lane, self.lanes, self.broken = lane, lanes, broken
+        self.lane, self.lanes, self.broken, self.episodes = lane, lanes, broken, 0
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
@@ -31,6 +31,7 @@ class Corridor(gymnasium.Env):
             lengths = options["tasks"]["length"]
             self.length = int(lengths[self.lane * len(lengths) // self.lanes])
         self.start, self.steps = self.np_random.random(), 0
+        self.episodes = 1 if options else self.episodes + 1
         return self._observation(), {}
 
     def step(self, action):
@@ -38,7 +39,8 @@ class Corridor(gymnasium.Env):
         reward = float(action * self.steps)
         if self.broken == "reward" and self.lane == 3 and self.steps == 2:
             reward = np.nan
-        return self._observation(), reward, self.steps >= self.length, False, {}
+        infos = {"success": self.steps >= 4 or self.episodes > 1} if self.broken == "tells success" else {}
+        return self._observation(), reward, self.steps >= self.length, False, infos
 
     def _observation(self):
         broken = self.broken == "observation" and self.lane == 2 and self.steps == 1

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 STANDARD = set(sys.stdlib_module_names)
 ALLOWED = {
     "metarl": {"metarl", "torch", "numpy", "gymnasium"},
-    "envs": {"envs", "numpy", "gymnasium", "mujoco"},
+    "envs": {"envs", "numpy", "gymnasium", "mujoco", "metaworld"},
 }
 
 

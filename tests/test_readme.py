@@ -1,23 +1,64 @@
-"""The README's example runs as printed, only shorter."""
+"""The README's examples run as printed, only shorter; the slow test runs one as it is, with three seeds."""
 
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+
+import metarl
+from metarl.check import check
+from metarl.evaluation import evaluate, held_out_tasks
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
+FIRST, CART_POLE, OTHERS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
-def test_the_example_learns_adapts_and_acts(capsys):
-    [example] = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    assert len([line for line in example.splitlines() if line.strip() and not line.startswith("import")]) < 15
-    shorter = example.replace("range(100)", "range(2)").replace("tasks=20, episodes=20", "tasks=3, episodes=4")
+def run(example: str) -> dict:
     names: dict = {}
-    exec(shorter, names)
+    exec(example, names)
+    return names
+
+
+def test_the_first_example_learns_adapts_and_acts(capsys):
+    assert len([line for line in FIRST.splitlines() if line.strip() and not line.startswith("import")]) < 15
+    names = run(FIRST.replace("range(100)", "range(2)").replace("tasks=20, episodes=20", "tasks=3, episodes=4"))
     assert len(capsys.readouterr().out.splitlines()) == 2
     assert len(names["stages"]) == 4
     assert names["distribution"].action_space.contains(names["action"].astype(np.float64))
+
+
+def test_the_own_environment_learns_adapts_and_acts(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert len([line for line in CART_POLE.splitlines() if line.strip()]) <= 30
+    names = run(CART_POLE.replace("range(40)", "range(2)").replace("tasks=10, episodes=10", "tasks=3, episodes=4"))
+    assert len(capsys.readouterr().out.splitlines()) == 3
+    assert names["action"] == names["learner"].agent(names["after"])(np.zeros(4))
+    assert check(names["distribution"]) == []
+
+
+def test_the_other_examples_are_sound_and_learn():
+    names = run(OTHERS)
+    for name, kind in (("pendulum", metarl.GaussianMLP), ("grid", metarl.CategoricalMLP)):
+        distribution = names[name]
+        assert check(distribution) == []
+        policy = kind(distribution.observation_space, distribution.action_space, (8,))
+        learner = metarl.Learner(distribution, policy, tasks=2, episodes=3)
+        assert np.isfinite(list(learner.step().values())).all()
+    assert held_out_tasks(learner, 2)["goal"].tolist() == [[4, 4], [4, 4]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_the_own_environment_learns_to_adapt(seed, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.set_num_threads(1)
+    learner = run(CART_POLE.replace("seed(0)", f"seed({seed})").replace("seed=0", f"seed={seed}"))["learner"]
+    evaluation = evaluate(learner, 2, held_out_tasks(learner, 40), 10)
+    with capsys.disabled():
+        print(f"\nseed {seed}: {evaluation.mean.round(1)} ± {evaluation.standard_error.round(1)}")
+    assert evaluation.mean[1] > evaluation.mean[0] + 15
 
 
 @pytest.mark.parametrize("script", sorted(set(re.findall(r"experiments/(\w+)\.py", README))))

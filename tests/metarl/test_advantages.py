@@ -204,6 +204,15 @@ def test_unknown_weighting_is_refused():
         to_samples(episodes, episodes.rewards, "task")
 
 
+def test_a_picture_has_the_features_of_its_numbers_unless_there_are_too_many():
+    observations, steps = torch.randn(2, 3, 4, 5, 2), torch.arange(6).view(2, 3)
+    flat = baseline_features(observations.flatten(2), steps)
+    assert torch.equal(baseline_features(observations, steps), flat)
+    assert flat.shape == (2, 3, 2 * 40 + 4)
+    large = baseline_features(torch.randn(2, 3, 19, 27), steps)  # 513 numbers
+    assert torch.equal(large, flat[..., -4:])
+
+
 @pytest.mark.parametrize("weighting", ["timestep", "episode"])
 def test_packed_samples_have_the_same_losses_and_gradients(weighting):
     episodes = ragged_episodes([[7, 2, 0, 1], [3, 3, 3, 5]])  # one episode is absent

@@ -260,7 +260,7 @@ def test_a_discrete_agent_acts():
     distribution = CorridorTasks()
     policy = CategoricalMLP(distribution.observation_space, distribution.action_space, (4,))
     theta = dict(policy.named_parameters())
-    agent = Agent(policy, {n: v.detach() for n, v in theta.items()}, distribution.action_space)
+    agent = Agent(policy, {n: v.detach() for n, v in theta.items()}, distribution.action_space, (2,))
     observation = np.array([0.5, 2.0])
     assert agent(observation) == policy(torch.tensor([[0.5, 2.0]])).argmax()
 
@@ -287,3 +287,16 @@ def test_meta_learning_makes_one_gradient_step_worth_more():
     after = evaluate(learner, 1, tasks, 10).mean
     assert after[1] > before[1] + 3
     assert after[1] - after[0] > before[1] - before[0] + 1
+
+
+def test_success_stands_beside_the_return():
+    """A corridor's episode succeeds from its fourth step on."""
+    distribution = CorridorTasks(6, broken="tells success")
+    policy = CategoricalMLP(distribution.observation_space, distribution.action_space, (4,))
+    learner = Learner(distribution, policy, tasks=5, episodes=2)
+    figures = learner.step()
+    lengths = distribution.sample(5, keyed_generator(0, "train/tasks", 0))["length"]
+    assert figures["success/step_0"] == figures["success/step_1"] == (lengths >= 4).mean()
+    evaluation = evaluate(learner, 1, {"length": np.array([2, 3, 4, 8])}, 3)
+    assert evaluation.successes.tolist() == [[0, 0, 1, 1]] * 2
+    assert evaluation.to_json()["success/step_1"] == {"mean": 0.5, "per_task": [0, 0, 1, 1]}

@@ -129,6 +129,26 @@ def test_an_observation_that_is_not_finite_is_named():
         corridor_rollout(broken="observation")
 
 
+@pytest.mark.parametrize("autoreset", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
+def test_success_counts_up_to_the_end_of_the_episode(autoreset):
+    """Lengths 2, 9 and 4, success from step 4 on; later episodes of the same lane must not count."""
+    *_, silent = corridor_rollout(autoreset)
+    assert silent.succeeded is None
+    *_, episodes = corridor_rollout(autoreset, "tells success")
+    assert episodes.succeeded.tolist() == [[False] * 4, [True] * 4, [True] * 4]
+    assert episodes.success_rates.tolist() == [0, 1, 1]
+
+
+def test_success_of_joined_episodes_counts_those_that_are_there():
+    distribution = CorridorTasks(6, AutoresetMode.NEXT_STEP, "tells success")
+    policy = CategoricalMLP(distribution.observation_space, distribution.action_space, (5,))
+    tasks = {"length": np.array([3, 9])}
+    arguments = (policy, Categorical(distribution.action_space), per_task(policy, 2), tasks, 6, KEY)
+    collected = collect(distribution.make(4), *arguments, steps=7)
+    assert collected.succeeded.tolist() == [[False] * 3, [True, True, False]]  # the last one is absent
+    assert collected.success_rates.tolist() == [0, 1]
+
+
 def test_collect_counts_steps_in_whole_episodes():
     distribution = CorridorTasks(6, AutoresetMode.NEXT_STEP, "")
     policy = CategoricalMLP(distribution.observation_space, distribution.action_space, (5,))

@@ -120,3 +120,18 @@ def test_no_gradient_no_step():
     start = torch.ones(5, dtype=torch.float64)
     new, outcome = TrustRegion().step(start, g @ start, 0 * g, lambda v: a @ v, evaluate)
     assert (outcome.status, new is start) == ("stationary", True)
+
+
+def test_the_number_of_threads_does_not_show():
+    """MKL divides the float32 products of vectors this long between threads, which rounds them otherwise."""
+    generator = torch.Generator().manual_seed(0)
+    diagonal, b = (torch.rand(20_000, generator=generator) + 0.5 for _ in range(2))
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            x, _ = conjugate_gradient(lambda v: diagonal * v, b)
+            found.append(x)
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(*found)

@@ -1,0 +1,69 @@
+"""Adapt a run's policy to one task: `python experiments/adapt.py RUN --task '{"velocity": 1.3}' --steps 3`."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import metarl
+from envs import Tasks, check_tasks
+from experiments.configuration import OneLineParser, SettingError
+from experiments.training import one_line_errors, open_run
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Load a checkpoint, adapt to the task, print the return after each gradient step, save the adapted policy."""
+    parser = OneLineParser("Adapt a run's policy to one task, and save it for acting.")
+    parser.add_argument("run", type=Path, metavar="RUN", help="directory of the run")
+    parser.add_argument("--task", required=True, metavar="JSON", help='parameters of the task, such as {"velocity": 1}')
+    parser.add_argument("--steps", type=int, metavar="INT", help="gradient steps (default: the run's evaluation_steps)")
+    parser.add_argument("--episodes", type=int, metavar="INT", help="per step (default: the run's training episodes)")
+    parser.add_argument("--best", action="store_true", help="the best iterate by training return, not the last one")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="of the adapted policy (default: RUN/adapted.pt)")
+    chosen = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
+    with one_line_errors():
+        experiment, settings, learner = open_run(chosen.run, "best.pt" if chosen.best else "checkpoint.pt")
+        if not isinstance(learner, metarl.Learner):
+            raise SettingError(f"{experiment.name} has no tasks to act in; allowed: a reinforcement-learning run")
+        tasks = read_task(chosen.task, learner.distribution)
+        for name, value, least in (("steps", chosen.steps, 0), ("episodes", chosen.episodes, 1)):
+            if value is not None and value < least:
+                raise SettingError(f"--{name} = {value}; allowed: at least {least}")
+        steps = settings.evaluation_steps if chosen.steps is None else chosen.steps
+        stages = learner.adapt(tasks, steps, chosen.episodes)
+        for step, stage in enumerate(stages):
+            returns = stage.episodes.returns
+            print(f"{step} gradient steps: return {returns.mean():.2f}, mean of {returns.numel()} episodes")
+        path = chosen.output or chosen.run / "adapted.pt"
+        learner.agent(stages[-1]).save(path)
+    print(f"adapted policy in {path}; agent = metarl.Agent.load({str(path)!r}); action = agent(observation)")
+
+
+def read_task(text: str, distribution: Any) -> Tasks:
+    """One task from JSON, as arrays (1, ...); SettingError for one that does not fit the distribution."""
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise SettingError(f"--task = {text}; allowed: JSON, such as {_example(distribution)}") from error
+    if not isinstance(values, dict):
+        raise SettingError(f"--task = {text}; allowed: a JSON object, such as {_example(distribution)}")
+    try:
+        tasks = {name: np.asarray([value], np.float64) for name, value in values.items()}
+        check_tasks(tasks, distribution.task_space)
+    except (TypeError, ValueError) as error:
+        raise SettingError(f"--task = {text}: {error}; for example {_example(distribution)}") from error
+    return tasks
+
+
+def _example(distribution: Any) -> str:
+    values = {
+        name: np.where(np.isfinite(space.high), space.high, 0.0) for name, space in distribution.task_space.items()
+    }
+    return json.dumps({name: value.tolist() for name, value in values.items()})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""Adapting a saved run to one task from the command line, and acting with what it saves."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import metarl
+from experiments import adapt, navigation_2d, sine
+from experiments.training import main, open_run, prepare
+from tests.experiments.test_command_line import TINY, error_of
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("runs") / "navigation"
+    main(navigation_2d.EXPERIMENT, [*TINY, "--run-dir", str(directory)])
+    return directory
+
+
+def test_it_prints_returns_and_saves_what_the_learner_adapts_to(run, tmp_path, capsys):
+    adapt.main([str(run), "--task", '{"goal": [0.3, -0.2]}', "--steps", "2", "--output", str(tmp_path / "agent.pt")])
+    _, _, learner = open_run(run)
+    stages = learner.adapt({"goal": np.array([[0.3, -0.2]])}, 2)
+    lines = capsys.readouterr().out.splitlines()
+    expected = [stage.episodes.returns.mean() for stage in stages]
+    assert lines[:3] == [
+        f"{k} gradient steps: return {value:.2f}, mean of 4 episodes" for k, value in enumerate(expected)
+    ]
+    loaded, agent = metarl.Agent.load(tmp_path / "agent.pt"), learner.agent(stages[-1])
+    assert all(np.array_equal(loaded(x), agent(x)) for x in np.random.default_rng(0).normal(size=(9, 2)))
+    assert not np.array_equal(learner.agent(stages[0])(np.ones(2)), agent(np.ones(2)))
+
+
+def test_three_lines_act_without_environment_or_run(run, tmp_path, capsys):
+    adapt.main([str(run), "--task", '{"goal": [0.3, -0.2]}', "--best"])
+    shown = capsys.readouterr().out.splitlines()[-1]
+    assert shown.startswith(f"adapted policy in {run / 'adapted.pt'}; agent = metarl.Agent.load(")
+    code = f"import sys, numpy, metarl\nagent = metarl.Agent.load({str(run / 'adapted.pt')!r})\n"
+    code += "print(agent(numpy.zeros(2)))\nassert not {'envs', 'experiments', 'mujoco'} & set(sys.modules)"
+    action = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True)
+    assert np.abs(np.fromstring(action.strip(" []\n"), sep=" ")).max() <= 0.1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--task", "{goal: 1}"], 'error: --task = {goal: 1}; allowed: JSON, such as {"goal": [0.5, 0.5]}'),
+        (["--task", "[1]"], 'error: --task = [1]; allowed: a JSON object, such as {"goal": [0.5, 0.5]}'),
+        (
+            ["--task", '{"goal": [0.1, 0.9]}'],
+            "'goal' of task 0 is [0.1 0.9]; allowed: Box(-0.5, 0.5, (2,), float64); for",
+        ),
+        (
+            ["--task", '{"goal": "left"}'],
+            'error: --task = {"goal": "left"}: could not convert string to float: \'left\'; f',
+        ),
+        (
+            ["--task", '{"gaol": [0.1, 0.2]}'],
+            "tasks have the parameters ['gaol']; allowed: exactly ['goal']; for example",
+        ),
+        (["--task", '{"goal": [0, 0]}', "--steps", "-1"], "error: --steps = -1; allowed: at least 0"),
+        (["--task", '{"goal": [0, 0]}', "--episodes", "0"], "error: --episodes = 0; allowed: at least 1"),
+    ],
+)
+def test_bad_input_gets_one_line(run, capsys, arguments, line):
+    assert line in error_of(capsys, adapt.main, [str(run), *arguments])
+    assert not (run / "nothing.pt").exists()
+
+
+def test_a_supervised_run_has_no_tasks_to_act_in(tmp_path, capsys):
+    prepare(sine.EXPERIMENT, ["--threads", "1", "--run-dir", str(tmp_path / "sine")])
+    capsys.readouterr()
+    line = error_of(capsys, adapt.main, [str(tmp_path / "sine"), "--task", "{}"])
+    assert line == "error: sine has no tasks to act in; allowed: a reinforcement-learning run"

@@ -44,7 +44,7 @@ FIGURES = {
     "sine": {
         "maml": Method(shots=(5, 10, 20)),
         "pretrained": Method("--learner pretrained", shots=(5, 10, 20)),
-        "oracle": Method("--learner oracle", shots=(5, 10, 20)),
+        "oracle": Method("--learner oracle --evaluation-steps 0", shots=(5, 10, 20)),
     },
     "omniglot": {
         "5-way 1-shot": Method("", "98.7 ± 0.4"),
@@ -208,17 +208,20 @@ def _rounded(value: Any) -> float | None:
 def _draw(methods: dict[str, Any]) -> Figure:
     """Error against gradient steps for K = 5, 10, 20, as in the paper's figure 3."""
     figure = Figure(figsize=(12, 3.6), layout="constrained")
-    for axes, (prefix, shots) in zip(
-        figure.subplots(1, 3, sharey=True), (("", 5), ("shots_10/", 10), ("shots_20/", 20)), strict=True
-    ):
-        for name, entry in methods.items():
-            values = [entry[f"{prefix}mse/step_{step}"] for step in range(11)]
-            shown = [k for k, value in enumerate(values) if value["mean"] is not None and value["mean"] < 1e3]
-            means, errors = ([values[k][key] for k in shown] for key in ("mean", "interval_95"))
-            axes.errorbar(shown, means, errors, marker="o", markersize=3, capsize=2, label=name)
+    panels = figure.subplots(1, 3, sharey=True)
+    for axes, (prefix, shots) in zip(panels, (("", 5), ("shots_10/", 10), ("shots_20/", 20)), strict=True):
+        for index, (name, entry) in enumerate(methods.items()):
+            steps = [step for step in range(11) if f"{prefix}mse/step_{step}" in entry]
+            for which, style in (("mean", "-"), ("median", "--")):
+                values = [entry[f"{prefix}mse/step_{step}"][which] for step in steps]
+                label = name if which == "mean" else None
+                if len(steps) == 1:
+                    axes.axhline(values[0], color=f"C{index}", linestyle=style, label=label)
+                else:
+                    axes.plot(steps, values, style, color=f"C{index}", marker=".", label=label)
         axes.set(xlabel="gradient steps", title=f"K = {shots}", yscale="log")
-    figure.axes[0].set_ylabel("mean squared error, 95 % interval over tasks")
-    figure.axes[0].legend()
+    panels[0].set_ylabel("mean squared error (dashed: median)")
+    panels[0].legend()
     return figure
 
 

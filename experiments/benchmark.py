@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any
 
 import gymnasium
@@ -22,12 +23,14 @@ import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from mujoco.rollout import Rollout
+from torch.utils.flop_counter import FlopCounterMode
 
 from envs.mujoco_batch import MujocoBatch
 from experiments.configuration import OneLineParser, parse, setting, with_default
-from experiments.settings import Settings
+from experiments.settings import Settings, choose_device, choose_threads
 from experiments.training import find_experiment, one_line_errors
 from metarl.learner import Clock, Stage
+from metarl.models import MLP, ConvNet
 from metarl.randomness import keyed_generator
 
 EXPERIMENTS = (
@@ -38,11 +41,16 @@ EXPERIMENTS = (
     "ant_direction",
     "ant_goal",
 )
+FEW_SHOT = ("sine", "omniglot")
 
 
 @dataclass(frozen=True)
 class BenchmarkSettings:
-    """Time the parts of a meta-iteration, and of the simulator where there is one."""
+    """Time the parts of a meta-iteration, and of the simulator where there is one.
+
+    Of sine and omniglot (random images, 5-way 1-shot, 15 queries a class, inner loops of one and of five steps) whole
+    meta-iterations are timed, and only --tasks, --threads, --device and --repeats count.
+    """
 
     tasks: int = setting(0, "tasks in a meta-batch; 0 for the experiment's own", at_least=0)
     episodes: int = setting(20, "episodes per task", at_least=1)
@@ -62,11 +70,14 @@ Timings = dict[str, Callable[[], float]]
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print, as a table or as JSON."""
     parser = OneLineParser(BenchmarkSettings.__doc__ or "")
-    parser.add_argument("experiment", choices=EXPERIMENTS, help="what to time")
+    parser.add_argument("experiment", choices=EXPERIMENTS + FEW_SHOT, help="what to time")
     parser.add_argument("--json", action="store_true", help="print JSON alone")
     with one_line_errors():
         chosen, settings = parse(BenchmarkSettings, sys.argv[1:] if arguments is None else arguments, parser, {})
-        figures = measure(chosen.experiment, settings)
+        if chosen.experiment in FEW_SHOT:
+            figures = measure_few_shot(chosen.experiment, settings)
+        else:
+            figures = measure(chosen.experiment, settings)
     if chosen.json:
         print(json.dumps(figures, indent=1))
         return
@@ -74,6 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         shown = (
             f"{value['median']:>12,.4g}   ({value['min']:,.4g} to {value['max']:,.4g})"
             if isinstance(value, dict)
+            else f"{value:>12,.4g}"
+            if isinstance(value, float)
             else value
         )
         print(f"{name:<32} {shown}")
@@ -83,10 +96,17 @@ def measure(name: str, settings: BenchmarkSettings) -> dict[str, Any]:
     """Time all parts; figures by name, each with median, min and max, and what they were measured on."""
     learner = build_learner(name, settings)
     parts = {**learner_parts(learner), **simulator_parts(learner)}
-    for timing in parts.values():
-        timing()  # the first call builds lanes and fills caches
+    sizes = f"{learner.tasks} tasks x {learner.episodes} episodes x {learner.distribution.horizon} steps"
+    return {**timed(parts, settings.repeats), "sizes": sizes, "machine": machine(learner.threads, learner.device)}
+
+
+def timed(parts: Timings, repeats: int, warm_ups: int = 1) -> dict[str, Any]:
+    """Median, min and max of each part, and the memory that the process has taken."""
+    for _ in range(warm_ups):
+        for timing in parts.values():
+            timing()  # builds lanes, fills caches, records
     measured: dict[str, list[float]] = {part: [] for part in parts}
-    for _ in range(settings.repeats):
+    for _ in range(repeats):
         for part, timing in parts.items():
             measured[part].append(timing())
     summary = {
@@ -94,9 +114,65 @@ def measure(name: str, settings: BenchmarkSettings) -> dict[str, Any]:
         for part, values in measured.items()
     }
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    machine = f"{platform.machine()}, {learner.threads} threads, {learner.device}, torch {torch.__version__}"
-    sizes = f"{learner.tasks} tasks x {learner.episodes} episodes x {learner.distribution.horizon} steps"
-    return {**summary, "peak_memory_mb": round(peak), "sizes": sizes, "machine": machine}
+    return {**summary, "peak_memory_mb": round(peak)}
+
+
+def machine(threads: int, device: str) -> str:
+    """What was measured on."""
+    return f"{platform.machine()}, {threads} threads, {device}, torch {torch.__version__}"
+
+
+def measure_few_shot(experiment: str, settings: BenchmarkSettings) -> dict[str, Any]:
+    """Time meta-iterations from drawing tasks to updated parameters: wall time, processor time, share of the peak."""
+    device, threads = choose_device(settings.device), choose_threads(settings.threads)
+    torch.set_num_threads(threads)
+    images = torch.randint(0, 256, (50, 20, 28, 28, 1), dtype=torch.uint8, device=device)
+    learners = {}
+    for steps in (1, 5):
+        rule = metarl.GradientDescent(0.4 if experiment == "omniglot" else 0.01, steps, adapted=("*weight", "*bias"))
+        common: dict[str, Any] = {"rule": rule, "device": device}
+        learners[f"{steps}_steps"] = (
+            metarl.FewShotLearner(
+                metarl.ImageEpisodes({"train": images}, ways=5, shots=1, queries=15),
+                ConvNet((28, 28, 1), 5),
+                metarl.CLASSIFICATION,
+                tasks=settings.tasks or 32,
+                **common,
+            )
+            if experiment == "omniglot"
+            else metarl.FewShotLearner(
+                metarl.Sine(), MLP((1, 40, 40, 1)), metarl.REGRESSION, tasks=settings.tasks or 25, **common
+            )
+        )
+    processor: dict[str, list[float]] = {name: [] for name in learners}
+
+    def iteration(name: str) -> float:
+        before = time.process_time()
+        seconds = _seconds(learners[name].step)
+        processor[name].append(time.process_time() - before)
+        return seconds
+
+    parts: Timings = {f"{name}/seconds": partial(iteration, name) for name in learners}
+    found = timed(parts | {"matrix_product_flops": matrix_product(device)}, settings.repeats, warm_ups=6)
+    for name, learner in learners.items():
+        with FlopCounterMode(display=False) as counter:
+            learner.gradient(learner.sample(learner.tasks, "train"))
+        flops = counter.get_total_flops()
+        found[f"{name}/processor_seconds"] = float(np.median(processor[name][-settings.repeats :]))
+        found[f"{name}/flops"] = flops
+        achieved = flops / found[f"{name}/seconds"]["median"]
+        found[f"{name}/share_of_matrix_product"] = achieved / found["matrix_product_flops"]["median"]
+    return {**found, "machine": machine(threads, device)}
+
+
+def matrix_product(device: str) -> Callable[[], float]:
+    """Floating-point operations per second of a large product."""
+
+    def measure() -> float:
+        a = torch.randn(2000, 2000, device=device)
+        return 2 * 2000**3 / _seconds(lambda: (a @ a).sum().item())
+
+    return measure
 
 
 def build_learner(name: str, settings: BenchmarkSettings) -> metarl.Learner:
@@ -125,16 +201,12 @@ def learner_parts(learner: metarl.Learner) -> Timings:
         objective = learner.objective([support.samples], query.samples)
         learner.outer.update(objective, vector, keyed_generator(0, "benchmark/products"))
 
-    def matrix_product() -> float:
-        a = torch.randn(2000, 2000, device=learner.device)
-        return 2 * 2000**3 / _seconds(lambda: (a @ a).sum().item())
-
     return {
         "rollout_steps_per_s": rollout,
         "adapt_seconds": lambda: _seconds(lambda: learner.inner_step(support.parameters, support.samples, 0)),
         "update_seconds": lambda: _seconds(update),
         "meta_iteration_seconds": lambda: _seconds(learner.step),
-        "matrix_product_flops": matrix_product,
+        "matrix_product_flops": matrix_product(learner.device),
     }
 
 

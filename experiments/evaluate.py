@@ -19,6 +19,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tasks", type=int, metavar="INT", help="test tasks (default: the run's evaluation_tasks)")
     parser.add_argument("--episodes", type=int, metavar="INT", help="per task and step (default: the run's)")
     parser.add_argument("--shots", type=int, metavar="INT", help="few-shot: support examples (default: the run's)")
+    parser.add_argument(
+        "--statistics",
+        metavar="STR",
+        help="few-shot: batch norm's on query data, batch or per-step (default: the run's)",
+    )
     parser.add_argument("--best", action="store_true", help="the best iterate by training return, not the last one")
     parser.add_argument(
         "--video", type=int, nargs="*", metavar="TASK", help="film these test tasks before and after (default: 0 and 1)"
@@ -27,7 +32,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
     with one_line_errors():
         experiment, settings, learner = open_run(chosen.run, "best.pt" if chosen.best else "checkpoint.pt")
-        given = {f"evaluation_{name}": getattr(chosen, name) for name in ("steps", "tasks", "episodes", "shots")}
+        given = {
+            f"evaluation_{name}": getattr(chosen, name)
+            for name in ("steps", "tasks", "episodes", "shots", "statistics")
+        }
         given = {name: value for name, value in given.items() if value is not None}
         unfit = [name.replace("evaluation_", "--") for name in given if not hasattr(settings, name)]
         if chosen.video is not None and not hasattr(settings, "horizon"):

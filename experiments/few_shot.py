@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import metarl
 from experiments.configuration import SettingError, setting, with_default
-from experiments.settings import Settings, choose_device, prepare_process
+from experiments.settings import Settings, prepare_process
 from experiments.training import Experiment, step
 from metarl.few_shot import Criterion, FewShotLearner, MAMLGradient, ReptileGradient
 from metarl.few_shot_tasks import FewShotDistribution, FewShotTasks
@@ -60,6 +60,13 @@ class FewShotSettings:
         0, "K of the tasks of evaluations; 0 for that of training", at_least=0, changeable=True
     )
     evaluation_steps: int = with_default(Settings, "evaluation_steps", 10, "paper")
+    evaluation_statistics: str = setting(
+        "batch",
+        "of batch norm on query data of evaluations: of these data, or per step of training tasks",
+        choices=("batch", "per-step"),
+        changeable=True,
+        source="paper; MAML++",
+    )
 
 
 @dataclass(frozen=True)
@@ -71,12 +78,14 @@ class FewShotEvaluation:
         per_task: the figure after 0 ... S steps, (S + 1, M).
         learner: that was evaluated.
         tasks: a few of the tasks, for pictures.
+        nearest_neighbour: the figure of a classifier's nearest neighbours, (M,), where there is one.
     """
 
     name: str
     per_task: np.ndarray
     learner: FewShotLearner
     tasks: FewShotTasks
+    nearest_neighbour: np.ndarray | None = None
 
     @property
     def mean(self) -> np.ndarray:
@@ -86,22 +95,31 @@ class FewShotEvaluation:
     @property
     def standard_error(self) -> np.ndarray:
         """Of the mean over tasks, (S + 1,); NaN for a single task, or where a task's figure is infinite."""
-        count = self.per_task.shape[1]
-        if count == 1:
-            return np.full(len(self.per_task), np.nan)
-        with np.errstate(invalid="ignore"):  # many steps on a hard task may diverge
-            return self.per_task.std(axis=1, ddof=1) / math.sqrt(count)
+        return np.array([_standard_error(values) for values in self.per_task])
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data: per gradient step the mean, and half of its 95 % interval; None if not finite."""
+        """Plain data: per gradient step the mean, half of its 95 % interval, and each task; None if not finite."""
 
-        def finite(value: float) -> float | None:
-            return value if math.isfinite(value) else None
+        def described(values: np.ndarray) -> dict[str, Any]:
+            error = _standard_error(values)
+            rounded = [round(value, 5) if math.isfinite(value) else None for value in values.tolist()]
+            return {"mean": _finite(values.mean()), "interval_95": _finite(1.96 * error), "per_task": rounded}
 
-        return {
-            f"{self.name}/step_{step}": {"mean": finite(float(mean)), "interval_95": finite(1.96 * float(error))}
-            for step, (mean, error) in enumerate(zip(self.mean, self.standard_error, strict=True))
-        } | {"evaluation_tasks": self.per_task.shape[1]}
+        found = {f"{self.name}/step_{step}": described(values) for step, values in enumerate(self.per_task)}
+        if self.nearest_neighbour is not None:
+            found[f"{self.name}/nearest_neighbour"] = described(self.nearest_neighbour)
+        return found | {"evaluation_tasks": self.per_task.shape[1]}
+
+
+def _standard_error(values: np.ndarray) -> float:
+    if len(values) == 1:
+        return math.nan
+    with np.errstate(invalid="ignore"):  # many steps on a hard task may diverge
+        return float(values.std(ddof=1)) / math.sqrt(len(values))
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
 
 
 @dataclass(frozen=True)
@@ -136,23 +154,38 @@ class FewShotExperiment(Experiment):
 
     def evaluate(self, settings: Any, learner: FewShotLearner, split: str) -> FewShotEvaluation:
         """Score after each gradient step on tasks of a split, in blocks that the processes take in turn."""
+        judged = self.judged(settings, learner)
+        steps, statistics = settings.evaluation_steps, None
+        if settings.evaluation_statistics == "per-step":
+            statistics = judged.step_statistics(judged.sample(4 * _BLOCK, "train"), steps)
+        scores = over_blocks(settings, judged, split, lambda block: judged.scores(block, steps, statistics), steps + 1)
+        first = judged.sample(min(_BLOCK, settings.evaluation_tasks), split)
+        return FewShotEvaluation(learner.criterion.name, scores, judged, first)
+
+    def judged(self, settings: Any, learner: FewShotLearner) -> FewShotLearner:
+        """The learner on the tasks of evaluations."""
         shots = settings.evaluation_shots or settings.shots
         judged = replace(learner, distribution=self.distribution(settings, learner, shots))
         judged.theta = learner.theta
-        sizes = [min(_BLOCK, settings.evaluation_tasks - i) for i in range(0, settings.evaluation_tasks, _BLOCK)]
-        first, processes = judged.sample(sizes[0], split), learner.processes
-        scores = np.zeros((settings.evaluation_steps + 1, settings.evaluation_tasks))
-        for number in range(processes.rank, len(sizes), processes.size):
-            block = judged.sample(sizes[number], split, number)
-            start = number * _BLOCK
-            scores[:, start : start + len(block)] = judged.scores(block, settings.evaluation_steps).cpu()
-        per_task = processes.sum(torch.from_numpy(scores)).numpy()
-        return FewShotEvaluation(learner.criterion.name, per_task, judged, first)
+        return judged
 
     def record(self, settings: Any, learner: FewShotLearner) -> dict[str, Any]:
         """Seed, iteration, and the shots of the tasks."""
         shots = settings.evaluation_shots or settings.shots
         return {"seed": settings.seed, "iteration": learner.iteration, "shots": shots}
+
+
+def over_blocks(
+    settings: Any, learner: FewShotLearner, split: str, measure: Callable[[FewShotTasks], Tensor], rows: int
+) -> np.ndarray:
+    """Measure the tasks of an evaluation, in blocks that the processes take in turn: (rows, M)."""
+    processes, found = learner.processes, np.zeros((rows, settings.evaluation_tasks))
+    starts = range(0, settings.evaluation_tasks, _BLOCK)
+    for number in range(processes.rank, len(starts), processes.size):
+        size = min(_BLOCK, settings.evaluation_tasks - starts[number])
+        block = learner.sample(size, split, number)
+        found[:, starts[number] : starts[number] + size] = measure(block).cpu()
+    return processes.sum(torch.from_numpy(found)).numpy()
 
 
 def build_few_shot(
@@ -184,13 +217,6 @@ def build_few_shot(
         device=device,
         task_chunk=settings.task_chunk or None,
     )
-
-
-def image_tasks(settings: Any, images: Mapping[str, Tensor]) -> metarl.ImageEpisodes:
-    """The tasks of training, on images that lie where learning happens."""
-    device = choose_device(settings.device)
-    placed = {split: tensor.to(device) for split, tensor in images.items()}
-    return metarl.ImageEpisodes(placed, settings.ways, settings.shots, settings.queries)
 
 
 def build_rule(settings: FewShotSettings, module: nn.Module) -> metarl.GradientDescent:

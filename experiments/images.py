@@ -53,8 +53,8 @@ def omniglot(folder: Path | None, cache: Path) -> dict[str, Tensor]:
     Raises:
         RunError: a missing or damaged set.
     """
-    characters = _prepared(cache, "omniglot", folder, lambda: _read_omniglot(folder or _download_omniglot(cache)))
-    images = torch.stack(list(characters.values()))[..., None]
+    read = _prepared(cache, "omniglot_images", folder, lambda: _read_omniglot(folder or _download_omniglot(cache)))
+    images = read["images"][..., None]
     if len(images) < sum(OMNIGLOT_SPLITS.values()):
         total = sum(OMNIGLOT_SPLITS.values())
         raise RunError(f"{folder} holds {len(images)} characters; allowed: all {total} of Omniglot")
@@ -82,9 +82,10 @@ def mini_imagenet(folder: Path | None, cache: Path) -> dict[str, Tensor]:
 
 
 def _prepared(cache: Path, name: str, source: Path | None, read: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """What `read` returns, kept in a file named by what there is to read."""
-    entries = sorted(source.resolve().iterdir()) if source is not None and source.is_dir() else []
-    listed = repr([(str(entry), entry.stat().st_size, entry.stat().st_mtime_ns) for entry in entries])
+    """What `read` returns, kept in a file named by what there is to read: the top entries, and folders within."""
+    folder = source.resolve() if source is not None and source.is_dir() else None
+    entries = [] if folder is None else [*folder.iterdir(), *(Path(inner) for inner, _, _ in os.walk(folder))]
+    listed = repr(sorted((str(entry), entry.stat().st_size, entry.stat().st_mtime_ns) for entry in entries))
     path = cache / f"{name}-{hashlib.sha256(listed.encode()).hexdigest()[:12]}.pt"
     if path.exists():
         return load_checkpoint(path)
@@ -95,7 +96,7 @@ def _prepared(cache: Path, name: str, source: Path | None, read: Callable[[], di
 
 
 def _read_omniglot(folder: Path) -> dict[str, Tensor]:
-    """Characters by name, (20, 28, 28) each, inverted."""
+    """All characters in the order of their names, inverted, as `images` (characters, 20, 28, 28)."""
     characters: dict[str, list[np.ndarray]] = {}
     for part in OMNIGLOT_MD5:
         for path, read in _omniglot_files(folder, part):
@@ -104,7 +105,7 @@ def _read_omniglot(folder: Path) -> dict[str, Tensor]:
             characters.setdefault(f"{alphabet}/{character}", []).append(255 - image)
     if wrong := [name for name, drawings in characters.items() if len(drawings) != 20]:
         raise RunError(f"{folder}: {wrong[0]} has {len(characters[wrong[0]])} drawings; allowed: 20")
-    return {name: torch.from_numpy(np.stack(characters[name])) for name in sorted(characters)}
+    return {"images": torch.from_numpy(np.stack([characters[name] for name in sorted(characters)]))}
 
 
 def _omniglot_files(folder: Path, part: str) -> Iterable[_NamedImage]:

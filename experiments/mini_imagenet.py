@@ -5,19 +5,18 @@ from pathlib import Path
 
 import metarl
 from experiments.configuration import setting, with_default
-from experiments.few_shot import FewShotExperiment, FewShotSettings, build_few_shot, image_tasks
+from experiments.few_shot import FewShotSettings
+from experiments.few_shot_images import ImageExperiment, ImageSettings, build_images, episodes
 from experiments.images import default_cache, mini_imagenet
-from experiments.omniglot import tasks
 from experiments.training import main
 from metarl.models import ConvNet
 
 
 @dataclass(frozen=True)
-class MiniImagenetSettings(FewShotSettings):
+class MiniImagenetSettings(ImageSettings):
     """Meta-train a network to tell classes of photographs apart from one or a few of each."""
 
     tasks: int = with_default(FewShotSettings, "tasks", 4, "paper, 1-shot; 2 for 5-shot")
-    ways: int = setting(5, "N, classes of a task", at_least=2, source="paper")
     queries: int = with_default(FewShotSettings, "queries", 15, "paper")
     inner_steps: int = with_default(FewShotSettings, "inner_steps", 5, "paper")
     inner_step_size: float = with_default(
@@ -31,18 +30,18 @@ class MiniImagenetSettings(FewShotSettings):
     cache: str = setting("", "folder of the prepared images; empty for the user's cache", changeable=True)
 
 
+def network(settings: MiniImagenetSettings, classes: int) -> ConvNet:
+    """The paper's network."""
+    return ConvNet((84, 84, 3), classes, settings.filters, strided=False)
+
+
 def build(settings: MiniImagenetSettings) -> metarl.FewShotLearner:
     """The learner on MiniImagenet."""
     images = mini_imagenet(Path(settings.data) if settings.data else None, Path(settings.cache or default_cache()))
-    episodes = image_tasks(settings, images)
-
-    def network() -> ConvNet:
-        return ConvNet((84, 84, 3), settings.ways, settings.filters, strided=False)
-
-    return build_few_shot(settings, episodes, network, metarl.CLASSIFICATION)
+    return build_images(settings, images, network)
 
 
-EXPERIMENT = FewShotExperiment("mini_imagenet", MiniImagenetSettings, build, distribution=tasks)
+EXPERIMENT = ImageExperiment("mini_imagenet", MiniImagenetSettings, build, distribution=episodes, network=network)
 
 if __name__ == "__main__":
     main(EXPERIMENT)

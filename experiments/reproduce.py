@@ -156,13 +156,7 @@ def run_method(figure: str, name: str, seed: int, threads: int | None) -> None:
     method, experiment = FIGURES[figure].methods[name], training.find_experiment(figure)
     directory, slug = RUNS / figure / _slug(name) / f"seed{seed}", _slug(name)
     flags = [*method.flags.split(), *(["--threads", str(threads)] if threads else [])]
-    if not (directory / "checkpoint.pt").exists():
-        new = ["--seed", str(seed), "--run-dir", str(directory), *flags]
-        training.main(experiment, new) if method.trained else training.prepare(experiment, new)
-    elif method.trained:
-        run = Run.open(directory)
-        if run.load("checkpoint.pt")["learner"]["iteration"] < run.config["settings"]["iterations"]:
-            training.main(experiment, ["--resume", str(directory), *flags])
+    train_run(experiment, directory, seed, flags, method.trained)
     kept = RESULTS / figure / slug / f"seed{seed}"
     evaluate.main([str(directory), "--output", str(kept)])
     (kept / "paths.png").unlink(missing_ok=True)
@@ -178,6 +172,22 @@ def run_method(figure: str, name: str, seed: int, threads: int | None) -> None:
     seconds = sum(line["seconds/rollout"] + line["seconds/adapt"] + line["seconds/update"] for line in lines)
     machine = f"{platform.machine()}, {os.cpu_count()} cores"
     save_json(kept / "curve.json", {**curve, "seconds": round(seconds), "machine": machine})
+
+
+def train_run(
+    experiment: training.Experiment, directory: Path, seed: int, flags: Sequence[str], trained: bool = True
+) -> None:
+    """Start a run, or continue it to its last iteration; without training, leave it at its first checkpoint."""
+    if not (directory / "checkpoint.pt").exists():
+        new = ["--seed", str(seed), "--run-dir", str(directory), *flags]
+        training.main(experiment, new) if trained else training.prepare(experiment, new)
+    elif trained:
+        run = Run.open(directory)
+        iterations = run.config["settings"]["iterations"]
+        if "--iterations" in flags:
+            iterations = int(flags[list(flags).index("--iterations") + 1])
+        if run.load("checkpoint.pt")["learner"]["iteration"] < iterations:
+            training.main(experiment, ["--resume", str(directory), *flags])
 
 
 def report() -> None:

@@ -9,8 +9,16 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 from metarl.acting import Agent
 from metarl.adaptation import GradientDescent, LayerStepSizes, MetaSGD
 from metarl.episodes import NonFiniteError, SimulationError
-from metarl.few_shot import CLASSIFICATION, REGRESSION, Criterion, FewShotLearner, MAMLGradient, ReptileGradient
-from metarl.few_shot_tasks import Examples, FewShotTasks, ImageEpisodes, Sine
+from metarl.few_shot import (
+    CLASSIFICATION,
+    REGRESSION,
+    Criterion,
+    FewShotLearner,
+    MAMLGradient,
+    ReptileGradient,
+    nearest_neighbour,
+)
+from metarl.few_shot_tasks import Examples, FewShotTasks, ImageBatches, ImageEpisodes, Sine
 from metarl.learner import Learner, Stage
 from metarl.outer import PPO, TRPO, Adam, Reptile
 from metarl.policies import CategoricalMLP, DictObservations, GaussianMLP, WithContext
@@ -31,6 +39,7 @@ __all__ = [
     "FewShotTasks",
     "GaussianMLP",
     "GradientDescent",
+    "ImageBatches",
     "ImageEpisodes",
     "LayerStepSizes",
     "Learner",
@@ -44,4 +53,5 @@ __all__ = [
     "Stage",
     "WithContext",
     "keyed_generator",
+    "nearest_neighbour",
 ]

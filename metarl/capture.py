@@ -1,6 +1,6 @@
-"""Loops in which Python or kernel launches are the bottleneck: a forward as bare operations, or as one launch."""
+"""Loops in which Python or kernel launches are the bottleneck: bare tensor operations, or one launch, instead."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from weakref import WeakKeyDictionary
 
@@ -14,7 +14,58 @@ from metarl.parameters import Parameters, call_per_task
 _Captured = tuple[GraphModule, GraphModule]
 _captured: WeakKeyDictionary[nn.Module, dict[tuple, _Captured]] = WeakKeyDictionary()
 
-_NOTHING_TO_DO = {torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default, torch.ops.aten.expand.default}
+_ALIASES = {
+    torch.ops.aten.view.default,
+    torch.ops.aten._unsafe_view.default,
+    torch.ops.aten.expand.default,
+    torch.ops.aten.detach.default,
+}
+_PATIENCE = 10  # calls before a recording is made, which takes as long as hundreds of them
+
+
+class Recording:
+    """A function of tensors that computes its own derivatives, if any: a faster one, after some calls.
+
+    The operations are recorded once per shapes, derivatives included, and from then on replayed without graph or
+    Python code. The recording is compared with the function itself when it is made, and must equal it to the last
+    bit; a function that cannot be recorded runs as it is. So whatever the function depends on beside its tensors must
+    not change.
+
+    Args:
+        function: maps tensors to tensors that need no graph.
+    """
+
+    def __init__(self, function: Callable[..., Sequence[Tensor]]):
+        self._function = function
+        self._calls: dict[tuple, int] = {}
+        self._recorded: dict[tuple, Callable[..., Sequence[Tensor]]] = {}
+
+    def __call__(self, *tensors: Tensor) -> Sequence[Tensor]:
+        """What the function returns."""
+        key = tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in tensors)
+        if key in self._recorded:
+            with torch.no_grad():
+                return self._recorded[key](*tensors)
+        found = self._function(*tensors)
+        self._calls[key] = self._calls.get(key, 0) + 1
+        if self._calls[key] == _PATIENCE:
+            self._recorded[key] = self._record(tensors, found)
+        return found
+
+    def _record(self, tensors: Sequence[Tensor], expected: Sequence[Tensor]) -> Callable[..., Sequence[Tensor]]:
+        try:
+            recorded = make_fx(self._function)(*tensors)
+            recorded.graph.eliminate_dead_code()
+            for node in recorded.graph.nodes:
+                if _is_alias(node):
+                    node.replace_all_uses_with(node.all_input_nodes[0])
+                    recorded.graph.erase_node(node)
+            recorded.recompile()
+            with torch.no_grad():
+                found = recorded(*tensors)
+        except Exception:  # whatever a stranger's module does that cannot be recorded
+            return self._function
+        return recorded if all(map(torch.equal, found, expected)) else self._function
 
 
 def capture(module: nn.Module, parameters: Parameters, inputs: Tensor) -> Callable[[Tensor], Tensor]:
@@ -114,10 +165,15 @@ def _record(module: nn.Module, parameters: Parameters, inputs: Tensor) -> _Captu
     copies[nodes[0]] = second.placeholder("inputs")
     for node in nodes[1:-1]:
         if node in varying:
-            same = node.target in _NOTHING_TO_DO and _shape(node) == _shape(node.all_input_nodes[0])
-            copies[node] = copies[node.all_input_nodes[0]] if same else second.node_copy(node, copies.__getitem__)
+            source = node.all_input_nodes[0]
+            copies[node] = copies[source] if _is_alias(node) else second.node_copy(node, copies.__getitem__)
     second.output(copies[result])
     return GraphModule(whole, first), GraphModule(whole, second)
+
+
+def _is_alias(node: Node) -> bool:
+    """Whether an operation returns its input."""
+    return node.target in _ALIASES and _shape(node) == _shape(node.all_input_nodes[0])
 
 
 def _shape(node: Node) -> torch.Size:

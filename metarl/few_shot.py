@@ -9,8 +9,9 @@ Tasks go through this in chunks that suit the cache, or all at once on a GPU; th
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -19,13 +20,15 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from metarl.adaptation import AdaptationRule, GradientDescent, adapt_step, adaptation_path
+from metarl.capture import Recording
 from metarl.distributed import Processes, current
 from metarl.episodes import NonFiniteError, task_chunks
 from metarl.few_shot_tasks import Examples, FewShotDistribution, FewShotTasks
+from metarl.models import batch_statistics
 from metarl.parameters import Parameters, call_per_task, expand_over_tasks, parameters_of, ravel, unravel
 from metarl.randomness import keyed_generator
 
-_CHUNK_VALUES = 60_000  # input numbers that a CPU's cache likes to see at a time: 75 Omniglot images
+_CHUNK_VALUES = 63_000  # input numbers that a CPU's cache likes to see at a time: 80 Omniglot images
 
 
 @dataclass(frozen=True)
@@ -112,14 +115,23 @@ def query_gradient(model: Model, phi: Parameters, query: Examples) -> tuple[Para
 def _chunk(examples: Examples) -> int:
     """How many tasks to handle at a time."""
     inputs = examples.inputs
-    return len(inputs) if inputs.is_cuda else max(1, _CHUNK_VALUES // inputs[0].numel())
+    return len(inputs) if inputs.is_cuda else max(1, _CHUNK_VALUES // max(1, inputs[0].numel()))
+
+
+def nearest_neighbour(support: Tensor, targets: Tensor, query: Tensor) -> Tensor:
+    """The class of the support example whose features are nearest: (M, N, F), (M, N) and (M, Q, F) to (M, Q)."""
+    return targets.gather(1, torch.cdist(query, support).argmin(dim=2))
 
 
 class MetaGradient(Protocol):
     """How the meta-parameters learn from a chunk of tasks."""
 
+    def weights(self, steps: int, iteration: int) -> dict[int, float]:
+        """How much the query loss after an inner step counts, for those of the steps 0 ... S that count."""
+        ...
+
     def __call__(
-        self, model: Model, rule: AdaptationRule, theta: Parameters, tasks: FewShotTasks, iteration: int
+        self, model: Model, rule: AdaptationRule, theta: Parameters, tasks: FewShotTasks, weights: dict[int, Tensor]
     ) -> tuple[Parameters, Tensor, Tensor]:
         """Each task's gradient in theta, (M, ...) both, and its loss and score on query data after adaptation, (M,)."""
         ...
@@ -139,28 +151,26 @@ class MAMLGradient:
 
     multi_step_iterations: int = 0
 
+    def weights(self, steps: int, iteration: int) -> dict[int, float]:
+        """As in `MetaGradient`."""
+        if steps < 2 or iteration >= self.multi_step_iterations:
+            return {steps: 1.0}
+        early = max(0.03, 1 - iteration / self.multi_step_iterations) / steps
+        return dict.fromkeys(range(1, steps), early) | {steps: 1 - early * (steps - 1)}
+
     def __call__(
-        self, model: Model, rule: AdaptationRule, theta: Parameters, tasks: FewShotTasks, iteration: int
+        self, model: Model, rule: AdaptationRule, theta: Parameters, tasks: FewShotTasks, weights: dict[int, Tensor]
     ) -> tuple[Parameters, Tensor, Tensor]:
         """As in `MetaGradient`."""
         path = adaptation_path(model, rule, theta, [tasks.support] * rule.steps)
         adapted: list[Tensor] = []
         cotangents: list[Tensor] = []
-        for weight, phi in zip(self.weights(rule.steps, iteration), path[1:] or path, strict=True):
-            if weight > 0:
-                gradient, loss, score = query_gradient(model, phi, tasks.query)
-                adapted += phi.values()
-                cotangents += [weight * gradient[name] for name in phi]
+        for step, weight in weights.items():
+            gradient, loss, score = query_gradient(model, path[step], tasks.query)
+            adapted += path[step].values()
+            cotangents += [weight * gradient[name] for name in path[step]]
         gradients = torch.autograd.grad(adapted, list(theta.values()), cotangents, materialize_grads=True)
         return dict(zip(theta, gradients, strict=True)), loss, score
-
-    def weights(self, steps: int, iteration: int) -> list[float]:
-        """Weights of the losses after steps 1 ... S; of the only one there is where S = 0."""
-        steps = max(1, steps)
-        if iteration >= self.multi_step_iterations:
-            return [0.0] * (steps - 1) + [1.0]
-        early = max(0.03, 1 - iteration / self.multi_step_iterations) / steps
-        return [early] * (steps - 1) + [1 - early * (steps - 1)]
 
 
 @dataclass(frozen=True)
@@ -171,8 +181,12 @@ class ReptileGradient:
     them, and descends as the rule says, where the paper draws minibatches and uses Adam.
     """
 
+    def weights(self, steps: int, iteration: int) -> dict[int, float]:
+        """The loss after the last step is what is reported; no gradient depends on it."""
+        return {steps: 1.0}
+
     def __call__(
-        self, model: Model, rule: AdaptationRule, theta: Parameters, tasks: FewShotTasks, iteration: int
+        self, model: Model, rule: AdaptationRule, theta: Parameters, tasks: FewShotTasks, weights: dict[int, Tensor]
     ) -> tuple[Parameters, Tensor, Tensor]:
         """As in `MetaGradient`; loss and score are those of the query data after adaptation to all of them."""
         both = Examples(
@@ -242,7 +256,8 @@ class FewShotLearner:
         self.iteration = 0
         for value in self.theta.values():
             value.requires_grad_()
-        self._adam = torch.optim.Adam(self.theta.values(), self.learning_rate)
+        self._adam = torch.optim.Adam(self.theta.values(), self.learning_rate, fused=True)
+        self._recordings: dict[tuple[int, ...], Recording] = {}
 
     def step(self) -> dict[str, float]:
         """Do one meta-iteration.
@@ -279,15 +294,16 @@ class FewShotLearner:
         Args:
             tasks: of this process; the gradient is the mean over those of all processes.
         """
-        parts = [
-            self.meta_gradient(self.model, self.rule, expand_over_tasks(self.theta, len(part)), part, self.iteration)
-            for part in self._chunks(tasks)
-        ]
+        weights = self.meta_gradient.weights(self.rule.steps, self.iteration)
+        steps = tuple(weights)
+        if steps not in self._recordings:
+            self._recordings[steps] = Recording(partial(self._sums, steps))
+        fixed = [*self.theta.values(), *torch.tensor(list(weights.values()), device=self.device)]
+        parts = [self._recordings[steps](*fixed, *part.tensors) for part in self._chunks(tasks)]
         gradients, losses, scores = zip(*parts, strict=True)
         loss = torch.cat(losses)
         self._check_finite(loss)
-        rows = [[row.sum(dim=0, dtype=torch.float64) for row in part.values()] for part in gradients]
-        total = torch.stack([ravel(row) for row in rows]).sum(dim=0)
+        total = torch.stack(gradients).sum(dim=0)
         summed = self.processes.sum(torch.cat([total, total.new_full((1,), len(tasks))]))
         return unravel((summed[:-1] / summed[-1]).to(loss.dtype), self.theta), loss, torch.cat(scores)
 
@@ -304,14 +320,40 @@ class FewShotLearner:
             path.append(adapt_step(self.model, self.rule, theta, path[-1], support, step)[0])
         return path
 
-    def scores(self, tasks: FewShotTasks, steps: int) -> Tensor:
-        """Score of every task on query data after 0 ... S steps, (S + 1, M)."""
+    def scores(self, tasks: FewShotTasks, steps: int, statistics: Sequence[Parameters] | None = None) -> Tensor:
+        """Score of every task on query data after 0 ... S steps, (S + 1, M).
+
+        Args:
+            tasks: M tasks.
+            steps: S.
+            statistics: what batch norms use on query data after each step; None for the statistics of that data.
+        """
         parts = []
         for part in self._chunks(tasks):
             path = self.adapt(part.support, steps)
+            if statistics is not None:
+                path = [
+                    {**phi, **expand_over_tasks(fixed, len(part))} for phi, fixed in zip(path, statistics, strict=True)
+                ]
             with torch.no_grad():
                 parts.append(torch.stack([self.model.judge(phi, part.query)[1] for phi in path]))
         return torch.cat(parts, dim=1)
+
+    def step_statistics(self, tasks: FewShotTasks, steps: int) -> list[Parameters]:
+        """Batch norms' statistics on query data after 0 ... S steps, averaged over tasks, which are those of training.
+
+        With them no query example depends on another. MAML++ proposes such statistics per step, as running averages
+        of training; here they are those of the current theta. Support data keep their own, in training and test.
+        """
+        ones = [tasks.of_tasks(slice(i, i + 1)) for i in range(len(tasks))]
+        paths = [self.adapt(one.support, steps) for one in ones]
+        return [
+            batch_statistics(
+                self.module,
+                [partial(self.predict, path[step], one.query.inputs) for path, one in zip(paths, ones, strict=True)],
+            )
+            for step in range(steps + 1)
+        ]
 
     @torch.no_grad()
     def predict(self, phi: Parameters, inputs: Tensor) -> Tensor:
@@ -334,6 +376,20 @@ class FewShotLearner:
                 value.copy_(state["theta"][name])
         self._adam.load_state_dict({**self._adam.state_dict(), "state": state["adam"]})
         self.iteration = state["iteration"]
+
+    def _sums(self, steps: tuple[int, ...], *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What `gradient` joins, from tensors alone: theta, the weights of the losses after these steps, the tasks.
+
+        Returns:
+            sum of the tasks' gradients, as one vector in float64, and each task's loss and score, (M,).
+        """
+        values, weights, examples = tensors[: len(self.theta)], tensors[len(self.theta) : -4], tensors[-4:]
+        tasks = FewShotTasks(Examples(*examples[:2]), Examples(*examples[2:]))
+        detached = {name: value.detach() for name, value in zip(self.theta, values, strict=True)}
+        theta = {name: rows.requires_grad_() for name, rows in expand_over_tasks(detached, len(tasks)).items()}
+        weighed = dict(zip(steps, weights, strict=True))
+        gradients, losses, scores = self.meta_gradient(self.model, self.rule, theta, tasks, weighed)
+        return ravel([rows.sum(dim=0, dtype=torch.float64) for rows in gradients.values()]), losses, scores
 
     def _learning_rate(self) -> float:
         if self.final_learning_rate is None:

@@ -43,6 +43,11 @@ class FewShotTasks:
     def __len__(self) -> int:
         return len(self.support.targets)
 
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Inputs and targets of the support, then of the query examples."""
+        return self.support.inputs, self.support.targets, self.query.inputs, self.query.targets
+
     def of_tasks(self, tasks: slice) -> "FewShotTasks":
         """Some of the tasks."""
         return FewShotTasks(self.support.of_tasks(tasks), self.query.of_tasks(tasks))
@@ -131,6 +136,25 @@ class ImageEpisodes:
             for part in (slice(0, self.shots), slice(self.shots, None))
         )
         return FewShotTasks(support, query)
+
+
+class ImageBatches:
+    """Classification of all classes of a split at once: one task, without support data, of images drawn at random.
+
+    Args:
+        images: as of `ImageEpisodes`.
+        size: images of a task.
+    """
+
+    def __init__(self, images: Mapping[str, Tensor], size: int):
+        self.images, self.size = dict(images), size
+
+    def sample(self, tasks: int, split: str, rng: np.random.Generator) -> FewShotTasks:
+        """Draw tasks: inputs (M, size, H, W, C) from 0 to 1, targets (M, size)."""
+        images = self.images[split]
+        classes, examples = (rng.integers(of, size=(tasks, self.size)) for of in images.shape[:2])
+        labels, numbers = (torch.from_numpy(index).to(images.device) for index in (classes, examples))
+        return _divided(images[labels, numbers].float() / 255, labels, 0)
 
 
 def draw_distinct(rng: np.random.Generator, rows: int, total: int, wanted: int) -> np.ndarray:

@@ -1,13 +1,14 @@
 """The run directory: what a run writes, so that nothing is lost and nothing is executed when it is read.
 
 config.json       the settings, and which experiment they belong to
-metrics.jsonl     one line per meta-iteration
+metrics.jsonl     one line per meta-iteration; null where a figure is not finite
 checkpoint.pt     the last state: written to a temporary file, synced and renamed
 best.pt           the state with the highest return after adaptation in training
 """
 
 import io
 import json
+import math
 import os
 import zipfile
 from pathlib import Path
@@ -127,7 +128,7 @@ class Run:
         """Add the line of an iteration; RunError if it cannot be written."""
         try:
             with open(self.metrics_path, "a") as file:
-                file.write(json.dumps(figures) + "\n")
+                file.write(_line(figures))
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
@@ -149,8 +150,13 @@ class Run:
 
     def rewind(self, iteration: int) -> None:
         """Drop the metrics of the iterations after a checkpoint's."""
-        lines = "".join(json.dumps(line) + "\n" for line in self.metrics(iteration))
-        write_atomically(self.metrics_path, lines.encode())
+        write_atomically(self.metrics_path, "".join(map(_line, self.metrics(iteration))).encode())
+
+
+def _line(figures: dict[str, Any]) -> str:
+    """Figures as a line of JSON, which knows neither NaN nor Infinity."""
+    finite = {n: None if isinstance(v, float) and not math.isfinite(v) else v for n, v in figures.items()}
+    return json.dumps(finite, allow_nan=False) + "\n"
 
 
 def _parse_line(line: str) -> dict[str, Any] | None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from experiments import evaluate, mini_imagenet, omniglot, sine
+from experiments import benchmark, evaluate, mini_imagenet, omniglot, sine
 from experiments.configuration import SettingError
 from experiments.few_shot import LEARNERS, FewShotEvaluation
 from experiments.training import main, open_run
@@ -68,8 +68,8 @@ def test_evaluate_counts_steps_and_shots(unbroken, tmp_path, capsys):
 def test_a_task_that_diverges_leaves_no_figure_and_no_warning():
     scores = np.array([[1.0, 2.0], [1.0, np.inf]])
     record = FewShotEvaluation("mse", scores, None, None).to_json()
-    assert record["mse/step_0"] == {"mean": 1.5, "interval_95": pytest.approx(0.98)}
-    assert record["mse/step_1"] == {"mean": None, "interval_95": None}
+    assert record["mse/step_0"] == {"mean": 1.5, "interval_95": pytest.approx(0.98), "per_task": [1, 2]}
+    assert record["mse/step_1"] == {"mean": None, "interval_95": None, "per_task": [1, None]}
     assert FewShotEvaluation("mse", scores[:, :1], None, None).to_json()["mse/step_0"]["interval_95"] is None
 
 
@@ -117,5 +117,32 @@ def test_mini_imagenet_from_a_folder(tmp_path, capsys):
     _, _, learner = open_run(tmp_path / "run")
     assert learner.distribution.images["train"].shape == (3, 4, 84, 84, 3)
     assert "accuracy/step_1" in json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    evaluate.main([str(tmp_path / "run"), "--statistics", "per-step", "--output", str(tmp_path / "fixed")])
+    assert (tmp_path / "fixed" / "evaluation.json").read_text() != (tmp_path / "run/evaluation.json").read_text()
+    line = error_of(capsys, evaluate.main, [str(tmp_path / "run"), "--statistics", "steps"])
+    assert line == "error: --statistics = 'steps'; allowed: batch, per-step; the nearest is per-step"
+
+    places[-1] = tmp_path / "baseline"
+    main(mini_imagenet.EXPERIMENT, [*arguments, *map(str, places), "--learner", "classifier"])
+    _, settings, classifier = open_run(tmp_path / "baseline")
+    assert classifier.theta["head.weight"].shape[0] == 3  # all training classes
+    judged = mini_imagenet.EXPERIMENT.judged(settings, classifier)
+    assert not judged.theta["head.weight"].any()
+    assert judged.theta["head.weight"].shape[0] == 2
+    assert torch.equal(judged.theta["blocks.0.norm.shift"], classifier.theta["blocks.0.norm.shift"])
+    record = json.loads((tmp_path / "baseline" / "evaluation.json").read_text())
+    assert record["accuracy/nearest_neighbour"]["mean"] == 1  # classes are of one colour each
+    assert record["accuracy/step_0"]["mean"] == 0.5
+
     line = error_of(capsys, main, mini_imagenet.EXPERIMENT, ["--data", str(tmp_path / "none")])
     assert "put train/, val/ and test/" in line
+
+
+def test_benchmark_counts_time_and_operations(capsys):
+    benchmark.main(["omniglot", "--tasks", "1", "--repeats", "1", "--threads", "1", "--json"])
+    figures = json.loads(capsys.readouterr().out)
+    one, five = (figures[f"{steps}_steps/flops"] for steps in (1, 5))
+    forward = 2 * 64 * (196 * 9 + (49 + 16 + 4) * 576)  # of an image, all but the linear layer
+    assert 3 * 75 * forward < one < 1.1 * (3 * 75 + 9 * 5) * forward
+    assert 4 * 8 * 5 * forward < five - one < 1.1 * 4 * 9 * 5 * forward
+    assert figures["1_steps/processor_seconds"] > 0

@@ -60,6 +60,10 @@ def test_the_second_start_reads_the_prepared_file(tmp_path, small_splits, monkey
     monkeypatch.setattr(images, "_decode", None)
     second = images.omniglot(tmp_path / "data", tmp_path / "cache")
     assert all(torch.equal(first[name], second[name]) for name in first)
+    [drawing, *_] = (tmp_path / "data").rglob("*.png")
+    drawing.rename(drawing.with_name("0000_00.png"))
+    with pytest.raises(TypeError):  # it reads again
+        images.omniglot(tmp_path / "data", tmp_path / "cache")
 
 
 def test_missing_and_damaged_omniglot_get_one_line(tmp_path, small_splits, monkeypatch):

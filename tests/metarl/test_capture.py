@@ -12,7 +12,7 @@ from envs import Navigation2D
 from metarl import Learner
 from metarl import capture as capturing
 from metarl import rollout as rollouts
-from metarl.capture import capture, one_launch
+from metarl.capture import Recording, capture, one_launch
 from metarl.distributions import distribution_for
 from metarl.evaluation import held_out_tasks
 from metarl.parameters import call_per_task, parameters_of
@@ -99,6 +99,44 @@ def test_captures_go_with_their_module():
     assert len(capturing._captured) == count + 1
     del module
     assert len(capturing._captured) == count
+
+
+def gradient_norm(weight, inputs):
+    weight = weight.detach().requires_grad_()
+    [gradient] = torch.autograd.grad((inputs @ weight).tanh().square().sum(), weight, create_graph=True)
+    return [*torch.autograd.grad(gradient.square().sum(), weight), gradient.detach()]
+
+
+def test_a_recording_replays_derivatives_to_the_last_bit(monkeypatch):
+    calls = []
+
+    def counted(*tensors):
+        calls.append(tensors)
+        return gradient_norm(*tensors)
+
+    monkeypatch.setattr(capturing, "_PATIENCE", 3)
+    recording = Recording(counted)
+    for _ in range(6):
+        for rows in (4, 5):
+            tensors = torch.randn(2, 2), torch.randn(rows, 2)
+            found, expected = recording(*tensors), gradient_norm(*tensors)
+            assert all(torch.equal(a, b) and not a.requires_grad for a, b in zip(found, expected, strict=True))
+    assert len(calls) == 2 * 4  # of each shape three plain calls, the last of which was recorded in a fourth
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: [x + 1 if x.sum() > 0 else x - 1],
+        lambda x: [x + torch.rand_like(x)],
+    ],
+)
+def test_what_cannot_be_replayed_runs_as_it_is(function, monkeypatch):
+    monkeypatch.setattr(capturing, "_PATIENCE", 1)
+    recording = Recording(function)
+    recording(torch.ones(3))
+    assert recording._recorded[next(iter(recording._recorded))] is function
+    assert recording(-torch.ones(3))[0].sum() < 3
 
 
 class EmulatedGraph(TorchDispatchMode):

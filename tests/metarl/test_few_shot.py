@@ -1,14 +1,23 @@
 """Supervised meta-learning: gradients against finite differences, batches against loops, exact resuming, learning."""
 
 import copy
+import functools
 from dataclasses import replace
 
 import pytest
 import torch
 
+from metarl import capture
 from metarl.adaptation import GradientDescent, LayerStepSizes, MetaSGD
 from metarl.episodes import NonFiniteError
-from metarl.few_shot import CLASSIFICATION, REGRESSION, FewShotLearner, MAMLGradient, ReptileGradient
+from metarl.few_shot import (
+    CLASSIFICATION,
+    REGRESSION,
+    FewShotLearner,
+    MAMLGradient,
+    ReptileGradient,
+    nearest_neighbour,
+)
 from metarl.few_shot_tasks import Examples, FewShotTasks, ImageEpisodes, Sine
 from metarl.models import MLP, ConvNet
 from metarl.parameters import ravel, unravel
@@ -95,15 +104,15 @@ def test_second_order_meta_gradient_is_the_derivative(make, name, multi_step):
     gradients, _, _ = learner.gradient(tasks)
     theta = learner.theta
     weights = learner.meta_gradient.weights(2, 0)
-    assert weights == ([0.5, 0.5] if multi_step else [0, 1])
+    assert weights == ({1: 0.5, 2: 0.5} if multi_step else {2: 1})
 
     def objective(vector):
         learner.theta = {n: value.detach() for n, value in unravel(vector, theta).items()}
         path = []
         for task in range(3):  # the slow way: one task at a time, each step by plain autograd
             one = tasks.of_tasks(slice(task, task + 1))
-            phis = learner.adapt(one.support, 2)[1:]
-            path.append(sum(w * learner.model(phi, one.query)[0] for w, phi in zip(weights, phis, strict=True)))
+            phis = learner.adapt(one.support, 2)
+            path.append(sum(w * learner.model(phis[step], one.query)[0] for step, w in weights.items()))
         return torch.stack(path).mean().detach()
 
     point, gradient = ravel([value.detach() for value in theta.values()]), ravel(list(gradients.values()))
@@ -207,11 +216,12 @@ def test_the_inner_step_size_is_that_of_the_mean_loss():
 def test_multi_step_weights_sum_to_one_and_end_at_the_last():
     maml = MAMLGradient(100)
     for iteration in (0, 1, 50, 99, 100, 1000):
-        assert sum(maml.weights(5, iteration)) == pytest.approx(1)
-    assert maml.weights(5, 0) == pytest.approx([0.2] * 5)
-    assert maml.weights(5, 50)[0] == pytest.approx(0.1)
-    assert maml.weights(5, 99)[0] == pytest.approx(0.03 / 5)
-    assert maml.weights(5, 100) == [0, 0, 0, 0, 1]
+        assert sum(maml.weights(5, iteration).values()) == pytest.approx(1)
+    assert maml.weights(5, 0) == pytest.approx(dict.fromkeys(range(1, 6), 0.2))
+    assert maml.weights(5, 50)[1] == pytest.approx(0.1)
+    assert maml.weights(5, 99)[1] == pytest.approx(0.03 / 5)
+    assert maml.weights(5, 100) == {5: 1}
+    assert maml.weights(0, 0) == {0: 1}
 
 
 def test_clip_bounds_each_element():
@@ -240,6 +250,47 @@ def test_resumed_equals_never_stopped(rule):
     lines += [start.step() for _ in range(3)]
     assert lines == unbroken
     assert all(torch.equal(start.theta[name], straight.theta[name]) for name in straight.theta)
+
+
+@pytest.mark.parametrize(
+    ("make", "meta_gradient"),
+    [
+        (image_learner, MAMLGradient()),
+        (sine_learner, MAMLGradient()),
+        (sine_learner, MAMLGradient(3)),
+        (sine_learner, ReptileGradient()),
+    ],
+)
+def test_recorded_equals_plain(make, meta_gradient, monkeypatch):
+    plain = make(GradientDescent(0.1, 2), meta_gradient=meta_gradient, task_chunk=2)
+    recorded = copy.deepcopy(plain)
+    expected = [plain.step() for _ in range(4)]
+    monkeypatch.setattr(capture, "_PATIENCE", 2)
+    assert [recorded.step() for _ in range(4)] == expected
+    replays = [replay for each in recorded._recordings.values() for replay in each._recorded.values()]
+    assert replays
+    assert not any(isinstance(replay, functools.partial) for replay in replays)  # which is the function itself
+
+
+def test_per_step_statistics_make_query_examples_independent():
+    learner = image_learner(GradientDescent(0.3, 1), ConvNet((8, 8, 1), 3, filters=12))
+    tasks = learner.sample(4, "test")
+    statistics = learner.step_statistics(learner.sample(3, "train"), 2)
+    assert len(statistics) == 3
+    name = "blocks.1.norm.mean"
+    assert not torch.allclose(statistics[0][name], statistics[2][name], atol=1e-3)
+    whole = learner.scores(tasks, 2, statistics)
+    single = []
+    for index in range(6):
+        query = Examples(tasks.query.inputs[:, index : index + 1], tasks.query.targets[:, index : index + 1])
+        single.append(learner.scores(FewShotTasks(tasks.support, query), 2, statistics))
+    torch.testing.assert_close(torch.stack(single).mean(dim=0), whole)
+
+
+def test_the_nearest_neighbour_gives_the_class():
+    support = torch.tensor([[[0.0, 0.0], [3.0, 0.0]], [[1.0, 1.0], [0.0, 5.0]]])
+    query = torch.tensor([[[1.0, 1.0], [2.0, 0.0]], [[0.0, 4.0], [0.0, 0.0]]])
+    assert nearest_neighbour(support, torch.tensor([[4, 7], [1, 2]]), query).tolist() == [[4, 7], [2, 1]]
 
 
 def test_a_foreign_state_is_refused():

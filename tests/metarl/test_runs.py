@@ -142,6 +142,18 @@ def test_metrics_survive_a_kill_and_a_rewind(tmp_path):
     assert [json.loads(line) for line in io.StringIO(run.metrics_path.read_text())] == expected
 
 
+def test_metrics_are_json_whatever_the_figures(tmp_path):
+    run = Run.create(tmp_path / "run", {})
+    run.append_metrics({"iteration": 1, "mse": float("inf"), "kl": float("nan"), "loss": 0.5})
+
+    def refuse(token):
+        raise AssertionError(token)
+
+    assert json.loads(run.metrics_path.read_text(), parse_constant=refuse) == {
+        "iteration": 1, "mse": None, "kl": None, "loss": 0.5
+    }  # fmt: skip
+
+
 def test_a_damaged_config_is_named(tmp_path):
     run = Run.create(tmp_path / "run", {})
     for content in ("{", "[]"):

@@ -1,0 +1,237 @@
+"""Reproduce the paper's supervised results: `python experiments/reproduce_few_shot.py sine --seeds 0 1 2`.
+
+For each method and seed a run is trained under runs/reproduce (continued if it was stopped), evaluated on test tasks,
+and what matters of it is kept under experiments/results. `--report` makes the tables and figures from what is there.
+"""
+
+import json
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from experiments import evaluate, training
+from experiments.configuration import OneLineParser, SettingError
+from experiments.pictures import save_json
+from experiments.reproduce import RESULTS, RUNS, train_run
+from metarl.runs import Run, load_checkpoint, save_checkpoint
+
+
+@dataclass(frozen=True)
+class Method:
+    """One line of a table.
+
+    Attributes:
+        flags: of the experiment's script.
+        published: the paper's figure.
+        shots: K of the test tasks, where they are not those of training; the first is the one that tables show.
+    """
+
+    flags: str = ""
+    published: str = ""
+    shots: tuple[int, ...] = ()
+
+
+TWENTY = "--ways 20 --tasks 16 --inner-steps 5 --evaluation-steps 5"
+FIGURES = {
+    "sine": {
+        "maml": Method(shots=(5, 10, 20)),
+        "pretrained": Method("--learner pretrained", shots=(5, 10, 20)),
+        "oracle": Method("--learner oracle --evaluation-steps 0", shots=(5, 10, 20)),
+    },
+    "omniglot": {
+        "5-way 1-shot": Method("", "98.7 ± 0.4"),
+        "5-way 5-shot": Method("--shots 5", "99.9 ± 0.1"),
+        "20-way 1-shot": Method(TWENTY, "95.8 ± 0.3"),
+        "20-way 5-shot": Method(f"{TWENTY} --shots 5", "98.9 ± 0.2"),
+        "5-way 1-shot, no convolution": Method("--network mlp", "89.7 ± 1.1"),
+        "5-way 5-shot, no convolution": Method("--network mlp --shots 5", "97.5 ± 0.6"),
+        "5-way 1-shot, classifier": Method("--learner classifier"),
+    },
+    "mini_imagenet": {
+        "5-way 1-shot": Method("", "48.70 ± 1.84"),
+        "5-way 1-shot, first-order": Method("--learner first-order", "48.07 ± 1.75"),
+        "5-way 5-shot": Method("--tasks 2 --shots 5", "63.11 ± 0.92"),
+        "5-way 5-shot, first-order": Method("--tasks 2 --shots 5 --learner first-order", "63.15 ± 0.91"),
+        "5-way 1-shot, classifier": Method("--learner classifier", "fine-tuned 28.86 ± 0.54, nearest 41.08 ± 0.70"),
+    },
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train and evaluate what is missing, then report."""
+    parser = OneLineParser("Train and evaluate the methods of one of the paper's tables, or report what has been run.")
+    parser.add_argument("figure", nargs="?", choices=tuple(FIGURES), help="the experiment")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="INT", help="(default 0 1 2)")
+    parser.add_argument("--methods", nargs="+", metavar="NAME", help="of the experiment (default: all)")
+    for name in ("iterations", "threads", "data", "cache"):
+        parser.add_argument(f"--{name}", metavar="VALUE", help="passed on to the runs")
+    parser.add_argument("--report", action="store_true", help="tables and figures of all that has been run")
+    chosen = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
+    with training.one_line_errors():
+        if chosen.figure is None and not chosen.report:
+            raise SettingError(f"nothing to do; allowed: an experiment ({', '.join(FIGURES)}), --report, or both")
+        if chosen.figure is not None:
+            known = FIGURES[chosen.figure]
+            methods = chosen.methods or list(known)
+            if unknown := [name for name in methods if name not in known]:
+                raise SettingError(f"--methods = {unknown[0]!r}; allowed: {', '.join(map(repr, known))}")
+            passed = {name: getattr(chosen, name) for name in ("iterations", "threads", "data", "cache")}
+            flags = [word for name, value in passed.items() if value is not None for word in (f"--{name}", value)]
+            for name in methods:
+                for seed in chosen.seeds:
+                    run_method(chosen.figure, name, seed, flags)
+        report()
+
+
+def run_method(figure: str, name: str, seed: int, flags: Sequence[str]) -> None:
+    """Train, evaluate and keep one run; what is already trained is not trained again."""
+    method, directory = FIGURES[figure][name], RUNS / figure / _slug(name) / f"seed{seed}"
+    train_run(training.find_experiment(figure), directory, seed, [*method.flags.split(), *flags])
+    kept = RESULTS / figure / _slug(name) / f"seed{seed}"
+    for shots in reversed(method.shots or (None,)):  # the first one's picture stays
+        words = [] if shots is None else ["--shots", str(shots)]
+        evaluate.main([str(directory), *words, "--output", str(kept)])
+        (kept / "adaptation.png").unlink()
+        (kept / "evaluation.json").rename(kept / _evaluation(shots))
+    shutil.copy(directory / "config.json", kept / "config.json")
+    state = load_checkpoint(directory / "checkpoint.pt")
+    state["learner"]["adam"] = {}  # two thirds of the file; evaluation needs none
+    save_checkpoint(kept / "checkpoint.pt", state)
+    run = Run.open(directory)
+    settings, lines = run.config["settings"], run.metrics()
+    [score] = [key for key in lines[0] if key.startswith(("mse/", "accuracy/"))]
+    curve = {key: [round(line[key], 4) for line in lines] for key in ("iteration", score)}
+    seconds = sum(settings["record_every"] / line["iterations_per_second"] for line in lines)
+    machine = f"{platform.machine()}, {os.cpu_count()} cores"
+    save_json(kept / "curve.json", {**curve, "seconds": round(seconds), "machine": machine})
+
+
+def report() -> None:
+    """Write summary.json, a figure for sine, and tables in Markdown, from the results that are kept."""
+    summary: dict[str, dict[str, Any]] = {}
+    for figure, methods in FIGURES.items():
+        for name, method in methods.items():
+            if folders := sorted((RESULTS / figure / _slug(name)).glob("seed*")):
+                summary.setdefault(figure, {})[name] = _summarise(figure, method, folders)
+    path = RESULTS / "summary.json"
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    save_json(path, {**kept, **summary})
+    for figure, methods in summary.items():
+        if figure == "sine":
+            _draw(methods).savefig(RESULTS / figure / "adaptation.png", dpi=120)
+        print(table(figure, methods))
+
+
+def table(figure: str, methods: dict[str, Any]) -> str:
+    """A Markdown table: mean over seeds, with half of the 95 % interval over tasks, or the s.e. over several seeds."""
+    shown = (0, 1, 5, 10) if figure == "sine" else (0, 1, 3, 5)
+    score, scale = ("mse", 1) if figure == "sine" else ("accuracy", 100)
+    rows = [
+        f"| {figure} | {' | '.join(f'{step} steps' for step in shown)} | iterations | seeds | published |",
+        "|---" * (len(shown) + 4) + "|",
+    ]
+    for name, entry in methods.items():
+        for prefix in ("", *sorted({key.split("/")[0] + "/" for key in entry if key.startswith("shots_")})):
+            cells = [_cell(entry.get(f"{prefix}{score}/step_{step}"), scale) for step in shown]
+            published, seeds = FIGURES[figure][name].published, len(entry["seeds"])
+            label = f"{name}, K = {prefix[6:-1]}" if prefix else name
+            rows.append(f"| {label} | {' | '.join(cells)} | {entry['iterations']} | {seeds} | {published} |")
+        if nearest := entry.get(f"{score}/nearest_neighbour"):
+            rows.append(
+                f"| {name}, nearest neighbour | {_cell(nearest, scale)} |  |  |  | {entry['iterations']} | {seeds} |  |"
+            )
+    return "\n".join(rows) + "\n"
+
+
+def _cell(entry: dict[str, Any] | None, scale: float) -> str:
+    if entry is None:
+        return ""
+    if entry["mean"] is None or entry["mean"] > 1e3:
+        return "diverged"
+    error = entry["standard_error"] if len(entry["per_seed"]) > 1 else entry["interval_95"]
+    digits = 3 if scale == 1 else 1
+    return f"{scale * entry['mean']:.{digits}f} ± {scale * error:.{digits}f}"
+
+
+def _summarise(figure: str, method: Method, folders: Sequence[Path]) -> dict[str, Any]:
+    curves = [json.loads((folder / "curve.json").read_text()) for folder in folders]
+    config = json.loads((folders[0] / "config.json").read_text())
+    entry: dict[str, Any] = {
+        "seconds": [curve["seconds"] for curve in curves],
+        "machine": curves[0]["machine"],
+        "commit": config["commit"],
+        "command": f"python experiments/{figure}.py {method.flags}".strip(),
+    }
+    for shots in method.shots or (None,):
+        records = [json.loads((folder / _evaluation(shots)).read_text()) for folder in folders]
+        if shots == (method.shots or (None,))[0]:
+            entry["seeds"] = [record["seed"] for record in records]
+            entry["iterations"] = min(record["iteration"] for record in records)
+            entry["shots"], entry["evaluation_tasks"] = records[0]["shots"], records[0]["evaluation_tasks"]
+            prefix = ""
+        else:
+            prefix = f"shots_{shots}/"
+        for key, value in records[0].items():
+            if isinstance(value, dict):
+                entry[prefix + key] = _over_seeds([record[key] for record in records])
+    return entry
+
+
+def _over_seeds(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Mean and standard error over seeds; None where a task diverged, of which the count and the median tell more."""
+    tasks = np.array([record["per_task"] for record in records], dtype=float)
+    means = tasks.mean(axis=1)
+    intervals = [record["interval_95"] for record in records]
+    finite = bool(np.isfinite(means).all())
+    return {
+        "mean": round(float(means.mean()), 5) if finite else None,
+        "standard_error": _rounded(means.std(ddof=1) / len(means) ** 0.5) if finite and len(means) > 1 else None,
+        "interval_95": _rounded(np.mean(intervals)) if None not in intervals else None,
+        "per_seed": [_rounded(mean) for mean in means],
+        "median": _rounded(np.median(tasks)),
+        "diverged_tasks": int((~(tasks < 1e3)).sum()),
+    }
+
+
+def _rounded(value: Any) -> float | None:
+    return round(float(value), 5) if np.isfinite(value) else None
+
+
+def _draw(methods: dict[str, Any]) -> Figure:
+    """Error against gradient steps for K = 5, 10, 20, as in the paper's figure 3."""
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    panels = figure.subplots(1, 3, sharey=True)
+    for axes, (prefix, shots) in zip(panels, (("", 5), ("shots_10/", 10), ("shots_20/", 20)), strict=True):
+        for index, (name, entry) in enumerate(methods.items()):
+            steps = [step for step in range(11) if f"{prefix}mse/step_{step}" in entry]
+            for which, style in (("mean", "-"), ("median", "--")):
+                values = [entry[f"{prefix}mse/step_{step}"][which] for step in steps]
+                label = name if which == "mean" else None
+                if len(steps) == 1:
+                    axes.axhline(values[0], color=f"C{index}", linestyle=style, label=label)
+                else:
+                    axes.plot(steps, values, style, color=f"C{index}", marker=".", label=label)
+        axes.set(xlabel="gradient steps", title=f"K = {shots}", yscale="log")
+    panels[0].set_ylabel("mean squared error (dashed: median)")
+    panels[0].legend()
+    return figure
+
+
+def _evaluation(shots: int | None) -> str:
+    return "evaluation.json" if shots is None else f"evaluation_{shots}_shots.json"
+
+
+def _slug(name: str) -> str:
+    return name.replace(", ", "_").replace(" ", "_")
+
+
+if __name__ == "__main__":
+    main()

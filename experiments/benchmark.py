@@ -1,7 +1,10 @@
 """Time an experiment's parts: `python experiments/benchmark.py navigation_2d [--json]`.
 
 Parts are measured in turn, several times over, so that a slow moment of the machine hits all of them; medians are
-printed with their spread. Run it with nothing else running.
+printed with their spread. Run it with nothing else running. The paper's half-cheetah, whose update costs most:
+
+    python experiments/benchmark.py half_cheetah_direction --dynamics paper --horizon 200 --hidden-sizes 100 100 \
+        --activation relu                                  # --product-fraction 1: exact products
 """
 
 import metarl  # before torch: see there
@@ -96,8 +99,12 @@ def measure(name: str, settings: BenchmarkSettings) -> dict[str, Any]:
     """Time all parts; figures by name, each with median, min and max, and what they were measured on."""
     learner = build_learner(name, settings)
     parts = {**learner_parts(learner), **simulator_parts(learner)}
+    found = timed(parts, settings.repeats)
+    found["update_flops"] = flops_of(parts["update_seconds"])
+    achieved = found["update_flops"] / found["update_seconds"]["median"]
+    found["update_share_of_matrix_product"] = achieved / found["matrix_product_flops"]["median"]
     sizes = f"{learner.tasks} tasks x {learner.episodes} episodes x {learner.distribution.horizon} steps"
-    return {**timed(parts, settings.repeats), "sizes": sizes, "machine": machine(learner.threads, learner.device)}
+    return {**found, "sizes": sizes, "machine": machine(learner.threads, learner.device)}
 
 
 def timed(parts: Timings, repeats: int, warm_ups: int = 1) -> dict[str, Any]:
@@ -155,14 +162,25 @@ def measure_few_shot(experiment: str, settings: BenchmarkSettings) -> dict[str, 
     parts: Timings = {f"{name}/seconds": partial(iteration, name) for name in learners}
     found = timed(parts | {"matrix_product_flops": matrix_product(device)}, settings.repeats, warm_ups=6)
     for name, learner in learners.items():
-        with FlopCounterMode(display=False) as counter:
-            learner.gradient(learner.sample(learner.tasks, "train"))
-        flops = counter.get_total_flops()
+        flops = flops_of(partial(learner.gradient, learner.sample(learner.tasks, "train")))
         found[f"{name}/processor_seconds"] = float(np.median(processor[name][-settings.repeats :]))
         found[f"{name}/flops"] = flops
         achieved = flops / found[f"{name}/seconds"]["median"]
         found[f"{name}/share_of_matrix_product"] = achieved / found["matrix_product_flops"]["median"]
     return {**found, "machine": machine(threads, device)}
+
+
+def flops_of(call: Callable[[], Any]) -> int:
+    """Floating-point operations of a call's matrix products and convolutions.
+
+    Counted on one thread: the counter does not see what `parallel_map` does on others.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with FlopCounterMode(display=False) as counter:
+        call()
+    torch.set_num_threads(threads)
+    return counter.get_total_flops()
 
 
 def matrix_product(device: str) -> Callable[[], float]:
@@ -198,7 +216,7 @@ def learner_parts(learner: metarl.Learner) -> Timings:
         return stages[0].episodes.steps / clock.seconds["rollout"]
 
     def update() -> None:
-        objective = learner.objective([support.samples], query.samples)
+        objective = learner.objective([support, query])
         learner.outer.update(objective, vector, keyed_generator(0, "benchmark/products"))
 
     return {

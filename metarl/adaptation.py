@@ -8,11 +8,13 @@ they do not depend on which tasks are handled together, and the caller adds them
 import fnmatch
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
+from metarl.jacobian import Linearised, weighted_gradient
 from metarl.parameters import Parameters
 
 Data = TypeVar("Data")
@@ -178,6 +180,19 @@ def inner_gradient(
     return dict(zip(names, gradients, strict=True))
 
 
+def linearised_gradient(loss: Loss[Data], phi: Parameters, data: Data, names: Sequence[str]) -> Parameters:
+    """As `inner_gradient`, with a derivative that is known by its products with vectors alone.
+
+    The derivative is the Hessian H of each task's loss, so products with it and with its transpose are the same: one
+    backward pass over the graph of the gradient, which is built once and serves them all.
+    """
+    point = {name: value.detach().requires_grad_() for name, value in phi.items()}
+    gradient = list(inner_gradient(loss, point, data, True).values())
+    product = partial(weighted_gradient, gradient, list(point.values()))
+    linearised = Linearised.apply(product, [value.detach() for value in gradient], *phi.values())
+    return {name: value for name, value in zip(phi, linearised, strict=True) if name in names}
+
+
 def adapt_step(
     loss: Loss[Data], rule: AdaptationRule, theta: Parameters, phi: Parameters, data: Data, step: int
 ) -> tuple[Parameters, Tensor]:
@@ -208,7 +223,8 @@ def adaptation_path(
         supports: data of each inner step.
         anchors: the values that the parameters take after each step, replacing those computed here, while the
             derivatives remain those of the step computed here. So curvature may come from fewer samples than the
-            adapted parameters themselves.
+            adapted parameters themselves. The path may then be differentiated many times over, but in theta only
+            once: see `linearised_gradient`.
 
     Returns:
         parameters phi_0 ... phi_S before the first step and after each, (M, ...).
@@ -216,7 +232,9 @@ def adaptation_path(
     path = [rule.start(theta)]
     for step, data in enumerate(supports):
         phi = path[-1]
-        if rule.second_order:
+        if rule.second_order and anchors is not None:
+            gradients = linearised_gradient(loss, phi, data, rule.adapted_names(phi))
+        elif rule.second_order:
             gradients = inner_gradient(loss, phi, data, True, rule.adapted_names(phi))
         else:
             gradients = _gradient_at_point(loss, rule, phi, data)

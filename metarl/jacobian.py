@@ -1,9 +1,13 @@
 """Products with a Jacobian in both directions, from graphs that are built once."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
+
+LinearMap = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 
 
 class Jacobian:
@@ -23,12 +27,49 @@ class Jacobian:
 
     def product(self, tangents: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """J v, shaped as the outputs, for v shaped as the inputs."""
-        used = [(pull, tangent) for pull, tangent in zip(self._pullback, tangents, strict=True) if pull.requires_grad]
-        pulls, directions = zip(*used, strict=True)
-        return torch.autograd.grad(pulls, self._cotangents, directions, retain_graph=True, materialize_grads=True)
+        return weighted_gradient(self._pullback, self._cotangents, tangents)
 
     def transposed_product(self, cotangents: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """J' u, shaped as the inputs, for u shaped as the outputs."""
-        return torch.autograd.grad(
-            self._outputs, self._inputs, list(cotangents), retain_graph=True, materialize_grads=True
-        )
+        return weighted_gradient(self._outputs, self._inputs, cotangents)
+
+
+class Symmetric(Function):
+    """A v for a symmetric matrix A that is known by its products: `Symmetric.apply(product, *v)`."""
+
+    @staticmethod
+    def forward(ctx: Any, product: LinearMap, *vectors: Tensor) -> tuple[Tensor, ...]:
+        """A v."""
+        ctx.product = product
+        return tuple(product(vectors))
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+        """A u."""
+        return None, *Symmetric.apply(ctx.product, *cotangents)
+
+
+class Linearised(Function):
+    """Values whose derivative in x is a symmetric matrix: `Linearised.apply(product, values, *x)`."""
+
+    @staticmethod
+    def forward(ctx: Any, product: LinearMap, values: Sequence[Tensor], *inputs: Tensor) -> tuple[Tensor, ...]:
+        """The values."""
+        ctx.product = product
+        return tuple(values)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+        """A u."""
+        return None, None, *Symmetric.apply(ctx.product, *cotangents)
+
+
+def weighted_gradient(
+    outputs: Sequence[Tensor], inputs: Sequence[Tensor], weights: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    """Gradient of the sum of outputs times weights in the inputs, 0 where there is none; the graph stays."""
+    used = [(output, weight) for output, weight in zip(outputs, weights, strict=True) if output.requires_grad]
+    if not used:
+        return tuple(torch.zeros_like(value) for value in inputs)
+    values, directions = zip(*used, strict=True)
+    return torch.autograd.grad(values, inputs, directions, retain_graph=True, materialize_grads=True)

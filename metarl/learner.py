@@ -1,7 +1,7 @@
 """The meta-learner: one data flow per meta-iteration, from tasks to new meta-parameters."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +20,7 @@ from metarl.episodes import Episodes, NonFiniteError, Samples, task_chunks, to_s
 from metarl.estimators import EPISODIC, WITH_SAMPLING, Estimator, outcomes, policy_loss, score
 from metarl.objective import MetaObjective
 from metarl.outer import TRPO, OuterOptimiser, State, UpdateOutcome
+from metarl.parallel import parallel_map
 from metarl.parameters import Parameters, call_per_task, expand_over_tasks, parameters_of, ravel, unravel
 from metarl.protocol import TaskDistribution, Tasks, protocol_defects
 from metarl.randomness import RolloutKey, keyed_generator
@@ -125,12 +126,9 @@ class Learner:
         """
         clock = Clock(self.device)
         tasks = self.distribution.sample(self.tasks, self._rng("train/tasks"))
-        *supports, query = stages = self.adapt(
-            tasks, self.rule.steps, purpose="train", clock=clock, processes=self.processes
-        )
+        stages = self.adapt(tasks, self.rule.steps, purpose="train", clock=clock, processes=self.processes)
         with clock.phase("update"):
-            returns = self._outcomes(query) if self.initial_sampling else None
-            objective = self.objective([stage.samples for stage in supports], query.samples, returns)
+            objective = self.objective(stages)
             vector, self.outer_state, outcome = self.outer.update(
                 objective, ravel(list(self.theta.values())), self._rng("train/products"), self.outer_state
             )
@@ -188,8 +186,9 @@ class Learner:
                     phi, norm = self.inner_step(phi, samples, step)
         return stages
 
-    def objective(self, supports: list[Samples], query: Samples, outcomes: Tensor | None = None) -> MetaObjective:
-        """The meta-objective of an iteration's data."""
+    def objective(self, stages: Sequence[Stage]) -> MetaObjective:
+        """The meta-objective of an iteration's stages, as `adapt` returns them."""
+        *supports, query = [stage.samples for stage in stages]
         return MetaObjective(
             self.policy,
             self.actions,
@@ -199,8 +198,9 @@ class Learner:
             supports,
             query,
             self._chunk(query),
-            outcomes,
+            self._outcomes(stages[-1]) if self.initial_sampling else None,
             self.processes,
+            [stage.parameters for stage in stages[1:]],
         )
 
     def agent(self, stage: Stage, task: int = 0) -> Agent:
@@ -231,12 +231,14 @@ class Learner:
 
     def inner_step(self, phi: Parameters, samples: Samples, step: int) -> tuple[Parameters, Tensor]:
         """One inner step for all tasks, in chunks, and the norms of their gradients (M,)."""
-        parts = []
-        for tasks in task_chunks(len(samples.weights), self._chunk(samples)):
+
+        def of_chunk(tasks: slice) -> tuple[Parameters, Tensor]:
             part = {name: value[tasks] for name, value in phi.items()}
             theta = expand_over_tasks(self.theta, tasks.stop - tasks.start)
-            parts.append(adapt_step(self.inner_loss, self.rule, theta, part, samples.of_tasks(tasks), step))
-        adapted, norms = zip(*parts, strict=True)
+            return adapt_step(self.inner_loss, self.rule, theta, part, samples.of_tasks(tasks), step)
+
+        chunks = task_chunks(len(samples.weights), self._chunk(samples))
+        adapted, norms = zip(*parallel_map(of_chunk, chunks), strict=True)
         return {name: torch.cat([part[name] for part in adapted]) for name in phi}, torch.cat(norms)
 
     def _sample(

@@ -1,5 +1,6 @@
 """The meta-objective: how well the adapted policies do, as a function of the meta-parameters alone."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -12,6 +13,7 @@ from metarl.distributions import ActionDistribution
 from metarl.episodes import NonFiniteError, Samples, task_chunks
 from metarl.estimators import EPISODIC, Estimator, policy_loss, sampling_term, surrogate
 from metarl.jacobian import Jacobian
+from metarl.parallel import parallel_map
 from metarl.parameters import Parameters, call_per_task, expand_over_tasks, ravel, unravel
 
 
@@ -40,6 +42,7 @@ class MetaObjective:
         chunk: int,
         outcomes: Tensor | None = None,
         processes: Processes = ALONE,
+        adapted: Sequence[Parameters] | None = None,
     ):
         """Fix the data.
 
@@ -52,15 +55,17 @@ class MetaObjective:
             chunk: tasks handled at a time.
             outcomes: (M,), see `metarl.estimators.sampling_term`; None leaves the term out.
             processes: whose tasks the means are over; each holds the data of its own, and gets the same results.
+            adapted: phi_1 ... phi_S (M, ...) that theta leads to where the episodes were sampled, if they are known;
+                saves `kl_products` computing them.
         """
         self.policy, self.distribution, self.estimator, self.rule = policy, distribution, estimator, rule
         self.like, self.supports, self.query, self.outcomes = like, supports, query, outcomes
         self.inner_loss = policy_loss(policy, distribution, estimator)
         self.tasks = len(query.weights)
-        self.processes = processes
+        self.processes, self.adapted = processes, adapted
         self.all_tasks = int(processes.sum(torch.tensor(self.tasks)))
         self.chunk = chunk
-        self.chunks = task_chunks(self.tasks, chunk)
+        self.chunks = self._chunks(chunk)
 
     def loss_and_gradient(
         self, vector: Tensor, outer: Estimator = surrogate, penalties: Tensor | None = None
@@ -72,16 +77,18 @@ class MetaObjective:
             outer: what stands for the surrogate in L.
             penalties: (S,), weights of `inner_kls` in L; None for none.
         """
-        losses, gradient = [], _zeros(len(vector), vector)
-        for tasks in self.chunks:
+
+        def of_chunk(tasks: slice) -> tuple[Tensor, Tensor]:
             theta = self._leaves(vector, tasks)
             path = self._path(theta, self.supports, tasks)
             loss = self._losses(path, self._query_outputs(path, tasks), tasks, outer)
             if penalties is not None:
                 loss = loss + penalties @ self._inner_kls(path, tasks)
-            losses.append(loss.detach())
-            gradient += _sum_over_tasks(torch.autograd.grad(loss.sum(), list(theta.values()), materialize_grads=True))
-        loss = torch.cat(losses)
+            gradients = torch.autograd.grad(loss.sum(), list(theta.values()), materialize_grads=True)
+            return loss.detach(), _sum_over_tasks(gradients)
+
+        losses, gradients = zip(*parallel_map(of_chunk, self.chunks), strict=True)
+        loss, gradient = torch.cat(losses), torch.stack(gradients).sum(dim=0)
         if not torch.isfinite(loss).all():
             task = self.processes.share(self.all_tasks).start + int((~torch.isfinite(loss)).nonzero()[0])
             raise NonFiniteError(f"the loss of task {task} is not finite")
@@ -94,16 +101,17 @@ class MetaObjective:
     def evaluate(self, vector: Tensor) -> tuple[Tensor, Tensor]:
         """L and KL, without a graph."""
         theta = unravel(vector, self.like)
-        total = _zeros(2, vector)
-        for tasks in self.chunks:
+
+        def of_chunk(tasks: slice) -> Tensor:
             path = self._adapted_after_each_step(theta, tasks)
             query = self.query.of_tasks(tasks)
             with torch.no_grad():
                 outputs = self._query_outputs(path, tasks)
                 loss = self._losses(path, outputs, tasks, surrogate)
                 kl = (query.weights * self.distribution.kl(query.distribution, outputs)).sum(dim=1)
-            total += torch.stack([loss, kl]).double().sum(dim=1)
-        mean = self._mean(total)
+            return torch.stack([loss, kl]).double().sum(dim=1)
+
+        mean = self._mean(torch.stack(parallel_map(of_chunk, self.chunks)).sum(dim=0))
         return mean[0], mean[1]
 
     def inner_kls(self, vector: Tensor) -> Tensor:
@@ -151,28 +159,40 @@ class MetaObjective:
         thin = _thin_episodes if self.estimator in EPISODIC else _thin
         supports = [thin(support, fraction, rng) for support in self.supports]
         query = _thin(self.query, fraction, rng)
-        maps = []
-        for tasks in task_chunks(self.tasks, round(self.chunk / fraction)):
+
+        def maps_of_chunk(tasks: slice) -> tuple[Jacobian, Jacobian, Tensor, Tensor]:
             theta = self._leaves(vector, tasks)
-            anchors = self._adapted_after_each_step(unravel(vector, self.like), tasks)[1:] if fraction < 1 else None
+            if self.adapted is None:
+                anchors = self._adapted_after_each_step(unravel(vector, self.like), tasks)[1:]
+            else:
+                anchors = [{name: value[tasks] for name, value in phi.items()} for phi in self.adapted]
             phi = self._path(theta, supports, tasks, anchors)[-1]
             leaves = {name: value.detach().requires_grad_() for name, value in phi.items()}
             outputs = call_per_task(self.policy, leaves, query.observations[tasks])
             adaptation = Jacobian(list(phi.values()), list(theta.values()))
             network = Jacobian([outputs], list(leaves.values()))
-            maps.append((adaptation, network, outputs.detach(), query.weights[tasks]))
+            return adaptation, network, outputs.detach(), query.weights[tasks]
+
+        maps = parallel_map(maps_of_chunk, self._chunks(round(self.chunk / fraction)))
 
         def product(v: Tensor) -> Tensor:
             direction = unravel(v, self.like)
-            total = _zeros(len(v), v)
-            for adaptation, network, outputs, weights in maps:
+
+            def of_chunk(chunk: tuple[Jacobian, Jacobian, Tensor, Tensor]) -> Tensor:
+                adaptation, network, outputs, weights = chunk
                 tangents = expand_over_tasks(direction, len(weights))
                 [moved] = network.product(adaptation.product(list(tangents.values())))
                 metric = weights.unsqueeze(-1) * self.distribution.fisher_product(outputs, moved)
-                total += _sum_over_tasks(adaptation.transposed_product(network.transposed_product([metric])))
-            return self._mean(total)
+                return _sum_over_tasks(adaptation.transposed_product(network.transposed_product([metric])))
+
+            return self._mean(torch.stack(parallel_map(of_chunk, maps)).sum(dim=0))
 
         return product
+
+    def _chunks(self, size: int) -> list[slice]:
+        """Of at most that many tasks, and at least one chunk for each thread of a CPU, if there are as many tasks."""
+        share = self.tasks if self.query.weights.is_cuda else math.ceil(self.tasks / torch.get_num_threads())
+        return task_chunks(self.tasks, min(size, share))
 
     def _mean(self, total: Tensor) -> Tensor:
         """The mean over the tasks of all processes, from the sum over those of this one."""

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, vmap
 
+from metarl.parallel import own_copy
+
 Parameters = dict[str, Tensor]
 
 
@@ -32,6 +34,8 @@ def call_per_task(module: nn.Module, parameters: Parameters, inputs: Tensor) -> 
     Returns:
         outputs (M, N, ...).
     """
+
+    module = own_copy(module)
 
     def call(task_parameters: Parameters, task_inputs: Tensor) -> Tensor:
         return functional_call(module, task_parameters, (task_inputs,))

@@ -5,7 +5,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from metarl.adaptation import GradientDescent, LayerStepSizes, MetaSGD, adapt_step, adaptation_path, inner_gradient
+from metarl.adaptation import (
+    GradientDescent,
+    LayerStepSizes,
+    MetaSGD,
+    adapt_step,
+    adaptation_path,
+    inner_gradient,
+    linearised_gradient,
+)
+from metarl.jacobian import Jacobian
 from metarl.parameters import call_per_task, expand_over_tasks, parameters_of, ravel, unravel
 from metarl.policies import WithContext
 from tests.probes import finite_differences
@@ -100,6 +109,28 @@ def test_anchors_give_the_values_and_leave_the_derivatives():
     assert torch.equal(phi, anchor["x"])
     jacobian = torch.autograd.grad(phi[1, 1], parameters["x"])[0]
     assert jacobian.tolist() == pytest.approx([0, 1 - 0.1 * 5])
+
+
+def mixed(phi, targets):
+    """Its Hessian couples x and y; `idle` plays no part."""
+    return (phi["x"].sum(dim=1, keepdim=True) * phi["y"] * (phi["x"] - targets).square()).sum(dim=1)
+
+
+@pytest.mark.parametrize("names", [["x", "y", "idle"], ["y"]])
+def test_a_linearised_gradient_has_the_value_of_the_gradient_and_its_products_both_ways(names):
+    generator = torch.Generator().manual_seed(0)
+    sizes = {"x": 2, "y": 1, "idle": 3}
+    phi = {n: torch.randn(2, k, generator=generator).double().requires_grad_() for n, k in sizes.items()}
+    v, u = ([torch.randn(2, sizes[n], generator=generator).double() for n in which] for which in (sizes, names))
+    found = linearised_gradient(mixed, phi, TARGETS, names)
+    expected = inner_gradient(mixed, phi, TARGETS, True, names)
+    products = []
+    for gradient in (found, expected):
+        jacobian = Jacobian([gradient[name] for name in names], list(phi.values()))
+        products.append(ravel(jacobian.product(v) + jacobian.transposed_product(u)))
+        torch.testing.assert_close(gradient, expected)
+    torch.testing.assert_close(*products)
+    assert products[0].norm() > 1
 
 
 def test_parameters_without_a_part_in_the_loss_stay():

@@ -8,8 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from envs import Navigation2D
-from metarl import CLASSIFICATION, TRPO, FewShotLearner, GaussianMLP, GradientDescent, ImageEpisodes, Learner
-from metarl.episodes import Samples
+from metarl import CLASSIFICATION, TRPO, FewShotLearner, GaussianMLP, GradientDescent, ImageEpisodes, Learner, Stage
 from metarl.models import ConvNet
 from metarl.parameters import ravel
 from metarl.trpo import conjugate_gradient
@@ -39,23 +38,24 @@ def navigation_learner(**changes):
     return Learner(distribution, policy, **{**settings, **changes})
 
 
-def moved(samples: Samples, device: str) -> Samples:
-    tensors = {name: value.to(device) for name, value in vars(samples).items() if isinstance(value, torch.Tensor)}
-    return replace(samples, **tensors)
+def moved(stage: Stage, device: str) -> Stage:
+    """With parameters and samples on the device, which is all that an objective needs."""
+    tensors = {name: value.to(device) for name, value in vars(stage.samples).items() if isinstance(value, torch.Tensor)}
+    parameters = {name: value.to(device) for name, value in stage.parameters.items()}
+    return replace(stage, parameters=parameters, samples=replace(stage.samples, **tensors))
 
 
 @pytest.fixture(scope="module")
 def data():
     learner = navigation_learner()
     tasks = learner.distribution.sample(6, np.random.default_rng(0))
-    return [stage.samples for stage in learner.adapt(tasks, 1)]
+    return learner.adapt(tasks, 1)
 
 
 def update(device, data):
     """Gradient, a product of the KL's Hessian, and the TRPO step, from the same episodes."""
     learner = navigation_learner(device=device)
-    support, query = (moved(samples, device) for samples in data)
-    objective = learner.objective([support], query)
+    objective = learner.objective([moved(stage, device) for stage in data])
     vector = ravel(list(learner.theta.values()))
     _, gradient = objective.loss_and_gradient(vector)
     product = objective.kl_products(vector, 0.5, np.random.default_rng(0))(gradient)
@@ -85,8 +85,7 @@ def test_an_iteration_runs_on_every_device(device):
 @pytest.mark.parametrize("device", DEVICES)
 def test_conjugate_gradient_never_waits_for_the_host(device, data):
     learner = navigation_learner(device=device)
-    support, query = (moved(samples, device) for samples in data)
-    objective = learner.objective([support], query)
+    objective = learner.objective([moved(stage, device) for stage in data])
     vector = ravel(list(learner.theta.values()))
     product = objective.kl_products(vector, 0.5, np.random.default_rng(0))
     with Waiting() as waiting:

@@ -239,6 +239,48 @@ def test_subsampled_products_take_curvature_where_all_samples_lead():
         torch.testing.assert_close(value, expected[name])
 
 
+@pytest.mark.parametrize("steps", [1, 2])
+def test_adapted_parameters_that_are_known_are_taken(steps):
+    problem = Problem(steps)
+    v = torch.randn_like(problem.vector)
+    known = problem.objective._adapted_after_each_step(problem.theta, slice(0, TASKS))[1:]
+    elsewhere = [{name: value + 0.1 for name, value in phi.items()} for phi in known]
+    for fraction in (1.0, 0.5):
+        products = []
+        for adapted in (None, known, elsewhere):
+            problem.objective.adapted = adapted
+            product = problem.objective.kl_products(problem.vector, fraction, np.random.default_rng(0))
+            products.append(product(v))
+        assert torch.equal(products[0], products[1])
+        assert not torch.allclose(products[0], products[2], rtol=1e-3)
+
+
+def test_threads_change_nothing():
+    """Chunks run side by side; policies with tensors of their own would mix up tasks if they shared a module."""
+    results, threads = [], torch.get_num_threads()
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            problem = Problem(2, chunk=1)
+            loss, gradient = problem.objective.loss_and_gradient(problem.vector)
+            product = problem.objective.kl_products(problem.vector, 0.5, np.random.default_rng(0))(gradient)
+            results.append(
+                torch.cat(
+                    [
+                        loss.view(1),
+                        gradient,
+                        product,
+                        *map(torch.atleast_1d, problem.objective.evaluate(problem.vector + 0.1)),
+                    ]
+                )
+            )
+            assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
 def test_a_loss_that_is_not_finite_names_the_task():
     problem = Problem()
     problem.query.advantages[1, 0] = float("nan")

@@ -1,0 +1,47 @@
+"""Chunks of tasks side by side on a CPU: as many threads as torch has, each with mathematics of one thread.
+
+Threads within an operation wait for each other after every one of the many short operations of a meta-gradient; threads
+of their own chunks never wait. What a chunk computes is the same on any number of threads, to the last bit.
+"""
+
+import copy
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_worker = threading.local()
+
+
+def parallel_map(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    """[function(item) for item in items], side by side; a function that calls a module calls its `own_copy`."""
+    threads = torch.get_num_threads()
+    if threads == 1 or len(items) == 1:
+        return [function(item) for item in items]
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(min(threads, len(items)), initializer=_start) as pool:
+            return list(pool.map(function, items))
+    finally:
+        torch.set_num_threads(threads)
+
+
+def own_copy(module: nn.Module) -> nn.Module:
+    """The module; on a thread of `parallel_map` a copy of its own, as a functional call swaps the module's tensors."""
+    copies = getattr(_worker, "copies", None)
+    if copies is None:
+        return module
+    if module not in copies:
+        copies[module] = copy.deepcopy(module)
+    return copies[module]
+
+
+def _start() -> None:
+    torch.set_num_threads(1)
+    _worker.copies = {}

@@ -1,0 +1,52 @@
+"""Chunks side by side: results in order, mathematics of one thread, a module for each thread."""
+
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+from metarl.parallel import own_copy, parallel_map
+
+
+@pytest.fixture(autouse=True)
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_results_keep_the_order_of_the_items():
+    assert parallel_map(lambda x: x * x, range(7)) == [x * x for x in range(7)]
+
+
+def test_two_items_run_at_the_same_time_on_one_thread_each():
+    barrier = threading.Barrier(2, timeout=30)
+
+    def count(item):
+        barrier.wait()
+        return torch.get_num_threads()
+
+    assert parallel_map(count, [0, 1]) == [1, 1]
+    assert torch.get_num_threads() == 2
+
+
+def test_each_thread_has_a_module_of_its_own():
+    module, barrier = nn.Linear(2, 2), threading.Barrier(2, timeout=30)
+
+    def mine(item):
+        barrier.wait()
+        return own_copy(module), own_copy(module)
+
+    (a, again), (b, _) = parallel_map(mine, [0, 1])
+    assert a is again
+    assert len({id(found) for found in (a, b, module)}) == 3
+    assert torch.equal(a.weight, module.weight)
+    assert own_copy(module) is module
+
+
+def test_errors_come_through_and_leave_the_threads_as_they_were():
+    with pytest.raises(ZeroDivisionError):
+        parallel_map(lambda x: 1 / x, [1, 0])
+    assert torch.get_num_threads() == 2

@@ -1,8 +1,9 @@
 """Reproduce the paper's reinforcement-learning figures: `python experiments/reproduce.py navigation_2d --seeds 0 1 2`.
 
-`--methods first-order ProMP DiCE E-MAML Meta-SGD ANIL` runs other meta-learners beside `maml`, at equal environment
-steps. For each method and seed a run is trained under runs/reproduce (continued if it was stopped), evaluated, and what
-matters of it is kept under experiments/results. `--report` makes the tables and figures from what is there.
+`--methods 'maml, lvc' first-order ProMP DiCE E-MAML Meta-SGD ANIL` runs other meta-learners beside `maml`, at equal
+environment steps. For each method and seed a run is trained under runs/reproduce (continued if it was stopped),
+evaluated, and what matters of it is kept under experiments/results. `--report` makes the tables and figures from what
+is there.
 """
 
 import json
@@ -70,6 +71,7 @@ ORACLE = "--inner-steps 0 --observe-task --evaluation-steps 0"
 
 CONTEXT = "--adaptation cavia"  # the paper's context vector, whose learned start the first layer's bias can stand for
 COMPARISON = {
+    "maml, lvc": Method("--estimator lvc"),
     "first-order": Method("--order first"),
     "ProMP": Method("--estimator lvc --outer ppo"),
     "DiCE": Method("--estimator dice"),

@@ -5,6 +5,7 @@ and what matters of it is kept under experiments/results. `--report` makes the t
 """
 
 import json
+import math
 import os
 import platform
 import sys
@@ -187,7 +188,7 @@ def _summarise(figure: str, method: Method, folders: Sequence[Path]) -> dict[str
 
 def _over_seeds(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Mean and standard error over seeds; None where a task diverged, of which the count and the median tell more."""
-    tasks = np.array([record["per_task"] for record in records], dtype=float)
+    tasks = np.array([[math.inf if value is None else value for value in record["per_task"]] for record in records])
     means = tasks.mean(axis=1)
     intervals = [record["interval_95"] for record in records]
     finite = bool(np.isfinite(means).all())

@@ -5,9 +5,9 @@ and what matters of it is kept under experiments/results. `--report` makes the t
 """
 
 import json
+import math
 import os
 import platform
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -101,12 +101,13 @@ def run_method(figure: str, name: str, seed: int, flags: Sequence[str]) -> None:
         evaluate.main([str(directory), *words, "--output", str(kept)])
         (kept / "adaptation.png").unlink()
         (kept / "evaluation.json").rename(kept / _evaluation(shots))
-    shutil.copy(directory / "config.json", kept / "config.json")
+    config = Run.open(directory).config
+    config["settings"] |= {name: "" for name in ("data", "cache") if name in config["settings"]}  # of this machine
+    save_json(kept / "config.json", config)
     state = load_checkpoint(directory / "checkpoint.pt")
     state["learner"]["adam"] = {}  # two thirds of the file; evaluation needs none
     save_checkpoint(kept / "checkpoint.pt", state)
-    run = Run.open(directory)
-    settings, lines = run.config["settings"], run.metrics()
+    settings, lines = config["settings"], Run.open(directory).metrics()
     [score] = [key for key in lines[0] if key.startswith(("mse/", "accuracy/"))]
     curve = {key: [round(line[key], 4) for line in lines] for key in ("iteration", score)}
     seconds = sum(settings["record_every"] / line["iterations_per_second"] for line in lines)
@@ -187,7 +188,7 @@ def _summarise(figure: str, method: Method, folders: Sequence[Path]) -> dict[str
 
 def _over_seeds(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Mean and standard error over seeds; None where a task diverged, of which the count and the median tell more."""
-    tasks = np.array([record["per_task"] for record in records], dtype=float)
+    tasks = np.array([[math.inf if value is None else value for value in record["per_task"]] for record in records])
     means = tasks.mean(axis=1)
     intervals = [record["interval_95"] for record in records]
     finite = bool(np.isfinite(means).all())

@@ -5,9 +5,10 @@ import json
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
-from experiments import benchmark, evaluate, mini_imagenet, omniglot, sine
+from experiments import benchmark, evaluate, mini_imagenet, omniglot, reproduce_few_shot, sine
 from experiments.configuration import SettingError
 from experiments.few_shot import LEARNERS, FewShotEvaluation
 from experiments.training import main, open_run
@@ -146,3 +147,40 @@ def test_benchmark_counts_time_and_operations(capsys):
     assert 3 * 75 * forward < one < 1.1 * (3 * 75 + 9 * 5) * forward
     assert 4 * 8 * 5 * forward < five - one < 1.1 * 4 * 9 * 5 * forward
     assert figures["1_steps/processor_seconds"] > 0
+
+
+def test_reproduction_keeps_what_its_tables_show(tmp_path, monkeypatch, capsys):
+    methods = {
+        "maml": reproduce_few_shot.Method(" ".join(TINY), shots=(5, 10)),
+        "oracle": reproduce_few_shot.Method(" ".join([*TINY, "--learner", "oracle", "--evaluation-steps", "0"])),
+    }
+    monkeypatch.setattr(reproduce_few_shot, "FIGURES", {"sine": methods})
+    monkeypatch.setattr(reproduce_few_shot, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(reproduce_few_shot, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(reproduce_few_shot, "_draw", lambda methods: Figure())
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "summary.json").write_text('{"other": 1}')
+    reproduce_few_shot.main(["sine", "--methods", "maml", "--seeds", "0", "1", "--iterations", "4"])
+    reproduce_few_shot.main(["sine", "--seeds", "0"])
+    summary = json.loads((tmp_path / "results" / "summary.json").read_text())
+    assert summary["other"] == 1
+    maml, kept = summary["sine"]["maml"], tmp_path / "results" / "sine" / "maml"
+    assert (maml["seeds"], maml["iterations"], maml["shots"]) == ([0, 1], 4, 5)  # of the seeds the least
+    for prefix, shots in (("", 5), ("shots_10/", 10)):
+        records = [json.loads((kept / f"seed{i}/evaluation_{shots}_shots.json").read_text()) for i in (0, 1)]
+        found = maml[f"{prefix}mse/step_2"]
+        assert found["per_seed"] == pytest.approx([r["mse/step_2"]["mean"] for r in records], abs=2e-5)
+        assert found["mean"] == pytest.approx(np.mean(found["per_seed"]), abs=2e-5)
+        assert found["diverged_tasks"] == 0
+    assert f"| oracle | {summary['sine']['oracle']['mse/step_0']['mean']:.3f}" in capsys.readouterr().out
+    _, _, learner = open_run(kept / "seed0")
+    assert learner.iteration == 6  # continued
+    line = error_of(capsys, reproduce_few_shot.main, ["sine", "--methods", "mamm"])
+    assert line == "error: --methods = 'mamm'; allowed: 'maml', 'oracle'"
+
+
+def test_a_diverged_task_leaves_a_median():
+    records = [{"mean": None, "interval_95": None, "per_task": [1.0, None, 3.0]}]
+    found = reproduce_few_shot._over_seeds(records)
+    assert (found["mean"], found["interval_95"], found["median"], found["diverged_tasks"]) == (None, None, 3, 1)
+    assert reproduce_few_shot._cell(found, 1) == "diverged"

@@ -3,7 +3,7 @@
 Parts are measured in turn, several times over, so that a slow moment of the machine hits all of them; medians are
 printed with their spread. Run it with nothing else running. The paper's half-cheetah, whose update costs most:
 
-    python experiments/benchmark.py half_cheetah_direction --dynamics paper --horizon 200 --hidden-sizes 100 100 \
+    python experiments/benchmark.py half_cheetah_direction --dynamics paper --horizon 200 --hidden-sizes 100 100 \\
         --activation relu                                  # --product-fraction 1: exact products
 """
 

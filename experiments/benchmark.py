@@ -60,7 +60,7 @@ class BenchmarkSettings:
     horizon: int = setting(100, "length of an episode", unit="steps", at_least=1)
     hidden_sizes: tuple[int, ...] = setting((64, 64), "widths of the hidden layers", at_least=1)
     activation: str = setting("tanh", "of the hidden layers", choices=("relu", "tanh"))
-    product_fraction: float = setting(0.2, "share of the samples in Hessian-vector products", more_than=0, at_most=1)
+    product_fraction: float = setting(0.1, "share of the samples in Hessian-vector products", more_than=0, at_most=1)
     dynamics: str = setting("gymnasium", "of a simulated body", choices=("paper", "gymnasium"))
     threads: int = with_default(Settings, "threads", 0, "")
     device: str = setting("auto", "where learning happens", choices=("auto", "cpu", "cuda"))

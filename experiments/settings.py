@@ -71,7 +71,7 @@ class Settings:
         0.01, "trpo: bound on the mean KL of a meta-update", unit="nats", more_than=0, source="paper's code"
     )
     product_fraction: float = setting(
-        0.2,
+        0.1,
         "trpo: share of the samples in Hessian-vector products",
         more_than=0,
         at_most=1,

@@ -70,7 +70,7 @@ class TRPO:
     """
 
     max_kl: float = 0.01
-    product_fraction: float = 0.2
+    product_fraction: float = 0.1
 
     def update(
         self, objective: MetaObjective, vector: Tensor, rng: np.random.Generator, state: State | None = None

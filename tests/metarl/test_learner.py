@@ -186,7 +186,7 @@ def test_first_order_and_second_order_learn_differently():
 
 
 def test_without_inner_steps_the_learner_is_plain_trpo():
-    learner = navigation_learner(rule=GradientDescent(0.5, steps=0))
+    learner = navigation_learner(rule=GradientDescent(0.5, steps=0), outer=TRPO(product_fraction=1.0))
     tasks = held_out_tasks(learner, 40)
     before = evaluate(learner, 0, tasks, 5).mean
     figures = [learner.step() for _ in range(8)]

@@ -61,12 +61,9 @@ def test_step_has_the_closed_form_on_a_quadratic():
     new, outcome = region.step(start, g @ start, g, lambda v: a @ v, evaluate)
     natural = torch.linalg.solve(a, g)
     length = math.sqrt(2 * 0.02 / (g @ natural))
-    # the full step meets the bound to rounding; one shortening is allowed for that
-    assert outcome.status == "accepted"
-    assert outcome.line_search_steps <= 2
-    factor = 0.8 ** (outcome.line_search_steps - 1)
-    torch.testing.assert_close(new, -factor * length * natural)
-    assert outcome.constraint == pytest.approx(0.02 * factor**2)
+    assert (outcome.status, outcome.line_search_steps) == ("accepted", 1)
+    torch.testing.assert_close(new, -math.sqrt(region.aim) * length * natural)
+    assert outcome.constraint == pytest.approx(0.02 * region.aim)
     assert outcome.loss_after == pytest.approx((g @ new).item())
     assert outcome.gradient_norm == pytest.approx(g.norm().item())
 
@@ -81,18 +78,47 @@ def test_the_step_does_not_depend_on_the_scale_of_the_loss():
     torch.testing.assert_close(*steps)
 
 
+@pytest.mark.parametrize("factor", [0.1, 4.0])
+def test_the_length_is_that_of_the_true_constraint(factor):
+    """Products that are too small or too large by a factor give the same step."""
+    a, g, evaluate = quadratic_problem()
+    start = torch.zeros(5, dtype=torch.float64)
+    region = TrustRegion(damping=0.0, iterations=20)
+    expected, _ = region.step(start, g @ start, g, lambda v: a @ v, evaluate)
+    new, outcome = region.step(start, g @ start, g, lambda v: factor * a @ v, evaluate)
+    assert (outcome.status, outcome.line_search_steps) == ("accepted", 1)
+    torch.testing.assert_close(new, expected)
+
+
 def test_shortens_until_the_constraint_holds():
     a, g, _ = quadratic_problem()
     start = torch.zeros(5, dtype=torch.float64)
+    measured = []
 
     def evaluate(x):
-        return g @ x, 2 * x @ a @ x  # four times what the products say
+        measured.append(x @ a @ x / 2)
+        return g @ x, measured[-1] if len(measured) == 1 else 4 * measured[-1]  # the first is four times too small
+
+    region = TrustRegion(damping=0.0, iterations=20)
+    new, outcome = region.step(start, g @ start, g, lambda v: a @ v, evaluate)
+    assert outcome.status == "accepted"
+    assert outcome.line_search_steps == 4  # 0.8^3 is the first power whose square is below 1 / (4 aim)
+    assert outcome.constraint == pytest.approx(4 * 0.8**6 * region.aim * 0.01)
+    assert not torch.equal(new, start)
+
+
+@pytest.mark.parametrize("constraint", [0.0, float("nan"), float("inf")])
+def test_a_constraint_that_gives_no_length_leaves_that_of_the_model(constraint):
+    a, g, _ = quadratic_problem()
+    start = torch.zeros(5, dtype=torch.float64)
+    constraints = [constraint, 0.001]
+
+    def evaluate(x):
+        return g @ x, torch.tensor(constraints.pop(0), dtype=torch.float64)
 
     new, outcome = TrustRegion(damping=0.0, iterations=20).step(start, g @ start, g, lambda v: a @ v, evaluate)
     assert outcome.status == "accepted"
-    assert outcome.line_search_steps == 5  # 0.8^4 is the first power whose square is below 1/4
-    assert outcome.constraint <= 0.01
-    assert not torch.equal(new, start)
+    assert (new @ a @ new / 2).item() == pytest.approx(0.01)
 
 
 @pytest.mark.parametrize("after", [1.0, float("nan"), 0.0])

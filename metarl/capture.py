@@ -1,5 +1,6 @@
 """Loops in which Python or kernel launches are the bottleneck: bare tensor operations, or one launch, instead."""
 
+import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from weakref import WeakKeyDictionary
@@ -20,6 +21,7 @@ _ALIASES = {
     torch.ops.aten.expand.default,
     torch.ops.aten.detach.default,
 }
+_one_at_a_time = threading.Lock()  # for recordings
 _PATIENCE = 10  # calls before a recording is made, which takes as long as hundreds of them
 
 
@@ -47,9 +49,10 @@ class Recording:
             with torch.no_grad():
                 return self._recorded[key](*tensors)
         found = self._function(*tensors)
-        self._calls[key] = self._calls.get(key, 0) + 1
-        if self._calls[key] == _PATIENCE:
-            self._recorded[key] = self._record(tensors, found)
+        with _one_at_a_time:
+            self._calls[key] = self._calls.get(key, 0) + 1
+            if self._calls[key] == _PATIENCE:
+                self._recorded[key] = self._record(tensors, found)
         return found
 
     def _record(self, tensors: Sequence[Tensor], expected: Sequence[Tensor]) -> Callable[..., Sequence[Tensor]]:

@@ -9,7 +9,7 @@ Tasks go through this in chunks that suit the cache, or all at once on a GPU; th
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
@@ -25,6 +25,7 @@ from metarl.distributed import Processes, current
 from metarl.episodes import NonFiniteError, task_chunks
 from metarl.few_shot_tasks import Examples, FewShotDistribution, FewShotTasks
 from metarl.models import batch_statistics
+from metarl.parallel import own_copy, parallel_map
 from metarl.parameters import Parameters, call_per_task, expand_over_tasks, parameters_of, ravel, unravel
 from metarl.randomness import keyed_generator
 
@@ -85,7 +86,7 @@ class Model:
         if len(inputs) > 1:
             return call_per_task(self.module, phi, inputs)
         own = {name: value[0] for name, value in phi.items()}
-        return functional_call(self.module, own, (inputs[0],)).unsqueeze(0)
+        return functional_call(own_copy(self.module), own, (inputs[0],)).unsqueeze(0)
 
     def judge(self, phi: Parameters, examples: Examples) -> tuple[Tensor, Tensor]:
         """Loss and score of each task, (M,) both; the score has no graph."""
@@ -299,8 +300,11 @@ class FewShotLearner:
         if steps not in self._recordings:
             self._recordings[steps] = Recording(partial(self._sums, steps))
         fixed = [*self.theta.values(), *torch.tensor(list(weights.values()), device=self.device)]
-        parts = [self._recordings[steps](*fixed, *part.tensors) for part in self._chunks(tasks)]
-        gradients, losses, scores = zip(*parts, strict=True)
+
+        def of_chunk(part: FewShotTasks) -> Sequence[Tensor]:
+            return self._recordings[steps](*fixed, *part.tensors)
+
+        gradients, losses, scores = zip(*parallel_map(of_chunk, self._chunks(tasks)), strict=True)
         loss = torch.cat(losses)
         self._check_finite(loss)
         total = torch.stack(gradients).sum(dim=0)
@@ -398,9 +402,9 @@ class FewShotLearner:
         above = (self.learning_rate - self.final_learning_rate) * (1 + math.cos(math.pi * share)) / 2
         return self.final_learning_rate + above
 
-    def _chunks(self, tasks: FewShotTasks) -> Iterator[FewShotTasks]:
+    def _chunks(self, tasks: FewShotTasks) -> list[FewShotTasks]:
         size = self.task_chunk or _chunk(tasks.support)
-        return (tasks.of_tasks(part) for part in task_chunks(len(tasks), size))
+        return [tasks.of_tasks(part) for part in task_chunks(len(tasks), size)]
 
     def _check_finite(self, losses: Tensor) -> None:
         if not losses.isfinite().all():

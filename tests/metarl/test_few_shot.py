@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from metarl import capture
+from metarl import capture, few_shot
 from metarl.adaptation import GradientDescent, LayerStepSizes, MetaSGD
 from metarl.episodes import NonFiniteError
 from metarl.few_shot import (
@@ -270,6 +270,23 @@ def test_recorded_equals_plain(make, meta_gradient, monkeypatch):
     replays = [replay for each in recorded._recordings.values() for replay in each._recorded.values()]
     assert replays
     assert not any(isinstance(replay, functools.partial) for replay in replays)  # which is the function itself
+
+
+@pytest.mark.parametrize("make", [image_learner, sine_learner])
+def test_threads_change_nothing(make, monkeypatch):
+    monkeypatch.setattr(capture, "_PATIENCE", 2)
+    monkeypatch.setattr(few_shot, "_CHUNK_VALUES", 1)  # one task's query examples at a time
+    start = make(GradientDescent(0.1, 2), task_chunk=2)
+    lines, threads = [], torch.get_num_threads()
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            learner = copy.deepcopy(start)
+            lines.append([learner.step() for _ in range(4)])
+    finally:
+        torch.set_num_threads(threads)
+    assert lines[1] == lines[0]
+    assert lines[2] == lines[0]
 
 
 def test_per_step_statistics_make_query_examples_independent():

@@ -70,10 +70,7 @@ PRETRAINED, RANDOM = "--inner-steps 0 --inner-step-size", "--iterations 1 --inne
 ORACLE = "--inner-steps 0 --observe-task --evaluation-steps 0"
 
 CONTEXT = "--adaptation cavia"  # the paper's context vector, whose learned start the first layer's bias can stand for
-LOW_VARIANCE = {
-    "maml, lvc": Method("--estimator lvc"),
-    "maml, lvc, GAE": Method("--estimator lvc --gae-lambda 0.95"),
-}
+LOW_VARIANCE = {"maml, lvc": Method("--estimator lvc")}
 COMPARISON = {
     **LOW_VARIANCE,
     "first-order": Method("--order first"),

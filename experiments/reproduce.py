@@ -163,7 +163,8 @@ def run_method(figure: str, name: str, seed: int, threads: int | None) -> None:
     train_run(experiment, directory, seed, flags, method.trained)
     kept = RESULTS / figure / slug / f"seed{seed}"
     evaluate.main([str(directory), "--output", str(kept)])
-    (kept / "paths.png").unlink(missing_ok=True)
+    if seed > 0:  # one picture of the paths is enough
+        (kept / "paths.png").unlink(missing_ok=True)
     (kept / "adaptation.png").unlink()
     if method.trained:
         evaluate.main([str(directory), "--best", "--output", str(kept / "best")])

@@ -170,8 +170,6 @@ class ConvNet(nn.Module):
 class MLP(nn.Module):
     """Linear layers with ReLU between them; 1-40-40-1 for sine curves, 784-256-128-64-64-ways for images.
 
-    Weights start small, as in the paper's code: normal with standard deviation 0.01, cut off at two of them.
-
     Args:
         sizes: widths, the input's first; inputs with several axes are flattened.
         normalised: batch norm before each ReLU.
@@ -179,7 +177,7 @@ class MLP(nn.Module):
 
     def __init__(self, sizes: Sequence[int], normalised: bool = False):
         super().__init__()
-        *hidden, last = [_small(nn.Linear(a, b)) for a, b in pairwise(sizes)]
+        *hidden, last = [_glorot(nn.Linear(a, b)) for a, b in pairwise(sizes)]
         blocks = [
             nn.Sequential(layer, BatchNorm(layer.out_features) if normalised else nn.Identity(), nn.ReLU())
             for layer in hidden
@@ -193,12 +191,6 @@ class MLP(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """Inputs (N, ...) to outputs (N, last size)."""
         return self.head(self.features(inputs))
-
-
-def _small(layer: nn.Linear) -> nn.Linear:
-    nn.init.trunc_normal_(layer.weight, std=0.01, a=-0.02, b=0.02)
-    nn.init.zeros_(layer.bias)
-    return layer
 
 
 def _glorot(layer: nn.Linear) -> nn.Linear:

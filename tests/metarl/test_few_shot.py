@@ -333,7 +333,7 @@ def test_a_broken_loss_says_which_task():
 def test_sine_is_learned():
     torch.set_default_dtype(torch.float32)
     rule = GradientDescent(0.01, later_factor=1)
-    learner = FewShotLearner(Sine(), MLP((1, 40, 40, 1)), REGRESSION, rule=rule, learning_rate=0.01)
+    learner = FewShotLearner(Sine(), MLP((1, 40, 40, 1)), REGRESSION, rule=rule, learning_rate=0.005)
     tasks = Sine(5, 50).sample(100, "test", keyed_generator(0, "test"))
     before = learner.scores(tasks, 5).mean(dim=1)
     for _ in range(400):

@@ -304,7 +304,7 @@ class FewShotLearner:
         def of_chunk(part: FewShotTasks) -> Sequence[Tensor]:
             return self._recordings[steps](*fixed, *part.tensors)
 
-        gradients, losses, scores = zip(*parallel_map(of_chunk, self._chunks(tasks)), strict=True)
+        gradients, losses, scores = zip(*parallel_map(of_chunk, self._chunks(tasks), self.device), strict=True)
         loss = torch.cat(losses)
         self._check_finite(loss)
         total = torch.stack(gradients).sum(dim=0)

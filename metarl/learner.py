@@ -238,7 +238,7 @@ class Learner:
             return adapt_step(self.inner_loss, self.rule, theta, part, samples.of_tasks(tasks), step)
 
         chunks = task_chunks(len(samples.weights), self._chunk(samples))
-        adapted, norms = zip(*parallel_map(of_chunk, chunks), strict=True)
+        adapted, norms = zip(*parallel_map(of_chunk, chunks, self.device), strict=True)
         return {name: torch.cat([part[name] for part in adapted]) for name in phi}, torch.cat(norms)
 
     def _sample(

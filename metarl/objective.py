@@ -13,7 +13,7 @@ from metarl.distributions import ActionDistribution
 from metarl.episodes import NonFiniteError, Samples, task_chunks
 from metarl.estimators import EPISODIC, Estimator, policy_loss, sampling_term, surrogate
 from metarl.jacobian import Jacobian
-from metarl.parallel import parallel_map
+from metarl.parallel import Item, Result, parallel_map
 from metarl.parameters import Parameters, call_per_task, expand_over_tasks, ravel, unravel
 
 
@@ -87,7 +87,7 @@ class MetaObjective:
             gradients = torch.autograd.grad(loss.sum(), list(theta.values()), materialize_grads=True)
             return loss.detach(), _sum_over_tasks(gradients)
 
-        losses, gradients = zip(*parallel_map(of_chunk, self.chunks), strict=True)
+        losses, gradients = zip(*self._map(of_chunk, self.chunks), strict=True)
         loss, gradient = torch.cat(losses), torch.stack(gradients).sum(dim=0)
         if not torch.isfinite(loss).all():
             task = self.processes.share(self.all_tasks).start + int((~torch.isfinite(loss)).nonzero()[0])
@@ -111,7 +111,7 @@ class MetaObjective:
                 kl = (query.weights * self.distribution.kl(query.distribution, outputs)).sum(dim=1)
             return torch.stack([loss, kl]).double().sum(dim=1)
 
-        mean = self._mean(torch.stack(parallel_map(of_chunk, self.chunks)).sum(dim=0))
+        mean = self._mean(torch.stack(self._map(of_chunk, self.chunks)).sum(dim=0))
         return mean[0], mean[1]
 
     def inner_kls(self, vector: Tensor) -> Tensor:
@@ -121,21 +121,25 @@ class MetaObjective:
         penalises (Rothfuss et al. 2019).
         """
         theta = unravel(vector, self.like)
-        paths = [self._adapted_after_each_step(theta, tasks) for tasks in self.chunks]
-        with torch.no_grad():
-            parts = [self._inner_kls(path, tasks) for path, tasks in zip(paths, self.chunks, strict=True)]
-        return self._mean(torch.cat(parts, dim=1).double().sum(dim=1))
+
+        def of_chunk(tasks: slice) -> Tensor:
+            path = self._adapted_after_each_step(theta, tasks)
+            with torch.no_grad():
+                return self._inner_kls(path, tasks)
+
+        return self._mean(torch.cat(self._map(of_chunk, self.chunks), dim=1).double().sum(dim=1))
 
     def displacement(self, vector: Tensor) -> Tensor:
         """1/M sum_m (phi_m - theta), 0 for meta-parameters that are not the module's (Nichol et al. 2018); (n,)."""
         theta = unravel(vector, self.like)
-        total = _zeros(len(vector), vector)
-        for tasks in self.chunks:
+
+        def of_chunk(tasks: slice) -> Tensor:
             phi = self._adapted_after_each_step(theta, tasks)[-1]
             still = {name: value.new_zeros(1, *value.shape) for name, value in theta.items()}
             moved = {name: value - theta[name] for name, value in phi.items()}
-            total += _sum_over_tasks(list({**still, **moved}.values()))
-        return self._mean(total)
+            return _sum_over_tasks(list({**still, **moved}.values()))
+
+        return self._mean(torch.stack(self._map(of_chunk, self.chunks)).sum(dim=0))
 
     def kl_products(self, vector: Tensor, fraction: float, rng: np.random.Generator) -> Callable[[Tensor], Tensor]:
         """Return v -> H v, with H the Hessian of KL at the vector where the episodes were sampled.
@@ -173,7 +177,7 @@ class MetaObjective:
             network = Jacobian([outputs], list(leaves.values()))
             return adaptation, network, outputs.detach(), query.weights[tasks]
 
-        maps = parallel_map(maps_of_chunk, self._chunks(round(self.chunk / fraction)))
+        maps = self._map(maps_of_chunk, self._chunks(round(self.chunk / fraction)))
 
         def product(v: Tensor) -> Tensor:
             direction = unravel(v, self.like)
@@ -185,7 +189,7 @@ class MetaObjective:
                 metric = weights.unsqueeze(-1) * self.distribution.fisher_product(outputs, moved)
                 return _sum_over_tasks(adaptation.transposed_product(network.transposed_product([metric])))
 
-            return self._mean(torch.stack(parallel_map(of_chunk, maps)).sum(dim=0))
+            return self._mean(torch.stack(self._map(of_chunk, maps)).sum(dim=0))
 
         return product
 
@@ -193,6 +197,10 @@ class MetaObjective:
         """Of at most that many tasks, and at least one chunk for each thread of a CPU, if there are as many tasks."""
         share = self.tasks if self.query.weights.is_cuda else math.ceil(self.tasks / torch.get_num_threads())
         return task_chunks(self.tasks, min(size, share))
+
+    def _map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+        """What a function makes of each chunk."""
+        return parallel_map(function, items, self.query.weights.device)
 
     def _mean(self, total: Tensor) -> Tensor:
         """The mean over the tasks of all processes, from the sum over those of this one."""
@@ -243,10 +251,6 @@ class MetaObjective:
             phi, _ = adapt_step(self.inner_loss, self.rule, theta, stages[-1], samples, step)
             stages.append(phi)
         return stages
-
-
-def _zeros(size: int, like: Tensor) -> Tensor:
-    return like.new_zeros(size, dtype=torch.float64)
 
 
 def _sum_over_tasks(rows: Sequence[Tensor]) -> Tensor:

@@ -19,10 +19,15 @@ Result = TypeVar("Result")
 _worker = threading.local()
 
 
-def parallel_map(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-    """[function(item) for item in items], side by side; a function that calls a module calls its `own_copy`."""
+def parallel_map(
+    function: Callable[[Item], Result], items: Sequence[Item], device: torch.device | str = "cpu"
+) -> list[Result]:
+    """[function(item) for item in items], side by side; a function that calls a module calls its `own_copy`.
+
+    A device other than the CPU takes one item after the other: there, chunks are for memory that cannot hold them all.
+    """
     threads = torch.get_num_threads()
-    if threads == 1 or len(items) == 1:
+    if threads == 1 or len(items) == 1 or torch.device(device).type != "cpu":
         return [function(item) for item in items]
     torch.set_num_threads(1)
     try:

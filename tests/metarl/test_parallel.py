@@ -32,6 +32,12 @@ def test_two_items_run_at_the_same_time_on_one_thread_each():
     assert torch.get_num_threads() == 2
 
 
+def test_a_gpu_takes_one_item_after_the_other():
+    """So that its memory holds one chunk at a time."""
+    main = threading.get_ident()
+    assert parallel_map(lambda _: threading.get_ident(), [0, 1, 2], "cuda") == [main] * 3
+
+
 def test_each_thread_has_a_module_of_its_own():
     module, barrier = nn.Linear(2, 2), threading.Barrier(2, timeout=30)
 

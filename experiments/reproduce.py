@@ -6,12 +6,13 @@ evaluated, and what matters of it is kept under experiments/results. `--report` 
 is there.
 """
 
+import argparse
 import json
 import os
 import platform
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -135,33 +136,56 @@ FIGURES = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train and evaluate what is missing, then report."""
     parser = OneLineParser("Train and evaluate the methods of one of the paper's figures, or report what has been run.")
-    parser.add_argument("figure", nargs="?", choices=tuple(FIGURES), help="the experiment of the figure")
+    parser.add_argument("--threads", type=int, metavar="INT", help="passed on to the runs")
+    known = {figure: reproduction.methods for figure, reproduction in FIGURES.items()}
+    usual = {figure: reproduction.paper for figure, reproduction in FIGURES.items()}
+    with training.one_line_errors():
+        chosen = choose(parser, known, usual, arguments)
+        for name in chosen.methods:
+            for seed in chosen.seeds:
+                run_method(chosen.figure, name, seed, chosen.threads)
+        report()
+
+
+def choose(
+    parser: OneLineParser,
+    known: Mapping[str, Collection[str]],
+    usual: Mapping[str, Collection[str]],
+    arguments: Sequence[str] | None,
+) -> argparse.Namespace:
+    """Read figure, methods, seeds and whether to report from the command line; SettingError for what is not known.
+
+    Args:
+        parser: with further options.
+        known: names of each figure's methods.
+        usual: those to run where none is named.
+        arguments: None for those of the process.
+
+    Returns:
+        what was chosen; without a figure no methods.
+    """
+    parser.add_argument("figure", nargs="?", choices=tuple(known), help="the experiment of the figure or table")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="INT", help="(default 0 1 2)")
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="of the figure (default: the paper's)")
-    parser.add_argument("--threads", type=int, metavar="INT", help="passed on to the runs")
     parser.add_argument("--report", action="store_true", help="tables and figures of all that has been run")
     chosen = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
-    with training.one_line_errors():
-        if chosen.figure is None and not chosen.report:
-            raise SettingError(f"nothing to do; allowed: a figure ({', '.join(FIGURES)}), --report, or both")
-        if chosen.figure is not None:
-            known = FIGURES[chosen.figure].methods
-            methods = chosen.methods or list(FIGURES[chosen.figure].paper)
-            if unknown := [name for name in methods if name not in known]:
-                raise SettingError(f"--methods = {unknown[0]!r}; allowed: {', '.join(map(repr, known))}")
-            for name in methods:
-                for seed in chosen.seeds:
-                    run_method(chosen.figure, name, seed, chosen.threads)
-        report()
+    if chosen.figure is None:
+        if not chosen.report:
+            raise SettingError(f"nothing to do; allowed: a figure ({', '.join(known)}), --report, or both")
+        chosen.methods = []
+        return chosen
+    chosen.methods = chosen.methods or list(usual[chosen.figure])
+    if unknown := [name for name in chosen.methods if name not in known[chosen.figure]]:
+        raise SettingError(f"--methods = {unknown[0]!r}; allowed: {', '.join(map(repr, known[chosen.figure]))}")
+    return chosen
 
 
 def run_method(figure: str, name: str, seed: int, threads: int | None) -> None:
     """Train, evaluate and keep one run; whatever of that is already done is not done again."""
     method, experiment = FIGURES[figure].methods[name], training.find_experiment(figure)
-    directory, slug = RUNS / figure / _slug(name) / f"seed{seed}", _slug(name)
+    directory, kept = (base / figure / slug(name) / f"seed{seed}" for base in (RUNS, RESULTS))
     flags = [*method.flags.split(), *(["--threads", str(threads)] if threads else [])]
     train_run(experiment, directory, seed, flags, method.trained)
-    kept = RESULTS / figure / slug / f"seed{seed}"
     evaluate.main([str(directory), "--output", str(kept)])
     if seed > 0:  # one picture of the paths is enough
         (kept / "paths.png").unlink(missing_ok=True)
@@ -200,17 +224,22 @@ def report() -> None:
     summary: dict[str, dict[str, Any]] = {}
     for figure, reproduction in FIGURES.items():
         for name, method in reproduction.methods.items():
-            folders = sorted((RESULTS / figure / _slug(name)).glob("seed*"))
+            folders = sorted((RESULTS / figure / slug(name)).glob("seed*"))
             if folders:
                 summary.setdefault(figure, {})[name] = _summarise(figure, method, folders)
-    kept = json.loads((RESULTS / "summary.json").read_text()) if (RESULTS / "summary.json").exists() else {}
-    save_json(RESULTS / "summary.json", {**kept, **summary})
+    keep_summary(RESULTS / "summary.json", summary)
     for figure, methods in summary.items():
         for group, names in FIGURES[figure].groups.items():
             chosen = {name: methods[name] for name in names if name in methods}
             if chosen.keys() - {"maml"} or group == "adaptation":
                 _draw(figure, chosen).savefig(RESULTS / figure / f"{group}.png", dpi=120)
                 print(table(figure, chosen))
+
+
+def keep_summary(path: Path, summary: dict[str, dict[str, Any]]) -> None:
+    """Replace the entries of these figures in a summary, and keep the others."""
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    save_json(path, {**kept, **summary})
 
 
 def table(figure: str, methods: dict[str, Any]) -> str:
@@ -278,7 +307,7 @@ def _draw(figure: str, methods: dict[str, Any]) -> Figure:
         steps_axes.errorbar(range(len(keys)), means, errors, color=color, marker="o", capsize=3, label=name)
         if published:
             steps_axes.plot(published, color=color, marker="x", linestyle=":", label=f"{name}, published")
-        for folder in sorted((RESULTS / figure / _slug(name)).glob("seed*")):
+        for folder in sorted((RESULTS / figure / slug(name)).glob("seed*")):
             curve = json.loads((folder / "curve.json").read_text())
             for step, style in ((0, "--"), (1, "-")):
                 if values := curve.get(f"return/step_{step}"):
@@ -292,7 +321,8 @@ def _draw(figure: str, methods: dict[str, Any]) -> Figure:
     return picture
 
 
-def _slug(name: str) -> str:
+def slug(name: str) -> str:
+    """The name of a method's folder."""
     return name.replace(", ", "_").replace(" ", "_")
 
 

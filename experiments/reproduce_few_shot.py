@@ -8,7 +8,6 @@ import json
 import math
 import os
 import platform
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +17,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments import evaluate, training
-from experiments.configuration import OneLineParser, SettingError
+from experiments.configuration import OneLineParser
 from experiments.pictures import save_json
-from experiments.reproduce import RESULTS, RUNS, train_run
+from experiments.reproduce import RESULTS, RUNS, choose, keep_summary, slug, train_run
 from metarl.runs import Run, load_checkpoint, save_checkpoint
 
 
@@ -68,34 +67,23 @@ FIGURES = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train and evaluate what is missing, then report."""
     parser = OneLineParser("Train and evaluate the methods of one of the paper's tables, or report what has been run.")
-    parser.add_argument("figure", nargs="?", choices=tuple(FIGURES), help="the experiment")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="INT", help="(default 0 1 2)")
-    parser.add_argument("--methods", nargs="+", metavar="NAME", help="of the experiment (default: all)")
     for name in ("iterations", "threads", "data", "cache"):
         parser.add_argument(f"--{name}", metavar="VALUE", help="passed on to the runs")
-    parser.add_argument("--report", action="store_true", help="tables and figures of all that has been run")
-    chosen = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
     with training.one_line_errors():
-        if chosen.figure is None and not chosen.report:
-            raise SettingError(f"nothing to do; allowed: an experiment ({', '.join(FIGURES)}), --report, or both")
-        if chosen.figure is not None:
-            known = FIGURES[chosen.figure]
-            methods = chosen.methods or list(known)
-            if unknown := [name for name in methods if name not in known]:
-                raise SettingError(f"--methods = {unknown[0]!r}; allowed: {', '.join(map(repr, known))}")
-            passed = {name: getattr(chosen, name) for name in ("iterations", "threads", "data", "cache")}
-            flags = [word for name, value in passed.items() if value is not None for word in (f"--{name}", value)]
-            for name in methods:
-                for seed in chosen.seeds:
-                    run_method(chosen.figure, name, seed, flags)
+        chosen = choose(parser, FIGURES, FIGURES, arguments)
+        passed = {name: getattr(chosen, name) for name in ("iterations", "threads", "data", "cache")}
+        flags = [word for name, value in passed.items() if value is not None for word in (f"--{name}", value)]
+        for name in chosen.methods:
+            for seed in chosen.seeds:
+                run_method(chosen.figure, name, seed, flags)
         report()
 
 
 def run_method(figure: str, name: str, seed: int, flags: Sequence[str]) -> None:
     """Train, evaluate and keep one run; what is already trained is not trained again."""
-    method, directory = FIGURES[figure][name], RUNS / figure / _slug(name) / f"seed{seed}"
+    method = FIGURES[figure][name]
+    directory, kept = (base / figure / slug(name) / f"seed{seed}" for base in (RUNS, RESULTS))
     train_run(training.find_experiment(figure), directory, seed, [*method.flags.split(), *flags])
-    kept = RESULTS / figure / _slug(name) / f"seed{seed}"
     for shots in reversed(method.shots or (None,)):  # the first one's picture stays
         words = [] if shots is None else ["--shots", str(shots)]
         evaluate.main([str(directory), *words, "--output", str(kept)])
@@ -120,11 +108,9 @@ def report() -> None:
     summary: dict[str, dict[str, Any]] = {}
     for figure, methods in FIGURES.items():
         for name, method in methods.items():
-            if folders := sorted((RESULTS / figure / _slug(name)).glob("seed*")):
+            if folders := sorted((RESULTS / figure / slug(name)).glob("seed*")):
                 summary.setdefault(figure, {})[name] = _summarise(figure, method, folders)
-    path = RESULTS / "summary.json"
-    kept = json.loads(path.read_text()) if path.exists() else {}
-    save_json(path, {**kept, **summary})
+    keep_summary(RESULTS / "summary.json", summary)
     for figure, methods in summary.items():
         if figure == "sine":
             _draw(methods).savefig(RESULTS / figure / "adaptation.png", dpi=120)
@@ -228,10 +214,6 @@ def _draw(methods: dict[str, Any]) -> Figure:
 
 def _evaluation(shots: int | None) -> str:
     return "evaluation.json" if shots is None else f"evaluation_{shots}_shots.json"
-
-
-def _slug(name: str) -> str:
-    return name.replace(", ", "_").replace(" ", "_")
 
 
 if __name__ == "__main__":

@@ -24,8 +24,11 @@ import gymnasium
 import mujoco
 import numpy as np
 import torch
+import torch.nn.functional as F
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from mujoco.rollout import Rollout
+from torch import Tensor, nn
+from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from envs.mujoco_batch import MujocoBatch
@@ -130,7 +133,10 @@ def machine(threads: int, device: str) -> str:
 
 
 def measure_few_shot(experiment: str, settings: BenchmarkSettings) -> dict[str, Any]:
-    """Time meta-iterations from drawing tasks to updated parameters: wall time, processor time, share of the peak."""
+    """Time meta-iterations from drawing tasks to updated parameters: wall time, processor time, share of the peak.
+
+    Beside each, the same tasks one after another, as `task_by_task` does it.
+    """
     device, threads = choose_device(settings.device), choose_threads(settings.threads)
     torch.set_num_threads(threads)
     images = torch.randint(0, 256, (50, 20, 28, 28, 1), dtype=torch.uint8, device=device)
@@ -159,8 +165,11 @@ def measure_few_shot(experiment: str, settings: BenchmarkSettings) -> dict[str, 
         processor[name].append(time.process_time() - before)
         return seconds
 
-    parts: Timings = {f"{name}/seconds": partial(iteration, name) for name in learners}
-    found = timed(parts | {"matrix_product_flops": matrix_product(device)}, settings.repeats, warm_ups=6)
+    parts: Timings = {"matrix_product_flops": matrix_product(device)}
+    for name, learner in learners.items():
+        parts[f"{name}/seconds"] = partial(iteration, name)
+        parts[f"{name}/task_by_task_seconds"] = partial(_seconds, task_by_task(learner))
+    found = timed(parts, settings.repeats, warm_ups=6)
     for name, learner in learners.items():
         flops = flops_of(partial(learner.gradient, learner.sample(learner.tasks, "train")))
         found[f"{name}/processor_seconds"] = float(np.median(processor[name][-settings.repeats :]))
@@ -168,6 +177,39 @@ def measure_few_shot(experiment: str, settings: BenchmarkSettings) -> dict[str, 
         achieved = flops / found[f"{name}/seconds"]["median"]
         found[f"{name}/share_of_matrix_product"] = achieved / found["matrix_product_flops"]["median"]
     return {**found, "machine": machine(threads, device)}
+
+
+def task_by_task(learner: metarl.FewShotLearner) -> Callable[[], None]:
+    """A meta-iteration as most libraries do it: a graph per task, one after another, and torch's own convolutions."""
+    network: nn.Module = MLP((1, 40, 40, 1))
+    loss: Callable[[Tensor, Tensor], Tensor] = F.mse_loss
+    if isinstance(learner.module, ConvNet):
+        blocks = [
+            nn.Sequential(nn.Conv2d(channels, 64, 3, 2, 1), nn.BatchNorm2d(64, track_running_stats=False), nn.ReLU())
+            for channels in (1, 64, 64, 64)
+        ]
+        network = nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 5))
+        loss = F.cross_entropy
+    adam = torch.optim.Adam(network.to(learner.device).parameters(), learner.learning_rate)
+
+    def outputs(parameters: dict[str, Tensor], inputs: Tensor) -> Tensor:
+        inputs = inputs.movedim(-1, 1) if inputs.ndim == 4 else inputs
+        return functional_call(network, parameters, (inputs,))
+
+    def iteration() -> None:
+        tasks = learner.sample(learner.tasks, "train")
+        adam.zero_grad()
+        for task in range(learner.tasks):
+            phi: dict[str, Tensor] = dict(network.named_parameters())
+            for _ in range(learner.rule.steps):
+                inner = loss(outputs(phi, tasks.support.inputs[task]), tasks.support.targets[task])
+                gradients = torch.autograd.grad(inner, list(phi.values()), create_graph=True)
+                phi = {name: value - 0.01 * g for (name, value), g in zip(phi.items(), gradients, strict=True)}
+            outer = loss(outputs(phi, tasks.query.inputs[task]), tasks.query.targets[task])
+            (outer / learner.tasks).backward()
+        adam.step()
+
+    return iteration
 
 
 def flops_of(call: Callable[[], Any]) -> int:

@@ -134,12 +134,21 @@ def to_json(configuration: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(configuration)))
 
 
-def from_json(kind: type[Configuration], values: dict[str, Any]) -> Configuration:
+def from_json(kind: type[Configuration], values: Any) -> Configuration:
     """Settings from plain data; SettingError for an unknown or unusable one."""
-    names = {field.name for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    if unknown := sorted(set(values) - names):
-        raise SettingError(f"unknown setting {unknown[0]}; allowed: {', '.join(sorted(names))}")
-    configuration = kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
+    if not isinstance(values, dict):
+        raise SettingError("there are no settings in it")
+    types: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    if unknown := sorted(set(values) - set(types)):
+        raise SettingError(f"unknown setting {unknown[0]}; allowed: {', '.join(sorted(types))}")
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    for name, value in values.items():
+        [wanted, *_] = typing.get_args(types[name]) or [types[name]]
+        kinds = (int, float) if wanted is float else (wanted,)
+        parts = value if isinstance(value, tuple) and typing.get_args(types[name]) else (value,)
+        if any(type(part) not in kinds for part in parts):
+            raise SettingError(f"{_flag(name)} = {value!r}; allowed: {wanted.__name__}")
+    configuration = kind(**values)
     check_settings(configuration)
     return configuration
 

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -35,7 +35,9 @@ class FewShotSettings:
         source="paper",
     )
     shots: int = setting(1, "K, support examples of a class or curve", at_least=1, source="paper")
-    queries: int = setting(1, "query examples of a class or curve in training", at_least=1, source="paper's code")
+    queries: int = setting(
+        0, "query examples of a class or curve in training; 0 for as many as support", at_least=0, source="paper's code"
+    )
     inner_steps: int = with_default(Settings, "inner_steps", 1, "paper")
     inner_step_size: float = with_default(Settings, "inner_step_size", 0.01, "paper")
     multi_step_iterations: int = setting(
@@ -67,6 +69,11 @@ class FewShotSettings:
         changeable=True,
         source="paper; MAML++",
     )
+
+    @property
+    def training_queries(self) -> int:
+        """Query examples of a class or curve in training."""
+        return self.queries or self.shots
 
 
 @dataclass(frozen=True)
@@ -130,6 +137,7 @@ class FewShotExperiment(Experiment):
         distribution: the tasks of evaluations, given settings and the learner.
     """
 
+    merit_of_start: ClassVar[bool] = False
     distribution: Any = None
 
     def advance(self, settings: Any, learner: FewShotLearner) -> dict[str, float]:

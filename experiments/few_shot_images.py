@@ -71,9 +71,9 @@ def build_images(settings: Any, images: dict[str, Tensor], network: Any) -> meta
     device = choose_device(settings.device)
     images = {split: tensor.to(device) for split, tensor in images.items()}
     if settings.learner != "classifier":
-        episodes = metarl.ImageEpisodes(images, settings.ways, settings.shots, settings.queries)
+        episodes = metarl.ImageEpisodes(images, settings.ways, settings.shots, settings.training_queries)
         return build_few_shot(settings, episodes, lambda: network(settings, settings.ways), metarl.CLASSIFICATION)
-    batches = metarl.ImageBatches(images, settings.tasks * settings.ways * settings.queries)
+    batches = metarl.ImageBatches(images, settings.tasks * settings.ways * settings.training_queries)
     alone, classes = replace(settings, tasks=1, inner_steps=0), len(images["train"])
     return build_few_shot(alone, batches, lambda: network(settings, classes), metarl.CLASSIFICATION)
 

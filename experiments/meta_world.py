@@ -27,6 +27,8 @@ class MetaWorldSettings(Settings):
 
 def build(settings: MetaWorldSettings) -> metarl.Learner:
     """The learner on a benchmark."""
+    if settings.observe_task:
+        raise SettingError("--observe-task; allowed: only where numbers say what the task is, here it is an object")
     try:
         distribution = MetaWorld(settings.benchmark, settings.env, horizon=settings.horizon)
     except ModuleNotFoundError as error:

@@ -75,7 +75,7 @@ LOW_VARIANCE = {"maml, lvc": Method("--estimator lvc")}
 COMPARISON = {
     **LOW_VARIANCE,
     "first-order": Method("--order first"),
-    "ProMP": Method("--estimator lvc --outer ppo"),
+    "ProMP": Method("--estimator likelihood-ratio --outer ppo"),
     "DiCE": Method("--estimator dice"),
     "E-MAML": Method("--initial-sampling"),
     "Meta-SGD": Method("--adaptation meta-sgd"),
@@ -206,17 +206,26 @@ def run_method(figure: str, name: str, seed: int, threads: int | None) -> None:
 def train_run(
     experiment: training.Experiment, directory: Path, seed: int, flags: Sequence[str], trained: bool = True
 ) -> None:
-    """Start a run, or continue it to its last iteration; without training, leave it at its first checkpoint."""
+    """Start a run, or continue it to its last iteration; without training, leave it at its first checkpoint.
+
+    If the user stops it, all ends here.
+    """
+    finished = True
     if not (directory / "checkpoint.pt").exists():
         new = ["--seed", str(seed), "--run-dir", str(directory), *flags]
-        training.main(experiment, new) if trained else training.prepare(experiment, new)
+        if trained:
+            finished = training.main(experiment, new)
+        else:
+            training.prepare(experiment, new)
     elif trained:
         run = Run.open(directory)
         iterations = run.config["settings"]["iterations"]
         if "--iterations" in flags:
             iterations = int(flags[list(flags).index("--iterations") + 1])
         if run.load("checkpoint.pt")["learner"]["iteration"] < iterations:
-            training.main(experiment, ["--resume", str(directory), *flags])
+            finished = training.main(experiment, ["--resume", str(directory), *flags])
+    if not finished:
+        sys.exit(130)  # as of any program that an interrupt ended
 
 
 def report() -> None:
@@ -269,12 +278,12 @@ def _summarise(figure: str, method: Method, folders: Sequence[Path]) -> dict[str
     curves = [json.loads((folder / "curve.json").read_text()) for folder in folders]
     entry: dict[str, Any] = {
         "seeds": [record["seed"] for record in records],
-        "iterations": records[0]["iteration"],
+        "iterations": common([record["iteration"] for record in records]),
         "dynamics": records[0]["dynamics"],
-        "env_steps": records[0]["env_steps"],
+        "env_steps": common([record["env_steps"] for record in records]),
         "seconds": [curve["seconds"] for curve in curves],
         "machine": curves[0]["machine"],
-        "commit": configs[0].get("commit"),
+        "commit": common([config.get("commit") for config in configs]),
         "command": f"python experiments/{figure}.py {method.flags}".strip() if method.trained else "no training",
     }
     for prefix, name in (("", "evaluation.json"), ("best/", "best_evaluation.json")):
@@ -319,6 +328,11 @@ def _draw(figure: str, methods: dict[str, Any]) -> Figure:
     curve_axes.set(xlabel="meta-iteration", ylabel="return", title="training: before (dashed) and after one step")
     picture.suptitle(figure.replace("_", " "))
     return picture
+
+
+def common(values: Sequence[Any]) -> Any:
+    """The value that all seeds share, or a list of each one's."""
+    return values[0] if all(value == values[0] for value in values) else list(values)
 
 
 def slug(name: str) -> str:

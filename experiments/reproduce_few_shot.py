@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from experiments import evaluate, training
 from experiments.configuration import OneLineParser
 from experiments.pictures import save_json
-from experiments.reproduce import RESULTS, RUNS, choose, keep_summary, slug, train_run
+from experiments.reproduce import RESULTS, RUNS, choose, common, keep_summary, slug, train_run
 from metarl.runs import Run, load_checkpoint, save_checkpoint
 
 
@@ -150,18 +150,18 @@ def _cell(entry: dict[str, Any] | None, scale: float) -> str:
 
 def _summarise(figure: str, method: Method, folders: Sequence[Path]) -> dict[str, Any]:
     curves = [json.loads((folder / "curve.json").read_text()) for folder in folders]
-    config = json.loads((folders[0] / "config.json").read_text())
+    configs = [json.loads((folder / "config.json").read_text()) for folder in folders]
     entry: dict[str, Any] = {
         "seconds": [curve["seconds"] for curve in curves],
         "machine": curves[0]["machine"],
-        "commit": config["commit"],
+        "commit": common([config["commit"] for config in configs]),
         "command": f"python experiments/{figure}.py {method.flags}".strip(),
     }
     for shots in method.shots or (None,):
         records = [json.loads((folder / _evaluation(shots)).read_text()) for folder in folders]
         if shots == (method.shots or (None,))[0]:
             entry["seeds"] = [record["seed"] for record in records]
-            entry["iterations"] = min(record["iteration"] for record in records)
+            entry["iterations"] = common([record["iteration"] for record in records])
             entry["shots"], entry["evaluation_tasks"] = records[0]["shots"], records[0]["evaluation_tasks"]
             prefix = ""
         else:

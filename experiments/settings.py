@@ -217,6 +217,8 @@ def _check_combination(settings: Settings) -> None:
         raise SettingError(
             f"--initial-sampling with --estimator {settings.estimator}, which holds part of that term; allowed: score"
         )
+    if settings.initial_sampling and settings.weighting != "timestep":
+        raise SettingError(f"--initial-sampling with --weighting {settings.weighting}; allowed: timestep")
     if settings.outer == "reptile" and settings.adaptation != "maml":
         raise SettingError(
             f"--outer reptile with --adaptation {settings.adaptation}, which it learns only in part; allowed: maml"

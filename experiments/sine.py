@@ -27,7 +27,6 @@ class SineSettings(FewShotSettings):
         source="paper",
     )
     shots: int = with_default(FewShotSettings, "shots", 10, "paper")
-    queries: int = with_default(FewShotSettings, "queries", 10, "paper's code")
     hidden_sizes: tuple[int, ...] = with_default(Settings, "hidden_sizes", (40, 40), "paper")
     record_every: int = with_default(FewShotSettings, "record_every", 100, "")
     checkpoint_every: int = with_default(FewShotSettings, "checkpoint_every", 1000, "")
@@ -45,7 +44,7 @@ def build(settings: SineSettings) -> metarl.FewShotLearner:
     oracle = settings.learner == "oracle"
     if oracle or settings.learner == "pretrained":
         settings = replace(settings, inner_steps=0)
-    curves = metarl.Sine(settings.shots, settings.queries, oracle)
+    curves = metarl.Sine(settings.shots, settings.training_queries, oracle)
     sizes = (3 if oracle else 1, *settings.hidden_sizes, 1)
     return build_few_shot(settings, curves, lambda: MLP(sizes), metarl.REGRESSION)
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
@@ -55,7 +55,11 @@ class Experiment:
         settings: its configuration class.
         build: makes the learner.
         figures: pictures of its own, by name, made from an evaluation.
+        merit_of_start: whether `merit` is that of the meta-parameters that an iteration begins with, as returns in
+            training are, and not of those that it ends with.
     """
+
+    merit_of_start: ClassVar[bool] = True
 
     name: str
     settings: type[Any]
@@ -106,8 +110,12 @@ def find_experiment(name: str) -> Experiment:
         raise RunError(f"experiment {name!r} is not known to this version of metarl") from error
 
 
-def main(experiment: Experiment, arguments: Sequence[str] | None = None) -> None:
-    """Run a script: train, evaluate, and say where to look. Bad input ends with one line and exit status 2."""
+def main(experiment: Experiment, arguments: Sequence[str] | None = None) -> bool:
+    """Run a script: train, evaluate, and say where to look. Bad input ends with one line and exit status 2.
+
+    Returns:
+        whether training came to its end; False if the user stopped it before.
+    """
     with one_line_errors():
         run, settings, learner, progress = _start(experiment, sys.argv[1:] if arguments is None else arguments)
         finished = train(experiment, run, settings, learner, progress)
@@ -118,6 +126,7 @@ def main(experiment: Experiment, arguments: Sequence[str] | None = None) -> None
                 files = "evaluation.json, adaptation.png"
                 print(f"results in {run.directory}: {files}; tensorboard --logdir {run.directory}")
         distributed.end()
+    return finished
 
 
 def prepare(experiment: Experiment, arguments: Sequence[str]) -> None:
@@ -166,7 +175,12 @@ def step(settings: Any, learner: Any) -> dict[str, float]:
 
 @dataclass
 class Progress:
-    """The part of a run's state that is not the learner's: the best iterate by `Experiment.merit`."""
+    """The part of a run's state that is not the learner's: the best iterate by `Experiment.merit`.
+
+    Attributes:
+        best_return: its merit.
+        best_iteration: how many iterations had led to it.
+    """
 
     best_return: float = -math.inf
     best_iteration: int = 0
@@ -176,10 +190,20 @@ def open_run(directory: Path, checkpoint: str = "checkpoint.pt") -> tuple[Experi
     """Load a run: its experiment, its settings, and its learner at a checkpoint."""
     run = Run.open(directory)
     experiment = find_experiment(str(run.config.get("experiment")))
-    settings = from_json(experiment.settings, run.config["settings"])
+    settings = _settings_of(run, experiment)
     learner = experiment.build(settings)
     load_state(learner, run, checkpoint)
     return experiment, settings, learner
+
+
+def _settings_of(run: Run, experiment: Experiment) -> Any:
+    """The settings of a run; RunError if they are not those of the experiment."""
+    if run.config.get("experiment") != experiment.name:
+        raise RunError(f"{run.directory} is a run of {run.config.get('experiment')}, not of {experiment.name}")
+    try:
+        return from_json(experiment.settings, run.config.get("settings"))
+    except SettingError as error:
+        raise RunError(f"{run.directory / 'config.json'} cannot be used: {error}") from error
 
 
 def load_state(learner: Any, run: Run, checkpoint: str) -> Progress:
@@ -203,6 +227,7 @@ def train(experiment: Experiment, run: Run, settings: RunSettings, learner: Any,
     bar = tqdm(initial=learner.iteration, total=settings.iterations, unit="iteration", disable=hidden)
     with _graceful_stop(processes) as stop, records as writer, bar:
         while learner.iteration < settings.iterations and not stopped:
+            start = learner.state_dict() if experiment.merit_of_start else None
             figures, evaluation = experiment.advance(settings, learner), None
             if settings.evaluate_every and learner.iteration % settings.evaluate_every == 0:
                 evaluation = experiment.evaluate(settings, learner, "validation")
@@ -213,15 +238,14 @@ def train(experiment: Experiment, run: Run, settings: RunSettings, learner: Any,
             if evaluation is not None:
                 _draw(experiment, evaluation, writer, learner.iteration)
             merit = experiment.merit(settings, figures)
-            improved = merit > progress.best_return
-            if improved:
-                progress.best_return, progress.best_iteration = merit, learner.iteration
             run.append_metrics(figures)
             last = learner.iteration == settings.iterations
-            if improved:
-                run.save("best.pt", _state(learner, progress))
+            if merit > progress.best_return:
+                judged = start or learner.state_dict()
+                progress.best_return, progress.best_iteration = merit, judged["iteration"]
+                run.save("best.pt", _state(judged, progress))
             if learner.iteration % settings.checkpoint_every == 0 or last or stopped:
-                run.save("checkpoint.pt", _state(learner, progress))
+                run.save("checkpoint.pt", _state(learner.state_dict(), progress))
             for name, value in figures.items():
                 writer.add_scalar(name, value, learner.iteration)
             bar.update(learner.iteration - bar.n)
@@ -272,19 +296,12 @@ def _start(experiment: Experiment, arguments: Sequence[str]) -> tuple[Run, Any, 
     parser.add_argument("--resume", type=Path, metavar="DIR", help="continue this run, with its settings")
     resumed = _peek_resume(arguments)
     run = Run.open(resumed) if resumed else None
-    base = run.config.get("settings", {}) if run else {}
-    namespace, settings = parse(
-        experiment.settings,
-        arguments,
-        parser,
-        {name: tuple(v) if isinstance(v, list) else v for name, v in base.items()},
-    )
+    before = _settings_of(run, experiment) if run else experiment.settings()
+    namespace, settings = parse(experiment.settings, arguments, parser, vars(before))
     if run is not None:
         if namespace.run_dir is not None:
             raise SettingError("--run-dir with --resume; allowed: one of the two")
-        if run.config.get("experiment") != experiment.name:
-            raise RunError(f"{run.directory} is a run of {run.config.get('experiment')}, not of {experiment.name}")
-        _check_unchanged(from_json(experiment.settings, base), settings)
+        _check_unchanged(before, settings)
         learner = _build(experiment, settings)
         progress = load_state(learner, run, "checkpoint.pt")
         if learner.iteration >= settings.iterations:
@@ -294,7 +311,7 @@ def _start(experiment: Experiment, arguments: Sequence[str]) -> tuple[Run, Any, 
         _check_same(experiment, settings, learner)
         if learner.processes.rank == 0:
             run.rewind(learner.iteration)
-            run.write_config({**run.config, "settings": to_json(settings)})
+            run.write_config({**run.config, "settings": to_json(settings), **_resumed(run, learner.iteration)})
         return run, settings, learner, progress
     learner, progress = _build(experiment, settings), Progress()
     _check_same(experiment, settings, learner)
@@ -303,7 +320,7 @@ def _start(experiment: Experiment, arguments: Sequence[str]) -> tuple[Run, Any, 
     if learner.processes.rank > 0:
         return Run(directory), settings, learner, progress
     run = Run.create(directory, {"experiment": experiment.name, "commit": _commit(), "settings": to_json(settings)})
-    run.save("checkpoint.pt", _state(learner, progress))
+    run.save("checkpoint.pt", _state(learner.state_dict(), progress))
     return run, settings, learner, progress
 
 
@@ -360,6 +377,14 @@ def _check_failures(figures: dict[str, float], settings: Settings) -> None:
         )
 
 
+def _resumed(run: Run, iteration: int) -> dict[str, Any]:
+    """Which other version of this code continues a run, and from where."""
+    earlier = run.config.get("resumed", [])
+    last = earlier[-1]["commit"] if earlier else run.config.get("commit")
+    commit = _commit()
+    return {} if commit == last else {"resumed": [*earlier, {"iteration": iteration, "commit": commit}]}
+
+
 def _commit() -> str | None:
     """The version of this code, where it is a git checkout."""
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
@@ -383,8 +408,8 @@ def _check_unchanged(old: Any, new: Any) -> None:
             raise SettingError(f"{flag} = {now} cannot change in a resumed run; allowed: {before}")
 
 
-def _state(learner: Any, progress: Progress) -> dict[str, Any]:
-    return {"learner": learner.state_dict(), "progress": vars(progress)}
+def _state(learner: dict[str, Any], progress: Progress) -> dict[str, Any]:
+    return {"learner": learner, "progress": vars(progress)}
 
 
 def _figures(experiment: Experiment, evaluation: Any) -> dict[str, Any]:

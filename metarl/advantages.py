@@ -52,7 +52,7 @@ def generalised_advantages(
     values = torch.where(valid, values, 0)
     next_values = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], dim=1)
     if final_values is not None:
-        last = valid.sum(dim=1, keepdim=True) - 1
+        last = (valid.sum(dim=1, keepdim=True) - 1).clamp_min(0)  # of an absent episode too, where nothing counts
         next_values = next_values.scatter(1, last, final_values.unsqueeze(1))
     deltas = torch.where(valid, rewards + discount * next_values - values, 0)
     return discounted_returns(deltas, discount * gae_lambda)
@@ -136,7 +136,8 @@ def estimate_advantages(
     Args:
         episodes: a rollout.
         discount, gae_lambda: as in `generalised_advantages`.
-        bootstrap: take the baseline's prediction, instead of 0, as the value of the state at the time limit.
+        bootstrap: take the baseline's prediction, instead of 0, as the value of the state at the time limit. The
+            baseline then sees no time, and is fitted to returns that include its own prediction there.
 
     Returns:
         advantages (M, T, E); the share of the returns' variance that the baseline explains, (M,); and the standard
@@ -158,14 +159,18 @@ def _advantages_of(
     valid, rewards, dtype = episodes.valid, episodes.rewards.double(), episodes.rewards.dtype
     time = torch.arange(rewards.shape[1], device=rewards.device).view(1, -1, 1).expand_as(rewards)
     returns = discounted_returns(rewards, discount)
-    features = baseline_features(episodes.observations, time)
-    coefficients = fit_linear_baseline(features.flatten(1, 2), returns.flatten(1, 2), valid.flatten(1, 2))
+    features = baseline_features(episodes.observations, time * (not bootstrap))
+    fitted, final_values = features, None
+    if bootstrap:  # w' f_t = R_t + discount^(T - t) w' f_T, so the fit of w' (f_t - discount^(T - t) f_T) to R_t
+        final_features = baseline_features(episodes.final_observations, torch.zeros_like(episodes.lengths))
+        final_features = torch.where(episodes.terminated.unsqueeze(-1), 0, final_features)
+        left = (episodes.lengths.unsqueeze(1) - time).clamp_min(0)
+        fitted = features - (discount**left).unsqueeze(-1) * final_features.unsqueeze(1)
+    coefficients = fit_linear_baseline(fitted.flatten(1, 2), returns.flatten(1, 2), valid.flatten(1, 2))
     values = torch.einsum("mtef,mf->mte", features, coefficients)
-    final_values = None
     if bootstrap:
-        final_features = baseline_features(episodes.final_observations, episodes.lengths)
-        predicted = torch.einsum("mef,mf->me", final_features, coefficients)
-        final_values = torch.where(episodes.terminated, 0, predicted)
+        final_values = torch.einsum("mef,mf->me", final_features, coefficients)
+        returns = returns + discount**left * final_values.unsqueeze(1)
     advantages = generalised_advantages(rewards, values, valid, discount, gae_lambda, final_values)
     deviation = mean_and_deviation(advantages, valid)[1].to(dtype)
     return standardise(advantages, valid).to(dtype), explained_variance(values, returns, valid), deviation

@@ -65,7 +65,7 @@ class DiagonalGaussian:
     """Independent normal distributions for a `Box` of A actions; parameters (mean, log standard deviation), P = 2A.
 
     The policy acts in [-1, 1]: `to_environment` maps that interval linearly to the bounds of the space and clips,
-    as the MAML paper's code does. An unbounded space takes the actions as they are.
+    as the MAML paper's code does. A space without all bounds takes the actions as they are, clipped to those it has.
     """
 
     def __init__(self, space: gymnasium.spaces.Box):
@@ -91,7 +91,7 @@ class DiagonalGaussian:
         return -(0.5 * z.square() + log_std).sum(-1) - 0.5 * self.actions * math.log(2 * math.pi)
 
     def kl(self, old: Tensor, new: Tensor) -> Tensor:
-        """sum_i log(s_i / s'_i)... = sum_i ls' - ls + (s^2 + (m - m')^2) / (2 s'^2) - 1/2, with ' for new."""
+        """sum_i log(s'_i / s_i) + (s_i^2 + (m_i - m'_i)^2) / (2 s'_i^2) - 1/2, with ' for new."""
         old_mean, old_log_std = old.chunk(2, dim=-1)
         new_mean, new_log_std = new.chunk(2, dim=-1)
         squares = torch.exp(2 * old_log_std) + (old_mean - new_mean).square()
@@ -115,10 +115,8 @@ class DiagonalGaussian:
     def to_environment(self, actions: np.ndarray) -> np.ndarray:
         """low + (action + 1) / 2 * (high - low), clipped to the bounds; (..., A) to (..., *space.shape)."""
         actions = actions.reshape(*actions.shape[:-1], *self.space.shape)
-        if not self._bounded:
-            return actions
         low, high = self.space.low, self.space.high
-        return np.clip(low + 0.5 * (actions + 1.0) * (high - low), low, high)
+        return np.clip(low + 0.5 * (actions + 1.0) * (high - low) if self._bounded else actions, low, high)
 
 
 class Categorical:

@@ -24,9 +24,14 @@ class SimulationError(RuntimeError):
     """The simulator gave up on more episodes than a run allows."""
 
 
-def task_chunks(tasks: int, size: int) -> list[slice]:
-    """Cut M tasks into consecutive slices of at most `size`."""
-    return [slice(first, min(first + size, tasks)) for first in range(0, tasks, size)]
+def task_chunks(tasks: int, size: int, workers: int = 1) -> list[slice]:
+    """Cut M tasks into consecutive slices of at most `size`, alike in length.
+
+    Their number is a multiple of `workers`, which take equal shares then, where there are as many tasks.
+    """
+    rounds = -(-tasks // (size * workers))
+    count = min(rounds * workers, tasks)
+    return [slice(tasks * i // count, tasks * (i + 1) // count) for i in range(count)]
 
 
 @dataclass(frozen=True)
@@ -70,7 +75,10 @@ class Episodes:
 
         def join(name: str) -> Any:
             parts = [getattr(self, name), getattr(others, name)]
-            if parts[0] is None:
+            if name == "succeeded" and any(part is not None for part in parts):
+                known = (self.failed, others.failed)
+                parts = [torch.zeros_like(of) if part is None else part for part, of in zip(parts, known, strict=True)]
+            elif parts[0] is None:
                 return None
             if name in _TIMELESS:
                 return torch.cat(parts, dim=1)

@@ -259,6 +259,7 @@ class FewShotLearner:
             value.requires_grad_()
         self._adam = torch.optim.Adam(self.theta.values(), self.learning_rate, fused=True)
         self._recordings: dict[tuple[int, ...], Recording] = {}
+        self._recorded: tuple[Any, ...] = (None,) * 5
 
     def step(self) -> dict[str, float]:
         """Do one meta-iteration.
@@ -297,6 +298,9 @@ class FewShotLearner:
         """
         weights = self.meta_gradient.weights(self.rule.steps, self.iteration)
         steps = tuple(weights)
+        learns_by = (self.rule, self.meta_gradient, self.model.module, self.model.criterion, self.module.training)
+        if any(now is not then for now, then in zip(learns_by, self._recorded, strict=True)):
+            self._recordings, self._recorded = {}, learns_by
         if steps not in self._recordings:
             self._recordings[steps] = Recording(partial(self._sums, steps))
         fixed = [*self.theta.values(), *torch.tensor(list(weights.values()), device=self.device)]

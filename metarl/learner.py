@@ -20,7 +20,7 @@ from metarl.episodes import Episodes, NonFiniteError, Samples, task_chunks, to_s
 from metarl.estimators import EPISODIC, WITH_SAMPLING, Estimator, outcomes, policy_loss, score
 from metarl.objective import MetaObjective
 from metarl.outer import TRPO, OuterOptimiser, State, UpdateOutcome
-from metarl.parallel import parallel_map
+from metarl.parallel import parallel_map, workers
 from metarl.parameters import Parameters, call_per_task, expand_over_tasks, parameters_of, ravel, unravel
 from metarl.protocol import TaskDistribution, Tasks, protocol_defects
 from metarl.randomness import RolloutKey, keyed_generator
@@ -237,7 +237,7 @@ class Learner:
             theta = expand_over_tasks(self.theta, tasks.stop - tasks.start)
             return adapt_step(self.inner_loss, self.rule, theta, part, samples.of_tasks(tasks), step)
 
-        chunks = task_chunks(len(samples.weights), self._chunk(samples))
+        chunks = task_chunks(len(samples.weights), self._chunk(samples), workers(self.device))
         adapted, norms = zip(*parallel_map(of_chunk, chunks, self.device), strict=True)
         return {name: torch.cat([part[name] for part in adapted]) for name in phi}, torch.cat(norms)
 

@@ -1,6 +1,5 @@
 """The meta-objective: how well the adapted policies do, as a function of the meta-parameters alone."""
 
-import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -13,7 +12,7 @@ from metarl.distributions import ActionDistribution
 from metarl.episodes import NonFiniteError, Samples, task_chunks
 from metarl.estimators import EPISODIC, Estimator, policy_loss, sampling_term, surrogate
 from metarl.jacobian import Jacobian
-from metarl.parallel import Item, Result, parallel_map
+from metarl.parallel import Item, Result, parallel_map, workers
 from metarl.parameters import Parameters, call_per_task, expand_over_tasks, ravel, unravel
 
 
@@ -194,9 +193,8 @@ class MetaObjective:
         return product
 
     def _chunks(self, size: int) -> list[slice]:
-        """Of at most that many tasks, and at least one chunk for each thread of a CPU, if there are as many tasks."""
-        share = self.tasks if self.query.weights.is_cuda else math.ceil(self.tasks / torch.get_num_threads())
-        return task_chunks(self.tasks, min(size, share))
+        """Of at most that many tasks, an equal share for each thread of a CPU."""
+        return task_chunks(self.tasks, size, workers(self.query.weights.device))
 
     def _map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
         """What a function makes of each chunk."""

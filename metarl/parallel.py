@@ -26,8 +26,8 @@ def parallel_map(
 
     A device other than the CPU takes one item after the other: there, chunks are for memory that cannot hold them all.
     """
-    threads = torch.get_num_threads()
-    if threads == 1 or len(items) == 1 or torch.device(device).type != "cpu":
+    threads = workers(device)
+    if threads == 1 or len(items) == 1:
         return [function(item) for item in items]
     torch.set_num_threads(1)
     try:
@@ -37,13 +37,22 @@ def parallel_map(
         torch.set_num_threads(threads)
 
 
+def workers(device: torch.device | str) -> int:
+    """How many items `parallel_map` takes side by side."""
+    return torch.get_num_threads() if torch.device(device).type == "cpu" else 1
+
+
 def own_copy(module: nn.Module) -> nn.Module:
     """The module; on a thread of `parallel_map` a copy of its own, as a functional call swaps the module's tensors."""
     copies = getattr(_worker, "copies", None)
     if copies is None:
         return module
     if module not in copies:
-        copies[module] = copy.deepcopy(module)
+        try:
+            copies[module] = copy.deepcopy(module)
+        except Exception as error:
+            name = type(module).__name__
+            raise TypeError(f"{name} has no copy for a second thread ({error}); allowed: one thread") from error
     return copies[module]
 
 

@@ -115,11 +115,12 @@ def rollout(
             actions = torch.zeros(count, horizon, *action.shape[1:], dtype=action.dtype, device=device)
         observations[:, t], parameter_store[:, t], actions[:, t] = observation, output, action
 
+        valid[:, t] = running
         flat_action = ferry.to_host(action).reshape(envs.num_envs, *action.shape[2:])
         if not np.isfinite(flat_action).all():
-            _check_finite("action", actions[:, : t + 1], torch.ones(count, t + 1, per_task, dtype=torch.bool), key)
+            _check_finite("action", actions[:, : t + 1], torch.from_numpy(valid[:, : t + 1]), key)
+            flat_action = np.nan_to_num(flat_action)  # of episodes that have ended
         raw, reward, terminations, truncations, infos = envs.step(distribution.to_environment(flat_action))
-        valid[:, t] = running
         rewards[:, t] = np.where(running, reward.reshape(lanes), 0.0)
         ended = running & (terminations | truncations).reshape(lanes)
         terminated |= running & terminations.reshape(lanes)

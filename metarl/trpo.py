@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+_LONGEST = 10.0  # times the model's own length; backtracking gets from there below that length again
+
 Product = Callable[[Tensor], Tensor]
 
 
@@ -110,12 +112,14 @@ class TrustRegion:
         before, norm = loss.item(), gradient.norm().item()
         direction, residual = conjugate_gradient(lambda v: product(v) + self.damping * v, gradient, self.iterations)
         curvature = _dot(direction, gradient - residual).item()
+        if not math.isfinite(curvature):
+            raise ArithmeticError("a product with the Hessian of the constraint is not finite")
         if norm == 0 or not curvature > 0:
             return vector, TrustRegionOutcome("stationary", before, before, 0.0, 0, norm)
         full_step = (2 * self.bound / curvature) ** 0.5 * direction
         measured = evaluate(vector - full_step)[1].item()
         if 0 < measured < math.inf:
-            full_step *= (self.aim * self.bound / measured) ** 0.5
+            full_step *= min(_LONGEST, (self.aim * self.bound / measured) ** 0.5)
         for attempt in range(self.attempts):
             candidate = vector - self.backtrack**attempt * full_step
             after, constraint = (value.item() for value in evaluate(candidate))

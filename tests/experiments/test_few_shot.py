@@ -100,6 +100,7 @@ def test_the_defaults_are_the_papers():
     s, o, m = sine.SineSettings(), omniglot.OmniglotSettings(), mini_imagenet.MiniImagenetSettings()
     assert (s.tasks, s.shots, s.inner_step_size, s.inner_steps, s.iterations) == (25, 10, 0.01, 1, 70_000)
     assert (o.tasks, o.shots, o.inner_step_size, o.inner_steps, o.iterations, o.filters) == (32, 1, 2.0, 1, 60_000, 64)
+    assert [a.training_queries for a in (s, o, omniglot.OmniglotSettings(shots=5))] == [10, 1, 5]
     assert (m.tasks, m.queries, m.inner_step_size, m.inner_steps, m.clip, m.filters) == (4, 15, 0.05, 5, 10.0, 32)
 
 

@@ -1,12 +1,13 @@
 """The MuJoCo experiments: settings, whole small runs, videos, failures, benchmark."""
 
 import json
+import signal
 
 import numpy as np
 import pytest
 
 from envs.mujoco_batch import MujocoBatch
-from experiments import benchmark, evaluate, reproduce
+from experiments import benchmark, evaluate, reproduce, training
 from experiments.training import find_experiment, main
 from metarl.runs import load_checkpoint
 from tests.experiments.test_command_line import TINY, error_of
@@ -140,6 +141,29 @@ def test_benchmark_prints_what_it_promises(name, capsys):
     assert expected <= set(figures)
     for part in expected:
         assert 0 < figures[part]["min"] <= figures[part]["median"] <= figures[part]["max"]
+
+
+def test_an_interrupt_ends_the_reproduction_and_keeps_nothing_half_done(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(reproduce, "RESULTS", tmp_path / "results")
+    methods = {"maml": reproduce.Method(" ".join([*TINY, "--iterations", "3"]))}
+    monkeypatch.setattr(reproduce, "FIGURES", {"navigation_2d": reproduce.Reproduction(methods)})
+    step, steps = training.step, []
+
+    def interrupted(settings, learner):
+        steps.append(learner.iteration)
+        if len(steps) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return step(settings, learner)
+
+    monkeypatch.setattr(training, "step", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        reproduce.main(["navigation_2d", "--seeds", "0", "1"])
+    assert (stop.value.code, steps) == (130, [0, 1])
+    assert not (tmp_path / "results").exists()
+    reproduce.main(["navigation_2d", "--seeds", "0"])
+    assert steps == [0, 1, 2]
+    assert (tmp_path / "results" / "navigation_2d" / "maml" / "seed0" / "evaluation.json").exists()
 
 
 def test_reproduction_runs_keeps_and_reports(tmp_path, monkeypatch, capsys):

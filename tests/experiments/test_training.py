@@ -83,8 +83,10 @@ def test_the_best_iterate_is_kept(unbroken):
     lines = timeless_metrics(unbroken)
     best = max(lines, key=lambda line: line["return/step_1"])
     state = load_checkpoint(unbroken / "best.pt")
-    assert state["learner"]["iteration"] == best["iteration"]
     assert state["progress"]["best_return"] == best["return/step_1"]
+    assert state["progress"]["best_iteration"] == state["learner"]["iteration"] == best["iteration"] - 1
+    _, _, learner = open_run(unbroken, "best.pt")  # what was judged plays the same episodes again
+    assert learner.step()["return/step_1"] == best["return/step_1"]
 
 
 def test_evaluation_file_matches_a_fresh_evaluation(unbroken, tmp_path, capsys):
@@ -107,6 +109,40 @@ def test_stopped_and_resumed_equals_never_stopped(unbroken, tmp_path, stop):
     main(navigation_2d.EXPERIMENT, ["--resume", str(directory), "--iterations", "6"])
     assert_same_run(directory, unbroken)
     assert json.loads((directory / "config.json").read_text())["settings"]["iterations"] == 6
+
+
+def test_a_run_remembers_which_versions_made_it(tmp_path, monkeypatch):
+    versions = ["old", "old", "new", "new", "newer"]
+    monkeypatch.setattr("experiments.training._commit", lambda: versions.pop(0))
+    train("--iterations", 1, "--run-dir", tmp_path / "run")
+    for iterations in "2345":
+        main(navigation_2d.EXPERIMENT, ["--resume", str(tmp_path / "run"), "--iterations", iterations])
+    config = Run.open(tmp_path / "run").config
+    assert config["commit"] == "old"
+    assert config["resumed"] == [{"iteration": 2, "commit": "new"}, {"iteration": 4, "commit": "newer"}]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (None, "there are no settings in it"),
+        ({"speed": 3}, "unknown setting speed"),
+        ({"tasks": "many"}, "--tasks = 'many'; allowed: int"),
+        ({"hidden_sizes": [3, 0.5]}, "--hidden-sizes = (3, 0.5); allowed: int"),
+        ({"discount": True}, "--discount = True; allowed: float"),
+    ],
+)
+def test_settings_that_make_no_sense_are_named(tmp_path, capsys, settings, message):
+    train("--iterations", 1, "--run-dir", tmp_path / "run")
+    file = tmp_path / "run" / "config.json"
+    file.write_text(json.dumps({"experiment": "navigation_2d", "settings": settings}))
+    capsys.readouterr()
+    for call in (
+        lambda words: main(navigation_2d.EXPERIMENT, words),
+        lambda words: evaluate.main([words[1]]),
+    ):
+        line = error_of(capsys, call, ["--resume", str(tmp_path / "run")])
+        assert line.startswith(f"error: {file} cannot be used: {message}")
 
 
 def test_resuming_forgets_iterations_after_the_checkpoint(unbroken, tmp_path):

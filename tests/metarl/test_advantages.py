@@ -1,5 +1,7 @@
 """Returns, advantages and baselines against hand-computed values and slow loops."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -46,21 +48,21 @@ def slow_advantages(episodes, task, discount, gae_lambda, bootstrap):
     paths = []
     for episode, length in enumerate(lengths):
         o = episodes.observations[task, :length, episode].numpy().clip(-10, 10)
-        t = np.arange(length)[:, None] / 100
+        t = np.arange(length)[:, None] / 100 * (not bootstrap)
         features = np.hstack([o, o**2, t, t**2, t**3, np.ones_like(t)])
         r = episodes.rewards[task, :length, episode].numpy()
         returns = np.array([sum(discount ** (j - i) * r[j] for j in range(i, length)) for i in range(length)])
-        paths.append((features, r, returns))
-    x, y = np.vstack([p[0] for p in paths]), np.concatenate([p[2] for p in paths])
-    weights = np.linalg.solve(x.T @ x + 1e-5 * np.eye(x.shape[1]), x.T @ y)
-    advantages = []
-    for episode, (features, r, _) in enumerate(paths):
-        end = 0.0
+        end = np.zeros(features.shape[1])
         if bootstrap and not episodes.terminated[task, episode]:
             o = episodes.final_observations[task, episode].numpy().clip(-10, 10)
-            t = len(r) / 100
-            end = np.concatenate([o, o**2, [t, t**2, t**3, 1]]) @ weights
-        values = np.append(features @ weights, end)
+            end = np.concatenate([o, o**2, [0, 0, 0, 1]])
+        left = discount ** np.arange(length, 0, -1)
+        paths.append((features, r, returns, end, features - np.outer(left, end)))
+    x, y = np.vstack([p[4] for p in paths]), np.concatenate([p[2] for p in paths])
+    weights = np.linalg.solve(x.T @ x + 1e-5 * np.eye(x.shape[1]), x.T @ y)
+    advantages = []
+    for features, r, _, end, _ in paths:
+        values = np.append(features @ weights, end @ weights)
         deltas = r + discount * values[1:] - values[:-1]
         steps = len(r)
         decay = discount * gae_lambda
@@ -105,12 +107,28 @@ def test_batched_and_padded_equals_one_ragged_episode_at_a_time(bootstrap, termi
             assert (found[len(expected) :] == 0).all()
 
 
-def test_bootstrapping_changes_only_episodes_that_the_time_limit_cut():
+def test_only_bootstrapping_tells_the_time_limit_from_an_end():
     cut, ended = ragged_episodes([[5, 7]], terminated=False), ragged_episodes([[5, 7]], terminated=True)
-    plain = [estimate_advantages(episodes, bootstrap=False)[0] for episodes in (cut, ended)]
-    assert torch.equal(*plain)
-    assert torch.equal(estimate_advantages(ended, bootstrap=True)[0], plain[0])
-    assert not torch.allclose(estimate_advantages(cut, bootstrap=True)[0], plain[0], atol=1e-3)
+    assert torch.equal(*(estimate_advantages(episodes, bootstrap=False)[0] for episodes in (cut, ended)))
+    assert not torch.allclose(
+        *(estimate_advantages(episodes, bootstrap=True)[0] for episodes in (cut, ended)), atol=0.1
+    )
+
+
+def test_bootstrapping_sees_that_a_reward_of_one_goes_on_for_ever():
+    episodes = ragged_episodes([[40, 50, 50]], horizon=50, terminated=False)
+    endless = replace(episodes, rewards=episodes.valid.double())
+    _, explained, deviation = estimate_advantages(endless, 0.99, 1.0, bootstrap=True)
+    assert deviation.item() < 1e-3  # the value is 1 / (1 - 0.99) in every state, and no action is better than others
+    assert explained.item() <= 1
+    _, _, plain = estimate_advantages(endless, 0.99, 1.0)
+    assert plain.item() > 0.1
+
+
+def test_absent_episodes_do_not_disturb_bootstrapping():
+    episodes = ragged_episodes([[5, 7], [6, 0]], terminated=False)
+    alone = estimate_advantages(episodes.of_tasks(slice(0, 1)), bootstrap=True)[0]
+    torch.testing.assert_close(estimate_advantages(episodes, bootstrap=True)[0][:1], alone)
 
 
 def test_padding_content_never_matters():

@@ -82,6 +82,11 @@ def test_actions_of_an_unbounded_space_stay_as_they_are():
     assert DiagonalGaussian(space).to_environment(np.array([[7.0, -9.0]])).tolist() == [[7.0, -9.0]]
 
 
+def test_actions_of_a_space_with_some_bounds_are_clipped_to_those():
+    space = gymnasium.spaces.Box(np.array([0.0, -np.inf]), np.array([np.inf, 5.0]), dtype=np.float64)
+    assert DiagonalGaussian(space).to_environment(np.array([[-3.0, 7.0], [9.0, -8.0]])).tolist() == [[0, 5], [9, -8]]
+
+
 def test_discrete_actions_start_where_the_space_starts():
     assert Categorical(gymnasium.spaces.Discrete(3, start=5)).to_environment(np.array([0, 2])).tolist() == [5, 7]
 

@@ -272,6 +272,20 @@ def test_recorded_equals_plain(make, meta_gradient, monkeypatch):
     assert not any(isinstance(replay, functools.partial) for replay in replays)  # which is the function itself
 
 
+def test_another_rule_or_criterion_is_not_replayed_by_old_recordings(monkeypatch):
+    monkeypatch.setattr(capture, "_PATIENCE", 2)
+    learner = sine_learner(GradientDescent(0.1, 2), task_chunk=2)
+    fresh = copy.deepcopy(learner)
+    tasks = learner.sample(4, "train")
+    before = [learner.gradient(tasks)[0] for _ in range(3)][-1]
+    for one in (learner, fresh):
+        one.rule = GradientDescent(0.1, 2, second_order=False)
+    found, expected = learner.gradient(tasks)[0], fresh.gradient(tasks)[0]
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value)
+    assert any(not torch.allclose(found[name], value, rtol=1e-3) for name, value in before.items())
+
+
 @pytest.mark.parametrize("make", [image_learner, sine_learner])
 def test_threads_change_nothing(make, monkeypatch):
     monkeypatch.setattr(capture, "_PATIENCE", 2)

@@ -21,6 +21,7 @@ from metarl import (
     WithContext,
     keyed_generator,
 )
+from metarl.episodes import task_chunks
 from metarl.evaluation import evaluate, held_out_tasks
 from metarl.objective import MetaObjective
 from metarl.parameters import parameters_of
@@ -116,6 +117,14 @@ def test_a_share_of_the_test_tasks_has_the_same_first_episodes():
     whole = learner.adapt(tasks, steps=0)[0].episodes
     part = learner.adapt({"goal": tasks["goal"][:2]}, steps=0)[0].episodes
     assert torch.equal(part.rewards, whole.rewards[:2, : part.rewards.shape[1]])
+
+
+def test_task_chunks_are_alike_and_as_many_as_threads_can_share():
+    lengths = {
+        (tasks, size, threads): [part.stop - part.start for part in task_chunks(tasks, size, threads)]
+        for tasks, size, threads in [(20, 8, 1), (20, 8, 2), (20, 100, 2), (5, 1, 2), (1, 4, 2), (3, 2, 4)]
+    }
+    assert list(lengths.values()) == [[6, 7, 7], [5, 5, 5, 5], [10, 10], [1] * 5, [1], [1, 1, 1]]
 
 
 @pytest.mark.parametrize("chunk", [1, 3])

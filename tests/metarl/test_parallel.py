@@ -52,6 +52,13 @@ def test_each_thread_has_a_module_of_its_own():
     assert own_copy(module) is module
 
 
+def test_a_module_that_cannot_be_copied_is_named():
+    module = nn.Linear(2, 2)
+    module.lock = threading.Lock()
+    with pytest.raises(TypeError, match=r"Linear has no copy for a second thread .*; allowed: one thread"):
+        parallel_map(lambda _: own_copy(module), [0, 1])
+
+
 def test_errors_come_through_and_leave_the_threads_as_they_were():
     with pytest.raises(ZeroDivisionError):
         parallel_map(lambda x: 1 / x, [1, 0])

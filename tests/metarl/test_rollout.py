@@ -139,6 +139,16 @@ def test_success_counts_up_to_the_end_of_the_episode(autoreset):
     assert episodes.success_rates.tolist() == [0, 1, 1]
 
 
+@pytest.mark.parametrize("first", [False, True])
+def test_success_that_only_some_episodes_tell_of_counts_as_none_of_the_others(first):
+    *_, silent = corridor_rollout(AutoresetMode.NEXT_STEP)
+    *_, telling = corridor_rollout(AutoresetMode.NEXT_STEP, "tells success")
+    both = telling.joined(silent) if first else silent.joined(telling)
+    told, untold = telling.succeeded.tolist(), [[False] * 4] * 3
+    pairs = zip(told, untold, strict=True) if first else zip(untold, told, strict=True)
+    assert both.succeeded.tolist() == [a + b for a, b in pairs]
+
+
 def test_success_of_joined_episodes_counts_those_that_are_there():
     distribution = CorridorTasks(6, AutoresetMode.NEXT_STEP, "tells success")
     policy = CategoricalMLP(distribution.observation_space, distribution.action_space, (5,))

@@ -90,6 +90,28 @@ def test_the_length_is_that_of_the_true_constraint(factor):
     torch.testing.assert_close(new, expected)
 
 
+def test_a_constraint_that_is_far_too_small_lengthens_the_step_no_more_than_backtracking_can_undo():
+    a, g, evaluate = quadratic_problem()
+    start = torch.zeros(5, dtype=torch.float64)
+    calls = []
+
+    def misled(x):
+        calls.append(x)
+        loss, constraint = evaluate(x)
+        return loss, constraint * (1e-12 if len(calls) == 1 else 1)
+
+    _, outcome = TrustRegion(damping=0.0, iterations=20).step(start, g @ start, g, lambda v: a @ v, misled)
+    assert outcome.status == "accepted"
+    torch.testing.assert_close(calls[1], 10 * calls[0])
+
+
+def test_products_that_are_not_finite_end_the_run():
+    _, g, evaluate = quadratic_problem()
+    start = torch.zeros(5, dtype=torch.float64)
+    with pytest.raises(ArithmeticError, match="a product with the Hessian of the constraint is not finite"):
+        TrustRegion().step(start, g @ start, g, lambda v: v * math.nan, evaluate)
+
+
 def test_shortens_until_the_constraint_holds():
     a, g, _ = quadratic_problem()
     start = torch.zeros(5, dtype=torch.float64)

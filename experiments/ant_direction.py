@@ -15,6 +15,7 @@ class DirectionSettings(LocomotionSettings):
 
     iterations: int = with_default(Settings, "iterations", 575, "paper's published result")
     episodes: int = with_default(Settings, "episodes", 40, "paper")
+    later_factor: float = with_default(Settings, "later_factor", 0.01, "paper's code")
     evaluation_episodes: int = with_default(Settings, "evaluation_episodes", 40, "paper")
 
 

@@ -2,13 +2,11 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
-from experiments.configuration import OneLineParser, SettingError, check_settings
+from experiments.configuration import OneLineParser, SettingError
 from experiments.training import evaluate_run, one_line_errors, open_run, table
 from experiments.videos import save_videos
-from metarl.runs import Run
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -24,41 +22,34 @@ def main(arguments: Sequence[str] | None = None) -> None:
         metavar="STR",
         help="few-shot: batch norm's on query data, batch or per-step (default: the run's)",
     )
-    parser.add_argument("--best", action="store_true", help="the best iterate by training return, not the last one")
+    parser.add_argument("--data", metavar="DIR", help="few-shot: folder of the images (default: the run's)")
+    parser.add_argument("--cache", metavar="DIR", help="few-shot: folder of the prepared images (default: the run's)")
+    parser.add_argument(
+        "--best", action="store_true", help="the best iterate, by training return or validation, not the last one"
+    )
     parser.add_argument(
         "--video", type=int, nargs="*", metavar="TASK", help="film these test tasks before and after (default: 0 and 1)"
     )
-    parser.add_argument("--output", type=Path, metavar="DIR", help="where results go (default: the run itself)")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="where results go (default: in the run)")
     chosen = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
     with one_line_errors():
-        experiment, settings, learner = open_run(chosen.run, "best.pt" if chosen.best else "checkpoint.pt")
-        given = {
-            f"evaluation_{name}": getattr(chosen, name)
-            for name in ("steps", "tasks", "episodes", "shots", "statistics")
-        }
-        given = {name: value for name, value in given.items() if value is not None}
-        unfit = [name.replace("evaluation_", "--") for name in given if not hasattr(settings, name)]
+        names = {name: f"evaluation_{name}" for name in ("steps", "tasks", "episodes", "shots", "statistics")}
+        names |= {"data": "data", "cache": "cache"}
+        given = {name: value for name in names if (value := getattr(chosen, name)) is not None}
+        changes = {names[name]: value for name, value in given.items()}
+        experiment, settings, learner = open_run(chosen.run, "best.pt" if chosen.best else "checkpoint.pt", changes)
         if chosen.video is not None and not hasattr(settings, "horizon"):
-            unfit.append("--video")
-        if unfit:
-            raise SettingError(f"{unfit[0]} means nothing in {experiment.name}; allowed: without it")
-        settings = replace(settings, **given)
-        try:
-            check_settings(settings)
-        except SettingError as error:
-            raise SettingError(str(error).replace("--evaluation-", "--")) from None
+            raise SettingError(f"--video means nothing in {experiment.name}; allowed: without it")
         if wrong := [task for task in chosen.video or [] if not 0 <= task < settings.evaluation_tasks]:
             raise SettingError(f"--video = {wrong[0]}; allowed: 0 to {settings.evaluation_tasks - 1}")
-        evaluation = evaluate_run(experiment, Run.open(chosen.run), settings, learner, chosen.output)
+        differs = ["best"] * chosen.best + [f"{k}_{v}" for k, v in given.items() if k not in ("data", "cache")]
+        output = chosen.output or (chosen.run / "-".join(["evaluation", *differs]) if differs else chosen.run)
+        evaluation = evaluate_run(experiment, settings, learner, output)
         print(f"{experiment.name} after iteration {learner.iteration}, {settings.evaluation_tasks} test tasks")
         print(table(evaluation))
         if chosen.video is not None:
-            save_videos(
-                learner,
-                evaluation,
-                chosen.video or range(min(2, settings.evaluation_tasks)),
-                chosen.output or chosen.run,
-            )
+            save_videos(learner, evaluation, chosen.video or range(min(2, settings.evaluation_tasks)), output)
+        print(f"results in {output}")
 
 
 if __name__ == "__main__":

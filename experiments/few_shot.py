@@ -151,9 +151,9 @@ class FewShotExperiment(Experiment):
 
     def merit(self, settings: Any, figures: dict[str, float]) -> float:
         """The validation score after as many steps as training takes, where the figures hold one."""
-        after = figures.get(f"evaluation/step_{min(settings.inner_steps, settings.evaluation_steps)}")
-        sign = 1 if any(name.startswith("accuracy") for name in figures) else -1
-        return -math.inf if after is None else sign * after
+        name = "accuracy" if any(key.startswith("accuracy/") for key in figures) else "mse"
+        after = figures.get(f"evaluation/{name}/step_{min(settings.inner_steps, settings.evaluation_steps)}")
+        return -math.inf if after is None else after if name == "accuracy" else -after
 
     def shown(self, settings: Any, figures: dict[str, float]) -> str:
         """Score in training, and speed."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import metarl
-from experiments.configuration import setting
+from experiments.configuration import SettingError, setting
 from experiments.few_shot import (
     LEARNERS,
     FewShotEvaluation,
@@ -70,8 +70,10 @@ def build_images(settings: Any, images: dict[str, Tensor], network: Any) -> meta
     """The learner on images per split; a classifier sees as many in an iteration as there are query images else."""
     device = choose_device(settings.device)
     images = {split: tensor.to(device) for split, tensor in images.items()}
+    of_evaluation = settings.evaluation_shots or settings.shots
+    _episodes({split: images[split] for split in ("validation", "test")}, settings.ways, of_evaluation, of_evaluation)
     if settings.learner != "classifier":
-        episodes = metarl.ImageEpisodes(images, settings.ways, settings.shots, settings.training_queries)
+        episodes = _episodes(images, settings.ways, settings.shots, settings.training_queries)
         return build_few_shot(settings, episodes, lambda: network(settings, settings.ways), metarl.CLASSIFICATION)
     batches = metarl.ImageBatches(images, settings.tasks * settings.ways * settings.training_queries)
     alone, classes = replace(settings, tasks=1, inner_steps=0), len(images["train"])
@@ -80,7 +82,14 @@ def build_images(settings: Any, images: dict[str, Tensor], network: Any) -> meta
 
 def episodes(settings: Any, learner: Any, shots: int) -> metarl.ImageEpisodes:
     """Tasks of evaluations, with as many query as support images, as in the paper."""
-    return metarl.ImageEpisodes(learner.distribution.images, settings.ways, shots, shots)
+    return _episodes(learner.distribution.images, settings.ways, shots, shots)
+
+
+def _episodes(images: dict[str, Tensor], ways: int, shots: int, queries: int) -> metarl.ImageEpisodes:
+    try:
+        return metarl.ImageEpisodes(images, ways, shots, queries)
+    except ValueError as error:
+        raise SettingError(f"--ways = {ways}, --shots = {shots}: {error}") from error
 
 
 @torch.no_grad()

@@ -10,9 +10,11 @@ import hashlib
 import io
 import os
 import pickle
+import sys
 import urllib.request
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,7 @@ OMNIGLOT_MD5 = {
 }
 OMNIGLOT_SPLITS = {"train": 1100, "validation": 100, "test": 423}
 MINI_IMAGENET_SPLITS = {"train": "train", "val": "validation", "test": "test"}
+_IMAGES = (".jpg", ".jpeg", ".JPEG", ".JPG", ".png")
 _NamedImage = tuple[str, Callable[[], bytes]]
 
 
@@ -55,9 +58,6 @@ def omniglot(folder: Path | None, cache: Path) -> dict[str, Tensor]:
     """
     read = _prepared(cache, "omniglot_images", folder, lambda: _read_omniglot(folder or _download_omniglot(cache)))
     images = read["images"][..., None]
-    if len(images) < sum(OMNIGLOT_SPLITS.values()):
-        total = sum(OMNIGLOT_SPLITS.values())
-        raise RunError(f"{folder} holds {len(images)} characters; allowed: all {total} of Omniglot")
     splits = split_classes(len(images), OMNIGLOT_SPLITS, keyed_generator(0, "omniglot/split"))
     return {name: with_rotations(images[torch.from_numpy(found)]) for name, found in splits.items()}
 
@@ -72,9 +72,9 @@ def mini_imagenet(folder: Path | None, cache: Path) -> dict[str, Tensor]:
         RunError: a missing or damaged set.
     """
     if folder is None or not folder.is_dir():
-        where = "nowhere" if folder is None else folder
+        where = "has no download" if folder is None else f"is not in {folder}"
         raise RunError(
-            f"MiniImagenet is not in {where}; put train/, val/ and test/ with a folder of images per class, or "
+            f"MiniImagenet {where}; put train/, val/ and test/ with a folder of images per class, or "
             "images/ with train.csv, val.csv and test.csv, or mini-imagenet-cache-{train,val,test}.pkl there, "
             "and name it with --data"
         )
@@ -88,7 +88,9 @@ def _prepared(cache: Path, name: str, source: Path | None, read: Callable[[], di
     listed = repr(sorted((str(entry), entry.stat().st_size, entry.stat().st_mtime_ns) for entry in entries))
     path = cache / f"{name}-{hashlib.sha256(listed.encode()).hexdigest()[:12]}.pt"
     if path.exists():
-        return load_checkpoint(path)
+        with suppress(RunError):  # a damaged file is made again
+            return load_checkpoint(path)
+    print(f"preparing {name.replace('_', ' ')} for later starts, in {path}", file=sys.stderr)
     content = read()
     cache.mkdir(parents=True, exist_ok=True)
     save_checkpoint(path, content)
@@ -105,6 +107,8 @@ def _read_omniglot(folder: Path) -> dict[str, Tensor]:
             characters.setdefault(f"{alphabet}/{character}", []).append(255 - image)
     if wrong := [name for name, drawings in characters.items() if len(drawings) != 20]:
         raise RunError(f"{folder}: {wrong[0]} has {len(characters[wrong[0]])} drawings; allowed: 20")
+    if len(characters) < (total := sum(OMNIGLOT_SPLITS.values())):
+        raise RunError(f"{folder} holds {len(characters)} characters; allowed: all {total} of Omniglot")
     return {"images": torch.from_numpy(np.stack([characters[name] for name in sorted(characters)]))}
 
 
@@ -165,7 +169,8 @@ def _read_mini_imagenet(folder: Path) -> dict[str, Tensor]:
         elif (folder / f"{short}.csv").is_file():
             classes = _read_listed(folder, f"{short}.csv")
         elif (folder / short).is_dir():
-            classes = {p.name: _read_files(sorted(p.iterdir())) for p in sorted((folder / short).iterdir())}
+            folders = [p for p in sorted((folder / short).iterdir()) if p.is_dir()]
+            classes = {p.name: _read_files(sorted(f for f in p.iterdir() if f.suffix in _IMAGES)) for p in folders}
         else:
             raise RunError(f"{folder} lacks the {short} split; allowed: {short}/, {short}.csv or a pickle of it")
         sizes = {len(images) for images in classes.values()}
@@ -177,13 +182,17 @@ def _read_mini_imagenet(folder: Path) -> dict[str, Tensor]:
 
 def _read_listed(folder: Path, name: str) -> dict[str, np.ndarray]:
     with open(folder / name, newline="") as file:
-        rows = [(row["label"], folder / "images" / row["filename"]) for row in csv.DictReader(file)]
+        try:
+            rows = [(row["label"], folder / "images" / row["filename"]) for row in csv.DictReader(file)]
+        except KeyError as error:
+            raise RunError(f"{folder / name} has no column {error}; allowed: columns filename and label") from error
     labels = dict.fromkeys(label for label, _ in rows)
     return {label: _read_files([path for of, path in rows if of == label]) for label in labels}
 
 
 def _read_files(paths: list[Path]) -> np.ndarray:
-    return np.stack([_decode(path.read_bytes, str(path), "RGB", (84, 84)) for path in paths])
+    decoded = [_decode(path.read_bytes, str(path), "RGB", (84, 84)) for path in paths]
+    return np.stack(decoded) if decoded else np.empty((0, 84, 84, 3), np.uint8)
 
 
 def _read_pickle(path: Path) -> dict[str, np.ndarray]:

@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from experiments import evaluate, training
 from experiments.configuration import OneLineParser, SettingError
 from experiments.pictures import save_json
-from metarl.runs import Run
+from metarl.runs import Run, load_checkpoint
 
 RESULTS = Path(__file__).parent / "results"
 RUNS = Path("runs/reproduce")
@@ -175,6 +175,8 @@ def choose(
         chosen.methods = []
         return chosen
     chosen.methods = chosen.methods or list(usual[chosen.figure])
+    if min(chosen.seeds) < 0:
+        raise SettingError(f"--seeds = {min(chosen.seeds)}; allowed: at least 0")
     if unknown := [name for name in chosen.methods if name not in known[chosen.figure]]:
         raise SettingError(f"--methods = {unknown[0]!r}; allowed: {', '.join(map(repr, known[chosen.figure]))}")
     return chosen
@@ -186,14 +188,13 @@ def run_method(figure: str, name: str, seed: int, threads: int | None) -> None:
     directory, kept = (base / figure / slug(name) / f"seed{seed}" for base in (RUNS, RESULTS))
     flags = [*method.flags.split(), *(["--threads", str(threads)] if threads else [])]
     train_run(experiment, directory, seed, flags, method.trained)
-    evaluate.main([str(directory), "--output", str(kept)])
-    if seed > 0:  # one picture of the paths is enough
-        (kept / "paths.png").unlink(missing_ok=True)
-    (kept / "adaptation.png").unlink()
+    kept.mkdir(parents=True, exist_ok=True)
+    _evaluate_once(directory, [], kept / "evaluation.json")
+    if seed == 0 and (directory / "paths.png").exists():  # one picture of the paths is enough
+        shutil.copy(directory / "paths.png", kept / "paths.png")
     if method.trained:
-        evaluate.main([str(directory), "--best", "--output", str(kept / "best")])
-        shutil.copy(kept / "best" / "evaluation.json", kept / "best_evaluation.json")
-        shutil.rmtree(kept / "best")
+        _evaluate_once(directory, ["--best"], kept / "best_evaluation.json")
+        shutil.copy(directory / "best.pt", kept / "best.pt")
     for file in ("config.json", "checkpoint.pt"):
         shutil.copy(directory / file, kept / file)
     lines = Run(directory).metrics()
@@ -201,6 +202,15 @@ def run_method(figure: str, name: str, seed: int, threads: int | None) -> None:
     seconds = sum(line["seconds/rollout"] + line["seconds/adapt"] + line["seconds/update"] for line in lines)
     machine = f"{platform.machine()}, {os.cpu_count()} cores"
     save_json(kept / "curve.json", {**curve, "seconds": round(seconds), "machine": machine})
+
+
+def _evaluate_once(directory: Path, flags: list[str], kept: Path) -> None:
+    """Keep the evaluation of a checkpoint; the run may hold it already, and what is kept may be that."""
+    iteration = load_checkpoint(directory / ("best.pt" if flags else "checkpoint.pt"))["learner"]["iteration"]
+    made = directory / ("evaluation-best" if flags else "") / "evaluation.json"
+    if not made.exists() or json.loads(made.read_text())["iteration"] != iteration:
+        evaluate.main([str(directory), *flags])
+    shutil.copy(made, kept)
 
 
 def train_run(
@@ -232,10 +242,10 @@ def report() -> None:
     """Write summary.json, a figure per experiment, and tables in Markdown, from the results that are kept."""
     summary: dict[str, dict[str, Any]] = {}
     for figure, reproduction in FIGURES.items():
-        for name, method in reproduction.methods.items():
+        for name in reproduction.methods:
             folders = sorted((RESULTS / figure / slug(name)).glob("seed*"))
             if folders:
-                summary.setdefault(figure, {})[name] = _summarise(figure, method, folders)
+                summary.setdefault(figure, {})[name] = _summarise(figure, name, folders)
     keep_summary(RESULTS / "summary.json", summary)
     for figure, methods in summary.items():
         for group, names in FIGURES[figure].groups.items():
@@ -254,41 +264,57 @@ def keep_summary(path: Path, summary: dict[str, dict[str, Any]]) -> None:
 def table(figure: str, methods: dict[str, Any]) -> str:
     """A Markdown table: ours, mean and standard error over seeds, with the published number in brackets."""
     rows = [
-        f"| {figure} | 0 steps | 1 step | 2 steps | 3 steps | iterations | seeds |",
-        "|---|---|---|---|---|---|---|",
+        f"| {figure} | 0 steps | 1 step | 2 steps | 3 steps | iterations | seeds | environment steps | hours |",
+        "|---" * 9 + "|",
     ]
     for name, entry in methods.items():
-        published = FIGURES[figure].methods[name].published
-        cells = []
-        for step in range(4):
-            value = entry.get(f"return/step_{step}")
-            paper = f" ({published[step]:.1f})" if step < len(published) else ""
-            cells.append(f"{value['mean']:.1f}{_plus_minus(value['standard_error'])}{paper}" if value else "")
-        rows.append(f"| {name} | {' | '.join(cells)} | {entry['iterations']} | {len(entry['seeds'])} |")
+        for label, prefix in ((name, ""), (f"{name}, best iterate", "best/")):
+            published = FIGURES[figure].methods[name].published
+            cells = []
+            for step in range(4):
+                value = entry.get(f"{prefix}return/step_{step}")
+                paper = f" ({published[step]:.1f})" if step < len(published) else ""
+                cells.append(f"{value['mean']:.1f}{_plus_minus(value['standard_error'])}{paper}" if value else "")
+            if not any(cells):
+                continue
+            iterations, steps = (shown(entry[f"{prefix}{key}"]) for key in ("iterations", "env_steps"))
+            hours = f"{np.mean(entry['seconds']) / 3600:.2f}"
+            rows.append(f"| {label} | {' | '.join(cells)} | {iterations} | {len(entry['seeds'])} | {steps} | {hours} |")
     return "\n".join(rows) + "\n"
+
+
+def shown(value: Any) -> str:
+    """A number, or the range of several."""
+    values = value if isinstance(value, list) else [value]
+    return " to ".join(f"{of:,}" for of in sorted({min(values), max(values)}))
 
 
 def _plus_minus(error: float | None) -> str:
     return "" if error is None else f" ± {error:.1f}"  # there is none of a single seed
 
 
-def _summarise(figure: str, method: Method, folders: Sequence[Path]) -> dict[str, Any]:
+def _summarise(figure: str, name: str, folders: Sequence[Path]) -> dict[str, Any]:
+    method = FIGURES[figure].methods[name]
     records = [json.loads((folder / "evaluation.json").read_text()) for folder in folders]
     configs = [json.loads((folder / "config.json").read_text()) for folder in folders]
     curves = [json.loads((folder / "curve.json").read_text()) for folder in folders]
+    seeds = [record["seed"] for record in records]
     entry: dict[str, Any] = {
-        "seeds": [record["seed"] for record in records],
-        "iterations": common([record["iteration"] for record in records]),
+        "seeds": seeds,
         "dynamics": records[0]["dynamics"],
-        "env_steps": common([record["env_steps"] for record in records]),
         "seconds": [curve["seconds"] for curve in curves],
         "machine": curves[0]["machine"],
         "commit": common([config.get("commit") for config in configs]),
-        "command": f"python experiments/{figure}.py {method.flags}".strip() if method.trained else "no training",
+        "command": f"python experiments/reproduce.py {figure} --methods {name!r} --seeds {' '.join(map(str, seeds))}",
+        "flags": method.flags,
     }
-    for prefix, name in (("", "evaluation.json"), ("best/", "best_evaluation.json")):
-        found = [json.loads((folder / name).read_text()) for folder in folders if (folder / name).exists()]
-        for key in sorted(found[0]) if found else []:
+    for prefix, file in (("", "evaluation.json"), ("best/", "best_evaluation.json")):
+        found = [json.loads((folder / file).read_text()) for folder in folders if (folder / file).exists()]
+        if not found:
+            continue
+        entry[f"{prefix}iterations"] = common([record["iteration"] for record in found])
+        entry[f"{prefix}env_steps"] = common([record["env_steps"] for record in found])
+        for key in sorted(found[0]):
             if key.startswith("return/"):
                 means = np.array([record[key]["mean"] for record in found])
                 error = means.std(ddof=1) / len(means) ** 0.5 if len(means) > 1 else float("nan")
@@ -296,6 +322,7 @@ def _summarise(figure: str, method: Method, folders: Sequence[Path]) -> dict[str
                     "mean": round(float(means.mean()), 3),
                     "standard_error": None if len(means) == 1 else round(float(error), 3),
                     "per_seed": means.round(3).tolist(),
+                    "standard_error_over_tasks": [record[key]["standard_error"] for record in found],
                 }
     return entry
 

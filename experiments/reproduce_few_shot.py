@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from experiments import evaluate, training
 from experiments.configuration import OneLineParser
 from experiments.pictures import save_json
-from experiments.reproduce import RESULTS, RUNS, choose, common, keep_summary, slug, train_run
+from experiments.reproduce import RESULTS, RUNS, choose, common, keep_summary, shown, slug, train_run
 from metarl.runs import Run, load_checkpoint, save_checkpoint
 
 
@@ -107,9 +107,9 @@ def report() -> None:
     """Write summary.json, a figure for sine, and tables in Markdown, from the results that are kept."""
     summary: dict[str, dict[str, Any]] = {}
     for figure, methods in FIGURES.items():
-        for name, method in methods.items():
+        for name in methods:
             if folders := sorted((RESULTS / figure / slug(name)).glob("seed*")):
-                summary.setdefault(figure, {})[name] = _summarise(figure, method, folders)
+                summary.setdefault(figure, {})[name] = _summarise(figure, name, folders)
     keep_summary(RESULTS / "summary.json", summary)
     for figure, methods in summary.items():
         if figure == "sine":
@@ -119,22 +119,21 @@ def report() -> None:
 
 def table(figure: str, methods: dict[str, Any]) -> str:
     """A Markdown table: mean over seeds, with half of the 95 % interval over tasks, or the s.e. over several seeds."""
-    shown = (0, 1, 5, 10) if figure == "sine" else (0, 1, 3, 5)
+    steps = (0, 1, 5, 10) if figure == "sine" else (0, 1, 3, 5)
     score, scale = ("mse", 1) if figure == "sine" else ("accuracy", 100)
     rows = [
-        f"| {figure} | {' | '.join(f'{step} steps' for step in shown)} | iterations | seeds | published |",
-        "|---" * (len(shown) + 4) + "|",
+        f"| {figure} | {' | '.join(f'{step} steps' for step in steps)} | iterations | seeds | published |",
+        "|---" * (len(steps) + 4) + "|",
     ]
     for name, entry in methods.items():
         for prefix in ("", *sorted({key.split("/")[0] + "/" for key in entry if key.startswith("shots_")})):
-            cells = [_cell(entry.get(f"{prefix}{score}/step_{step}"), scale) for step in shown]
+            cells = [_cell(entry.get(f"{prefix}{score}/step_{step}"), scale) for step in steps]
             published, seeds = FIGURES[figure][name].published, len(entry["seeds"])
             label = f"{name}, K = {prefix[6:-1]}" if prefix else name
-            rows.append(f"| {label} | {' | '.join(cells)} | {entry['iterations']} | {seeds} | {published} |")
+            rows.append(f"| {label} | {' | '.join(cells)} | {shown(entry['iterations'])} | {seeds} | {published} |")
         if nearest := entry.get(f"{score}/nearest_neighbour"):
-            rows.append(
-                f"| {name}, nearest neighbour | {_cell(nearest, scale)} |  |  |  | {entry['iterations']} | {seeds} |  |"
-            )
+            iterations = shown(entry["iterations"])
+            rows.append(f"| {name}, nearest neighbour | {_cell(nearest, scale)} |  |  |  | {iterations} | {seeds} |  |")
     return "\n".join(rows) + "\n"
 
 
@@ -148,14 +147,16 @@ def _cell(entry: dict[str, Any] | None, scale: float) -> str:
     return f"{scale * entry['mean']:.{digits}f} ± {scale * error:.{digits}f}"
 
 
-def _summarise(figure: str, method: Method, folders: Sequence[Path]) -> dict[str, Any]:
+def _summarise(figure: str, name: str, folders: Sequence[Path]) -> dict[str, Any]:
+    method = FIGURES[figure][name]
     curves = [json.loads((folder / "curve.json").read_text()) for folder in folders]
     configs = [json.loads((folder / "config.json").read_text()) for folder in folders]
     entry: dict[str, Any] = {
         "seconds": [curve["seconds"] for curve in curves],
         "machine": curves[0]["machine"],
         "commit": common([config["commit"] for config in configs]),
-        "command": f"python experiments/{figure}.py {method.flags}".strip(),
+        "command": f"python experiments/reproduce_few_shot.py {figure} --methods {name!r}",
+        "flags": method.flags,
     }
     for shots in method.shots or (None,):
         records = [json.loads((folder / _evaluation(shots)).read_text()) for folder in folders]
@@ -164,6 +165,8 @@ def _summarise(figure: str, method: Method, folders: Sequence[Path]) -> dict[str
             entry["iterations"] = common([record["iteration"] for record in records])
             entry["shots"], entry["evaluation_tasks"] = records[0]["shots"], records[0]["evaluation_tasks"]
             prefix = ""
+            seeds = " ".join(map(str, entry["seeds"]))
+            entry["command"] += f" --seeds {seeds} --iterations {max(record['iteration'] for record in records)}"
         else:
             prefix = f"shots_{shots}/"
         for key, value in records[0].items():

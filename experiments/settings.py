@@ -46,6 +46,9 @@ class Settings:
     )
     inner_steps: int = setting(1, "gradient steps of the inner loop in training", at_least=0, source="paper")
     inner_step_size: float = setting(0.1, "step size of the inner loop", more_than=0, source="paper")
+    later_factor: float = setting(
+        0.5, "of the step size, after as many steps as training takes", more_than=0, source="paper's code"
+    )
     order: str = setting(
         "second", "whether the meta-gradient runs through the inner one", choices=("first", "second"), source="paper"
     )
@@ -196,7 +199,13 @@ def build_rule(settings: Settings) -> metarl.GradientDescent:
             changes = {"adapted": (f"mean.{2 * len(settings.hidden_sizes)}.*", "log_std")}
         case "cavia":
             changes = {"adapted": ("context",), "from_zero": True}
-    return kind(settings.inner_step_size, settings.inner_steps, settings.order == "second", **changes)
+    return kind(
+        settings.inner_step_size,
+        settings.inner_steps,
+        settings.order == "second",
+        later_factor=settings.later_factor,
+        **changes,
+    )
 
 
 def build_outer(settings: Settings) -> OuterOptimiser:

@@ -6,9 +6,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, Protocol
@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 import metarl
 from experiments import pictures
-from experiments.configuration import OneLineParser, SettingError, from_json, leave, parse, to_json
+from experiments.configuration import OneLineParser, SettingError, check_settings, from_json, leave, parse, to_json
 from experiments.settings import Settings, choose_device
 from metarl import distributed
 from metarl.distributed import LostProcessError, Processes
@@ -120,11 +120,15 @@ def main(experiment: Experiment, arguments: Sequence[str] | None = None) -> bool
         run, settings, learner, progress = _start(experiment, sys.argv[1:] if arguments is None else arguments)
         finished = train(experiment, run, settings, learner, progress)
         if finished:
-            evaluation = evaluate_run(experiment, run, settings, learner)
+            evaluation = evaluate_run(experiment, settings, learner, run.directory)
             if learner.processes.rank == 0:
+                with _writer(run, learner) as writer:
+                    for step, mean in enumerate(evaluation.mean.tolist()):
+                        writer.add_scalar(f"test/{evaluation.name}/step_{step}", mean, learner.iteration)
+                    for name, figure in _figures(experiment, evaluation).items():
+                        writer.add_figure(f"test/{name}", figure, learner.iteration)
                 print(table(evaluation))
-                files = "evaluation.json, adaptation.png"
-                print(f"results in {run.directory}: {files}; tensorboard --logdir {run.directory}")
+                print(f"results in {run.directory}; tensorboard --logdir {run.directory}")
         distributed.end()
     return finished
 
@@ -142,6 +146,8 @@ def one_line_errors() -> Iterator[None]:
         yield
     except (SettingError, RunError) as error:
         leave(2, str(error), patient=distributed.local_rank() > 0)
+    except (FileNotFoundError, NotADirectoryError, PermissionError, FileExistsError, IsADirectoryError) as error:
+        leave(2, f"{error.filename} cannot be used: {error.strerror}", patient=distributed.local_rank() > 0)
     except (metarl.NonFiniteError, metarl.SimulationError, ArithmeticError, DeviceMemoryError) as error:
         leave(1, f"{error}; the last checkpoint is as it was")
     except LostProcessError as error:
@@ -186,11 +192,22 @@ class Progress:
     best_iteration: int = 0
 
 
-def open_run(directory: Path, checkpoint: str = "checkpoint.pt") -> tuple[Experiment, Any, Any]:
-    """Load a run: its experiment, its settings, and its learner at a checkpoint."""
+def open_run(
+    directory: Path, checkpoint: str = "checkpoint.pt", changes: Mapping[str, Any] | None = None
+) -> tuple[Experiment, Any, Any]:
+    """Load a run: its experiment, its settings with changes, and its learner at a checkpoint."""
     run = Run.open(directory)
     experiment = find_experiment(str(run.config.get("experiment")))
     settings = _settings_of(run, experiment)
+    for name, value in (changes or {}).items():
+        if not hasattr(settings, name):
+            flag = name.removeprefix("evaluation_")
+            raise SettingError(f"--{flag} means nothing in {experiment.name}; allowed: without it")
+        settings = replace(settings, **{name: value})
+    try:
+        check_settings(settings)
+    except SettingError as error:
+        raise SettingError(str(error).replace("--evaluation-", "--")) from None
     learner = experiment.build(settings)
     load_state(learner, run, checkpoint)
     return experiment, settings, learner
@@ -222,21 +239,26 @@ def train(experiment: Experiment, run: Run, settings: RunSettings, learner: Any,
     lead = processes.rank == 0
     if lead:
         print(f"{experiment.name}: {run.directory}, on {_hardware(learner)}", flush=True)
-    records = SummaryWriter(str(run.directory), purge_step=learner.iteration + 1) if lead else nullcontext()
+    records = _writer(run, learner) if lead else nullcontext()
     hidden = None if lead else True
     bar = tqdm(initial=learner.iteration, total=settings.iterations, unit="iteration", disable=hidden)
     with _graceful_stop(processes) as stop, records as writer, bar:
+        if writer is not None:
+            lines = (f"    {name}: {value}" for name, value in to_json(settings).items())
+            writer.add_text("settings", "\n".join(lines), learner.iteration)
         while learner.iteration < settings.iterations and not stopped:
             start = learner.state_dict() if experiment.merit_of_start else None
             figures, evaluation = experiment.advance(settings, learner), None
             if settings.evaluate_every and learner.iteration % settings.evaluate_every == 0:
                 evaluation = experiment.evaluate(settings, learner, "validation")
-                figures |= {f"evaluation/step_{k}": float(mean) for k, mean in enumerate(evaluation.mean)}
+                means = enumerate(evaluation.mean.tolist())
+                figures |= {f"evaluation/{evaluation.name}/step_{k}": mean for k, mean in means}
             stopped = processes.most(len(stop)) > 0
             if writer is None:
                 continue
             if evaluation is not None:
-                _draw(experiment, evaluation, writer, learner.iteration)
+                for name, figure in _figures(experiment, evaluation).items():
+                    writer.add_figure(name, figure, learner.iteration)
             merit = experiment.merit(settings, figures)
             run.append_metrics(figures)
             last = learner.iteration == settings.iterations
@@ -257,11 +279,8 @@ def train(experiment: Experiment, run: Run, settings: RunSettings, learner: Any,
     return True
 
 
-def evaluate_run(
-    experiment: Experiment, run: Run, settings: RunSettings, learner: Any, output: Path | None = None
-) -> Any:
-    """Evaluate on the run's test tasks; write evaluation.json and the pictures into the run or another folder."""
-    folder = output or run.directory
+def evaluate_run(experiment: Experiment, settings: RunSettings, learner: Any, folder: Path) -> Any:
+    """Evaluate on the test tasks; write evaluation.json and the pictures into a folder, such as the run's."""
     evaluation = experiment.evaluate(settings, learner, "test")
     if learner.processes.rank > 0:
         return evaluation
@@ -416,9 +435,8 @@ def _figures(experiment: Experiment, evaluation: Any) -> dict[str, Any]:
     return {"adaptation": pictures.adaptation(evaluation), **experiment.figures(evaluation)}
 
 
-def _draw(experiment: Experiment, evaluation: Any, writer: SummaryWriter, iteration: int) -> None:
-    for name, figure in _figures(experiment, evaluation).items():
-        writer.add_figure(name, figure, iteration)
+def _writer(run: Run, learner: Any) -> SummaryWriter:
+    return SummaryWriter(str(run.directory), purge_step=learner.iteration + 1)
 
 
 @contextmanager

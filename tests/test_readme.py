@@ -12,7 +12,7 @@ from metarl.check import check
 from metarl.evaluation import evaluate, held_out_tasks
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
-FIRST, CART_POLE, OTHERS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+FIRST, CART_POLE, OTHERS, FEW_SHOT = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 def run(example: str) -> dict:
@@ -47,6 +47,15 @@ def test_the_other_examples_are_sound_and_learn():
         learner = metarl.Learner(distribution, policy, tasks=2, episodes=3)
         assert np.isfinite(list(learner.step().values())).all()
     assert held_out_tasks(learner, 2)["goal"].tolist() == [[4, 4], [4, 4]]
+
+
+def test_the_few_shot_example_learns_and_predicts(capsys):
+    lines = [line for line in FEW_SHOT.splitlines() if line.strip() and not line.startswith("import")]
+    assert len(lines) < 20
+    names = run(FEW_SHOT.replace("range(1000)", "range(2)"))
+    assert names["logits"].shape == (100, 75, 5)
+    accuracy = (names["logits"].argmax(dim=2) == names["tasks"].query.targets).float().mean()
+    assert accuracy.item() == pytest.approx(names["learner"].scores(names["tasks"], 2)[2].mean().item())
 
 
 @pytest.mark.slow

@@ -39,7 +39,7 @@ def test_a_run_writes_what_it_promises(unbroken):
     lines = timeless_metrics(unbroken)
     assert [line["iteration"] for line in lines] == [2, 4, 6]
     assert {"mse/step_1", "loss", "meta_gradient_norm"} <= set(lines[0])
-    assert [f"evaluation/step_{k}" in lines[1] for k in range(4)] == [True, True, True, False]
+    assert [f"evaluation/mse/step_{k}" in lines[1] for k in range(4)] == [True, True, True, False]
     record = json.loads((unbroken / "evaluation.json").read_text())
     assert (record["iteration"], record["shots"], record["evaluation_tasks"]) == (6, 5, 30)
     assert record["mse/step_2"]["interval_95"] > 0
@@ -60,6 +60,10 @@ def test_evaluate_counts_steps_and_shots(unbroken, tmp_path, capsys):
     other = json.loads((tmp_path / "other" / "evaluation.json").read_text())
     assert (other["shots"], other["iteration"]) == (20, 4)
     assert f"{other['mse/step_4']['mean']:.4f}" in capsys.readouterr().out
+    evaluate.main([str(unbroken), "--best", "--steps", "4"])  # beside the run's own record
+    assert f"results in {unbroken / 'evaluation-best-steps_4'}" in capsys.readouterr().out
+    assert "mse/step_4" in json.loads((unbroken / "evaluation-best-steps_4" / "evaluation.json").read_text())
+    assert "mse/step_4" not in json.loads((unbroken / "evaluation.json").read_text())
     line = error_of(capsys, evaluate.main, [str(unbroken), "--episodes", "3"])
     assert line == "error: --episodes means nothing in sine; allowed: without it"
     line = error_of(capsys, evaluate.main, [str(unbroken), "--video"])
@@ -121,6 +125,7 @@ def test_mini_imagenet_from_a_folder(tmp_path, capsys):
     assert "accuracy/step_1" in json.loads((tmp_path / "run" / "evaluation.json").read_text())
     evaluate.main([str(tmp_path / "run"), "--statistics", "per-step", "--output", str(tmp_path / "fixed")])
     assert (tmp_path / "fixed" / "evaluation.json").read_text() != (tmp_path / "run/evaluation.json").read_text()
+    assert "preparing mini imagenet for later starts" in capsys.readouterr().err
     line = error_of(capsys, evaluate.main, [str(tmp_path / "run"), "--statistics", "steps"])
     assert line == "error: --statistics = 'steps'; allowed: batch, per-step; the nearest is per-step"
 
@@ -136,6 +141,20 @@ def test_mini_imagenet_from_a_folder(tmp_path, capsys):
     assert record["accuracy/nearest_neighbour"]["mean"] == 1  # classes are of one colour each
     assert record["accuracy/step_0"]["mean"] == 0.5
 
+    for flag, message in (
+        (["--ways", "9"], "--ways = 9, --shots = 1: 9 ways of 3 validation classes; allowed: at most 3"),
+        (["--shots", "3"], "--ways = 2, --shots = 3: 3 support and 3 query images of 4 in a validation class; "
+         "allowed: at most 4 together"),
+    ):  # fmt: skip
+        line = error_of(capsys, main, mini_imagenet.EXPERIMENT, [*map(str, [*arguments, *places, *flag])])
+        assert line == f"error: {message}"
+    line = error_of(capsys, evaluate.main, [str(tmp_path / "run"), "--shots", "4"])
+    assert line.startswith("error: --ways = 2, --shots = 4: 4 support and 4 query images")
+    line = error_of(capsys, evaluate.main, [str(tmp_path / "run"), "--data", str(tmp_path / "none")])
+    assert "none; put train/, val/ and test/" in line
+    line = error_of(capsys, evaluate.main, [str(tmp_path / "run"), "--output", "/proc/none"])
+    assert line.startswith("error: /proc/none cannot be used")
+
     line = error_of(capsys, main, mini_imagenet.EXPERIMENT, ["--data", str(tmp_path / "none")])
     assert "put train/, val/ and test/" in line
 
@@ -148,6 +167,7 @@ def test_benchmark_counts_time_and_operations(capsys):
     assert 3 * 75 * forward < one < 1.1 * (3 * 75 + 9 * 5) * forward
     assert 4 * 8 * 5 * forward < five - one < 1.1 * 4 * 9 * 5 * forward
     assert figures["1_steps/processor_seconds"] > 0
+    assert figures["5_steps/task_by_task_seconds"]["median"] > figures["1_steps/task_by_task_seconds"]["median"] > 0
 
 
 def test_reproduction_keeps_what_its_tables_show(tmp_path, monkeypatch, capsys):
@@ -166,7 +186,8 @@ def test_reproduction_keeps_what_its_tables_show(tmp_path, monkeypatch, capsys):
     summary = json.loads((tmp_path / "results" / "summary.json").read_text())
     assert summary["other"] == 1
     maml, kept = summary["sine"]["maml"], tmp_path / "results" / "sine" / "maml"
-    assert (maml["seeds"], maml["iterations"], maml["shots"]) == ([0, 1], 4, 5)  # of the seeds the least
+    assert (maml["seeds"], maml["iterations"], maml["shots"]) == ([0, 1], [6, 4], 5)
+    assert maml["command"].endswith("sine --methods 'maml' --seeds 0 1 --iterations 6")
     for prefix, shots in (("", 5), ("shots_10/", 10)):
         records = [json.loads((kept / f"seed{i}/evaluation_{shots}_shots.json").read_text()) for i in (0, 1)]
         found = maml[f"{prefix}mse/step_2"]

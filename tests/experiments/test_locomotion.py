@@ -146,7 +146,7 @@ def test_benchmark_prints_what_it_promises(name, capsys):
 def test_an_interrupt_ends_the_reproduction_and_keeps_nothing_half_done(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(reproduce, "RESULTS", tmp_path / "results")
-    methods = {"maml": reproduce.Method(" ".join([*TINY, "--iterations", "3"]))}
+    methods = {"maml": reproduce.Method(" ".join(TINY).replace("--iterations 2", "--iterations 3"))}
     monkeypatch.setattr(reproduce, "FIGURES", {"navigation_2d": reproduce.Reproduction(methods)})
     step, steps = training.step, []
 
@@ -185,13 +185,17 @@ def test_reproduction_runs_keeps_and_reports(tmp_path, monkeypatch, capsys):
     assert set(summary) == set(methods)
     maml = summary["maml"]
     assert (maml["seeds"], maml["iterations"], maml["dynamics"]) == ([0, 1], 2, "paper")
-    assert maml["command"] == f"python experiments/navigation_2d.py {small}"
+    assert maml["command"] == "python experiments/reproduce.py navigation_2d --methods 'maml' --seeds 0 1"
+    assert maml["flags"] == small
+    assert maml["best/iterations"] in (0, 1, [0, 1], [1, 0])
     kept = tmp_path / "results" / "navigation_2d" / "maml"
     per_seed = [
         json.loads((kept / f"seed{s}" / "evaluation.json").read_text())["return/step_1"]["mean"] for s in (0, 1)
     ]
     assert maml["return/step_1"]["mean"] == pytest.approx(np.mean(per_seed), abs=1e-3)
     assert maml["return/step_1"]["standard_error"] == pytest.approx(np.std(per_seed, ddof=1) / 2**0.5, abs=1e-3)
+    errors = [json.loads((kept / f"seed{s}" / "evaluation.json").read_text())["return/step_1"] for s in (0, 1)]
+    assert maml["return/step_1"]["standard_error_over_tasks"] == [error["standard_error"] for error in errors]
     assert "return/step_1" not in summary["oracle"]
     assert summary["random"]["iterations"] == 0
     assert f"{maml['return/step_1']['mean']:.1f} ± {maml['return/step_1']['standard_error']:.1f} (-11.0)" in table
@@ -200,6 +204,10 @@ def test_reproduction_runs_keeps_and_reports(tmp_path, monkeypatch, capsys):
     again = json.loads((tmp_path / "again" / "evaluation.json").read_text())
     assert again == json.loads((kept / "seed0" / "evaluation.json").read_text())
     capsys.readouterr()
+    with monkeypatch.context() as context:
+        context.setattr(reproduce.evaluate, "main", None)  # nothing is evaluated twice
+        reproduce.main(["navigation_2d", "--seeds", "0", "1"])
+    assert table.endswith(capsys.readouterr().out)
     reproduce.main(["navigation_2d", "--seeds", "0", "--methods", "first-order"])
     tables = capsys.readouterr().out.split("| navigation_2d |")[1:]
     rows = [[line.split("|")[1].strip() for line in text.splitlines()[2:] if line.startswith("|")] for text in tables]

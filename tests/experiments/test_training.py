@@ -61,8 +61,8 @@ def test_a_run_writes_what_it_promises(unbroken):
     assert expected <= set(lines[0])
     full = json.loads((unbroken / "metrics.jsonl").read_text().splitlines()[0])
     assert {"seconds/rollout", "seconds/adapt", "seconds/update"} <= set(full)
-    assert "evaluation/step_2" in lines[2]
-    assert "evaluation/step_2" not in lines[3]
+    assert "evaluation/return/step_2" in lines[2]
+    assert "evaluation/return/step_2" not in lines[3]
     config = json.loads((unbroken / "config.json").read_text())
     assert config["experiment"] == "navigation_2d"
     assert config["settings"]["hidden_sizes"] == [6]
@@ -77,6 +77,12 @@ def test_tensorboard_gets_the_same_figures_and_the_pictures(unbroken):
         assert found == [(line["iteration"], pytest.approx(line[name], rel=1e-6)) for line in lines]
     assert [event.step for event in events.Images("paths")] == [3, 6]
     assert [event.step for event in events.Images("adaptation")] == [3, 6]
+    record = json.loads((unbroken / "evaluation.json").read_text())
+    [test] = events.Scalars("test/return/step_2")
+    assert (test.step, test.value) == (6, pytest.approx(record["return/step_2"]["mean"], rel=1e-6))
+    assert [event.step for event in events.Images("test/paths")] == [6]
+    [settings] = events.Tensors("settings/text_summary")
+    assert b"hidden_sizes: [6]" in settings.tensor_proto.string_val[0]
 
 
 def test_the_best_iterate_is_kept(unbroken):

@@ -166,9 +166,22 @@ NETWORKS = {
 }
 
 
+LEARNERS = {
+    "maml": (RULES["shared shift"], MAMLGradient()),
+    "first-order": (replace(RULES["shared shift"], second_order=False), MAMLGradient()),
+    "reptile": (RULES["shared shift"], ReptileGradient()),
+    "meta-sgd": (RULES["meta-sgd"], MAMLGradient()),
+    "anil": (RULES["anil"], MAMLGradient()),
+    "maml++": (RULES["per layer and step"], MAMLGradient(10)),
+}
+
+
+@pytest.mark.parametrize("name", LEARNERS)
 @pytest.mark.parametrize("network", NETWORKS)
-def test_batched_equals_chunked_equals_one_by_one(network):
-    learner = image_learner(GradientDescent(0.3, 2, adapted=NOT_SHIFT), NETWORKS[network](), task_chunk=5)
+def test_batched_equals_chunked_equals_one_by_one(network, name):
+    rule, meta_gradient = LEARNERS[name]
+    rule = replace(rule, adapted=("head*",)) if name == "anil" else rule
+    learner = image_learner(rule, NETWORKS[network](), meta_gradient=meta_gradient, task_chunk=5)
     tasks = learner.sample(5, "train")
     whole, losses, scores = learner.gradient(tasks)
     curve = learner.scores(tasks, 3)

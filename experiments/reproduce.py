@@ -328,33 +328,49 @@ def _summarise(figure: str, name: str, folders: Sequence[Path]) -> dict[str, Any
 
 
 def _draw(figure: str, methods: dict[str, Any]) -> Figure:
-    picture = Figure(figsize=(11, 4), layout="constrained")
-    steps_axes, curve_axes = picture.subplots(1, 2)
+    picture = Figure(figsize=(12, 4.5), layout="constrained")
+    steps_axes, curve_axes = picture.subplots(1, 2, sharey=True)
+    lowest = {}
     for index, (name, entry) in enumerate(methods.items()):
         color, published = f"C{index}", FIGURES[figure].methods[name].published
         keys = sorted(key for key in entry if key.startswith("return/step_"))
-        means = [entry[key]["mean"] for key in keys]
+        means = _means(entry)
         errors = [entry[key]["standard_error"] or 0.0 for key in keys]
-        if len(keys) == 1:
-            steps_axes.axhline(means[0], color=color, label=name)
-            if published:
-                steps_axes.axhline(published[0], color=color, linestyle=":", label=f"{name}, published")
-            continue
-        steps_axes.errorbar(range(len(keys)), means, errors, color=color, marker="o", capsize=3, label=name)
-        if published:
-            steps_axes.plot(published, color=color, marker="x", linestyle=":", label=f"{name}, published")
+        lowest[name] = min([*means, *published])
         for folder in sorted((RESULTS / figure / slug(name)).glob("seed*")):
             curve = json.loads((folder / "curve.json").read_text())
             for step, style in ((0, "--"), (1, "-")):
                 if values := curve.get(f"return/step_{step}"):
                     iterations = range(1, len(values) + 1)
                     curve_axes.plot(iterations, values, color=color, linestyle=style, linewidth=0.8)
-    steps_axes.set(xlabel="gradient steps", ylabel="return", title="test tasks, mean and s.e. over seeds")
+        if len(keys) == 1:
+            steps_axes.axhline(means[0], color=color, label=name)
+            if published:
+                steps_axes.axhline(published[0], color=color, linestyle=":", label=f"{name}, published")
+            continue
+        beside = 0.04 * (index - len(methods) / 2)  # so that no marker hides another
+        steps = np.arange(len(keys)) + beside
+        steps_axes.errorbar(steps, means, errors, color=color, marker="o", markersize=4, capsize=3, label=name)
+        if published:
+            steps_axes.plot(steps, published, color=color, marker="x", linestyle=":", label=f"{name}, published")
+    title = "test tasks, mean and s.e. over seeds"
+    worst, *others = sorted(lowest, key=lambda name: lowest[name])
+    top = max(value for entry in methods.values() for value in _means(entry))
+    bottom = lowest[others[0]] if others else lowest[worst]
+    if lowest[worst] < 2 * bottom - top:  # one that would flatten all others
+        steps_axes.set_ylim(bottom - 0.2 * (top - bottom), top + 0.1 * (top - bottom))
+        title += f" ({worst} goes on below)"
+    steps_axes.set(xlabel="gradient steps", ylabel="return", title=title)
     steps_axes.set_xticks(range(4))
-    steps_axes.legend(fontsize=7)
-    curve_axes.set(xlabel="meta-iteration", ylabel="return", title="training: before (dashed) and after one step")
+    picture.legend(fontsize=8, loc="outside left center")
+    curve_axes.set(xlabel="meta-iteration", title="training: before (dashed) and after one step")
     picture.suptitle(figure.replace("_", " "))
     return picture
+
+
+def _means(entry: dict[str, Any]) -> list[float]:
+    """After 0, 1, ... gradient steps."""
+    return [entry[key]["mean"] for key in sorted(entry) if key.startswith("return/step_")]
 
 
 def common(values: Sequence[Any]) -> Any:

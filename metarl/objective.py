@@ -147,14 +147,17 @@ class MetaObjective:
 
             H = 1/M sum_m J_m' F_m J_m,    J_m = d phi_m / d theta,    F_m the Fisher matrix of the adapted policy,
 
-        without second derivatives of J: exactly the Hessian, always positive semi-definite.
+        without second derivatives of J: always positive semi-definite, and the Hessian itself where the estimator's
+        derivative is that of its own inner step (`score`, `likelihood-ratio`). With others J is what the meta-gradient
+        runs through (`lvc`, `dice`, first order), so H is that of another function than the line search measures.
 
         Args:
             vector: theta when the episodes were sampled.
             fraction: of the samples that enter F and the inner Hessians within J, drawn without replacement: single
                 steps, or whole episodes for the inner Hessians of an estimator that couples the steps of an episode.
                 The adapted parameters, at which both are taken, come from all samples all the same. F and each inner
-                Hessian are then unbiased estimates of what all samples give, so H has sampling noise, and a bias of
+                Hessian then estimate what all samples give, without bias where tasks have equally many samples; so H
+                has sampling noise, and a bias of
                 the order of alpha^2 times the variance of the inner Hessian. The line search that follows measures
                 loss and KL on all samples: only the direction of the step feels the noise.
             rng: draws the samples.

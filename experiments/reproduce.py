@@ -185,9 +185,15 @@ def choose(
 def run_method(figure: str, name: str, seed: int, threads: int | None) -> None:
     """Train, evaluate and keep one run; whatever of that is already done is not done again."""
     method, experiment = FIGURES[figure].methods[name], training.find_experiment(figure)
-    directory, kept = (base / figure / slug(name) / f"seed{seed}" for base in (RUNS, RESULTS))
     flags = [*method.flags.split(), *(["--threads", str(threads)] if threads else [])]
-    train_run(experiment, directory, seed, flags, method.trained)
+    train_run(experiment, RUNS / figure / slug(name) / f"seed{seed}", seed, flags, method.trained)
+    keep_run(figure, name, seed)
+
+
+def keep_run(figure: str, name: str, seed: int) -> None:
+    """Evaluate a run as far as it has come, and keep what matters of it."""
+    method = FIGURES[figure].methods[name]
+    directory, kept = (base / figure / slug(name) / f"seed{seed}" for base in (RUNS, RESULTS))
     kept.mkdir(parents=True, exist_ok=True)
     _evaluate_once(directory, [], kept / "evaluation.json")
     if seed == 0 and (directory / "paths.png").exists():  # one picture of the paths is enough
@@ -249,8 +255,8 @@ def report() -> None:
     keep_summary(RESULTS / "summary.json", summary)
     for figure, methods in summary.items():
         for group, names in FIGURES[figure].groups.items():
-            chosen = {name: methods[name] for name in names if name in methods}
-            if chosen.keys() - {"maml"} or group == "adaptation":
+            chosen = {name: methods.get(name, {}) for name in names if name in methods or name == "maml"}
+            if chosen.keys() - {"maml"} or (group == "adaptation" and chosen["maml"]):
                 _draw(figure, chosen).savefig(RESULTS / figure / f"{group}.png", dpi=120)
                 print(table(figure, chosen))
 
@@ -262,7 +268,10 @@ def keep_summary(path: Path, summary: dict[str, dict[str, Any]]) -> None:
 
 
 def table(figure: str, methods: dict[str, Any]) -> str:
-    """A Markdown table: ours, mean and standard error over seeds, with the published number in brackets."""
+    """A Markdown table: ours, mean and standard error over seeds, with the published number in brackets.
+
+    Of a method without results it has the published numbers alone.
+    """
     rows = [
         f"| {figure} | 0 steps | 1 step | 2 steps | 3 steps | iterations | seeds | environment steps | hours |",
         "|---" * 9 + "|",
@@ -273,9 +282,12 @@ def table(figure: str, methods: dict[str, Any]) -> str:
             cells = []
             for step in range(4):
                 value = entry.get(f"{prefix}return/step_{step}")
-                paper = f" ({published[step]:.1f})" if step < len(published) else ""
-                cells.append(f"{value['mean']:.1f}{_plus_minus(value['standard_error'])}{paper}" if value else "")
-            if not any(cells):
+                ours = f"{value['mean']:.1f}{_plus_minus(value['standard_error'])} " if value else ""
+                paper = f"({published[step]:.1f})" if step < len(published) and (value or not entry) else ""
+                cells.append((ours + paper).strip())
+            if not entry and not prefix:
+                rows.append(f"| {label} | {' | '.join(cells)} |  |  |  |  |")
+            if f"{prefix}iterations" not in entry:
                 continue
             iterations, steps = (shown(entry[f"{prefix}{key}"]) for key in ("iterations", "env_steps"))
             hours = f"{np.mean(entry['seconds']) / 3600:.2f}"
@@ -350,12 +362,20 @@ def _draw(figure: str, methods: dict[str, Any]) -> Figure:
             continue
         beside = 0.04 * (index - len(methods) / 2)  # so that no marker hides another
         steps = np.arange(len(keys)) + beside
-        steps_axes.errorbar(steps, means, errors, color=color, marker="o", markersize=4, capsize=3, label=name)
+        if entry:
+            steps_axes.errorbar(steps, means, errors, color=color, marker="o", markersize=4, capsize=3, label=name)
         if published:
-            steps_axes.plot(steps, published, color=color, marker="x", linestyle=":", label=f"{name}, published")
+            steps_axes.plot(
+                np.arange(len(published)) + beside,
+                published,
+                color=color,
+                marker="x",
+                linestyle=":",
+                label=f"{name}, published",
+            )
     title = "test tasks, mean and s.e. over seeds"
     worst, *others = sorted(lowest, key=lambda name: lowest[name])
-    top = max(value for entry in methods.values() for value in _means(entry))
+    top = max(value for entry in methods.values() for value in _means(entry))  # of ours
     bottom = lowest[others[0]] if others else lowest[worst]
     if lowest[worst] < 2 * bottom - top:  # one that would flatten all others
         steps_axes.set_ylim(bottom - 0.2 * (top - bottom), top + 0.1 * (top - bottom))

@@ -93,6 +93,7 @@ def run_method(figure: str, name: str, seed: int, flags: Sequence[str]) -> None:
     config["settings"] |= {name: "" for name in ("data", "cache") if name in config["settings"]}  # of this machine
     save_json(kept / "config.json", config)
     state = load_checkpoint(directory / "checkpoint.pt")
+    state["config"] = config
     state["learner"]["adam"] = {}  # two thirds of the file; evaluation needs none
     save_checkpoint(kept / "checkpoint.pt", state)
     settings, lines = config["settings"], Run.open(directory).metrics()

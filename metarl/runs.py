@@ -141,16 +141,24 @@ class Run:
         return [line for line in figures if up_to is None or line["iteration"] <= up_to]
 
     def save(self, name: str, state: dict[str, Any]) -> None:
-        """Write a checkpoint under a file name."""
-        save_checkpoint(self.directory / name, state)
+        """Write a checkpoint under a file name, with the configuration."""
+        save_checkpoint(self.directory / name, {**state, "config": self.config})
 
     def load(self, name: str) -> dict[str, Any]:
-        """Read a checkpoint by file name."""
-        return load_checkpoint(self.directory / name)
+        """Read a checkpoint by file name; RunError if it is that of another experiment or seed."""
+        state, own = load_checkpoint(self.directory / name), _identity(self.config)
+        other = _identity(state.get("config", self.config))
+        if other != own:
+            raise RunError(f"{self.directory / name} is of {other}; allowed: {own}, as in config.json")
+        return state
 
     def rewind(self, iteration: int) -> None:
         """Drop the metrics of the iterations after a checkpoint's."""
         write_atomically(self.metrics_path, "".join(map(_line, self.metrics(iteration))).encode())
+
+
+def _identity(config: dict[str, Any]) -> str:
+    return f"{config.get('experiment')} with seed {(config.get('settings') or {}).get('seed')}"
 
 
 def _line(figures: dict[str, Any]) -> str:

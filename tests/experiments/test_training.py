@@ -117,6 +117,17 @@ def test_stopped_and_resumed_equals_never_stopped(unbroken, tmp_path, stop):
     assert json.loads((directory / "config.json").read_text())["settings"]["iterations"] == 6
 
 
+def test_the_checkpoint_of_another_run_is_refused(unbroken, tmp_path, capsys):
+    train("--iterations", 1, "--seed", 7, "--run-dir", tmp_path / "run")
+    assert load_checkpoint(unbroken / "best.pt")["config"] == Run.open(unbroken).config
+    (tmp_path / "run" / "checkpoint.pt").write_bytes((unbroken / "checkpoint.pt").read_bytes())
+    capsys.readouterr()
+    line = error_of(capsys, evaluate.main, [str(tmp_path / "run")])
+    assert line.endswith(
+        "checkpoint.pt is of navigation_2d with seed 0; allowed: navigation_2d with seed 7, as in config.json"
+    )
+
+
 def test_a_run_remembers_which_versions_made_it(tmp_path, monkeypatch):
     versions = ["old", "old", "new", "new", "newer"]
     monkeypatch.setattr("experiments.training._commit", lambda: versions.pop(0))

@@ -97,7 +97,9 @@ def baseline_features(observations: Tensor, steps: Tensor) -> Tensor:
     return torch.cat([o, o.square(), *of_time], dim=-1)
 
 
-def fit_linear_baseline(features: Tensor, targets: Tensor, valid: Tensor, ridge: float = 1e-5) -> Tensor:
+def fit_linear_baseline(
+    features: Tensor, targets: Tensor, valid: Tensor, ridge: float = 1e-5, first_task: int = 0
+) -> Tensor:
     """Minimise sum over valid steps (features @ w - target)^2 + ridge |w|^2, for every task on its own.
 
     Where the normal equations cannot be solved, the ridge of that task rises tenfold, up to five times.
@@ -106,6 +108,8 @@ def fit_linear_baseline(features: Tensor, targets: Tensor, valid: Tensor, ridge:
         features: (M, N, F).
         targets: (M, N).
         valid: (M, N) bool.
+        ridge: the penalty's factor.
+        first_task: number of the first of these tasks, for the error's text.
 
     Returns:
         coefficients (M, F).
@@ -125,11 +129,15 @@ def fit_linear_baseline(features: Tensor, targets: Tensor, valid: Tensor, ridge:
         if not failed.any():
             return coefficients
         ridges = torch.where(failed.view(-1, 1, 1), ridges * 10, ridges)
-    raise ArithmeticError(f"the baseline of task {int(failed.nonzero()[0])} cannot be fitted")
+    raise ArithmeticError(f"the baseline of task {first_task + int(failed.nonzero()[0])} cannot be fitted")
 
 
 def estimate_advantages(
-    episodes: Episodes, discount: float = 0.99, gae_lambda: float = 1.0, bootstrap: bool = False
+    episodes: Episodes,
+    discount: float = 0.99,
+    gae_lambda: float = 1.0,
+    bootstrap: bool = False,
+    first_task: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Standardised advantages against a linear baseline, refitted for every task on the very episodes it predicts.
 
@@ -138,6 +146,7 @@ def estimate_advantages(
         discount, gae_lambda: as in `generalised_advantages`.
         bootstrap: take the baseline's prediction, instead of 0, as the value of the state at the time limit. The
             baseline then sees no time, and is fitted to returns that include its own prediction there.
+        first_task: number of the first of these tasks, for the error of a baseline that cannot be fitted.
 
     Returns:
         advantages (M, T, E); the share of the returns' variance that the baseline explains, (M,); and the standard
@@ -146,7 +155,7 @@ def estimate_advantages(
     features = 2 * episodes.observations.shape[3:].numel() + 4
     size = max(1, _FEATURE_BUDGET // (features * episodes.valid[0].numel()))
     parts = [
-        _advantages_of(episodes.of_tasks(tasks), discount, gae_lambda, bootstrap)
+        _advantages_of(episodes.of_tasks(tasks), discount, gae_lambda, bootstrap, first_task + tasks.start)
         for tasks in task_chunks(len(episodes.valid), size)
     ]
     advantages, explained_variance, deviations = (torch.cat(part) for part in zip(*parts, strict=True))
@@ -154,7 +163,7 @@ def estimate_advantages(
 
 
 def _advantages_of(
-    episodes: Episodes, discount: float, gae_lambda: float, bootstrap: bool
+    episodes: Episodes, discount: float, gae_lambda: float, bootstrap: bool, first_task: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     valid, rewards, dtype = episodes.valid, episodes.rewards.double(), episodes.rewards.dtype
     time = torch.arange(rewards.shape[1], device=rewards.device).view(1, -1, 1).expand_as(rewards)
@@ -166,7 +175,9 @@ def _advantages_of(
         final_features = torch.where(episodes.terminated.unsqueeze(-1), 0, final_features)
         left = (episodes.lengths.unsqueeze(1) - time).clamp_min(0)
         fitted = features - (discount**left).unsqueeze(-1) * final_features.unsqueeze(1)
-    coefficients = fit_linear_baseline(fitted.flatten(1, 2), returns.flatten(1, 2), valid.flatten(1, 2))
+    coefficients = fit_linear_baseline(
+        fitted.flatten(1, 2), returns.flatten(1, 2), valid.flatten(1, 2), first_task=first_task
+    )
     values = torch.einsum("mtef,mf->mte", features, coefficients)
     if bootstrap:
         final_values = torch.einsum("mef,mf->me", final_features, coefficients)

@@ -176,7 +176,7 @@ class Learner:
                 sampled = self._sample(envs, phi, tasks, key, processes)
             with clock.phase("adapt"):
                 advantages, explained, deviation = estimate_advantages(
-                    sampled, self.discount, self.gae_lambda, self.bootstrap
+                    sampled, self.discount, self.gae_lambda, self.bootstrap, share.start
                 )
                 samples = to_samples(sampled, advantages, self.weighting)
                 if self.estimator not in EPISODIC:
@@ -184,6 +184,7 @@ class Learner:
                 stages.append(Stage(phi, sampled, samples, explained, deviation, norm))
                 if step < steps:
                     phi, norm = self.inner_step(phi, samples, step)
+                    _check_finite(phi, step, share.start)
         return stages
 
     def objective(self, stages: Sequence[Stage]) -> MetaObjective:
@@ -325,6 +326,13 @@ class Learner:
         """Each figure summed."""
         summed = self.processes.sum(torch.tensor(list(figures.values()), dtype=torch.float64))
         return dict(zip(figures, summed.tolist(), strict=True))
+
+
+def _check_finite(phi: Parameters, step: int, first_task: int) -> None:
+    finite = torch.stack([value.flatten(1).isfinite().all(dim=1) for value in phi.values()]).all(dim=0)
+    if not finite.all():
+        task = first_task + int(finite.logical_not().nonzero()[0])
+        raise NonFiniteError(f"the parameters of task {task} after inner step {step + 1} are not finite")
 
 
 class Clock:

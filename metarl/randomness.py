@@ -28,7 +28,7 @@ class RolloutKey:
 
     Attributes:
         seed: of the run.
-        purpose: such as `train/support_0`; different rollouts of an iteration have different purposes.
+        purpose: such as `train/step_0`; different rollouts of an iteration have different purposes.
         iteration: of the outer loop.
         first_task: global number of the first task, where a process holds only a share of the tasks.
         first_episode: number of the first episode of every task, where earlier ones came from another rollout.

@@ -88,10 +88,14 @@ class Run:
 
     @classmethod
     def create(cls, directory: Path, config: dict[str, Any]) -> "Run":
-        """Start a run in a new or empty directory; RunError if something is there."""
-        if (directory / "config.json").exists():
+        """Start a run in a new or empty directory; RunError if something is there.
+
+        A configuration alone is left from a start that was killed, and counts as nothing.
+        """
+        if (directory / "checkpoint.pt").exists():
             raise RunError(f"{directory} already holds a run; continue it with --resume {directory}")
-        if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        remains = {"config.json", ".config.json.writing", ".checkpoint.pt.writing"}
+        if directory.exists() and (not directory.is_dir() or {path.name for path in directory.iterdir()} - remains):
             raise RunError(f"{directory} exists and is not a run; choose a new or empty directory")
         try:
             directory.mkdir(parents=True, exist_ok=True)

@@ -136,3 +136,26 @@ def test_single_environment_equals_a_lane():
     assert reward == expected[1][1]
     assert (terminated, truncated, bool(info["blown_up"])) == (False, False, False)
     assert first.shape == observation.shape
+
+
+@pytest.mark.parametrize(
+    ("distribution", "name", "low", "high"),
+    [
+        (envs.HalfCheetahVelocity, "velocity", 0, 2),
+        (envs.AntVelocity, "velocity", 0, 3),
+        (envs.AntGoal, "goal", -3, 3),
+    ],
+)
+def test_tasks_are_uniform_over_the_papers_range(distribution, name, low, high):
+    drawn = distribution().sample(5000, np.random.default_rng(0))[name]
+    assert low <= drawn.min() < low + 0.01 * (high - low)
+    assert high - 0.01 * (high - low) < drawn.max() <= high
+    np.testing.assert_allclose(drawn.mean(axis=0), (low + high) / 2, atol=0.02 * (high - low))
+    np.testing.assert_allclose(drawn.std(axis=0), (high - low) / np.sqrt(12), rtol=0.03)
+
+
+@pytest.mark.parametrize("distribution", [envs.HalfCheetahDirection, envs.AntDirection])
+def test_both_directions_are_equally_likely(distribution):
+    drawn = distribution().sample(5000, np.random.default_rng(0))["direction"]
+    assert set(np.unique(drawn)) == {-1, 1}
+    assert abs(drawn.mean()) < 0.05

@@ -251,3 +251,26 @@ def test_packed_samples_have_the_same_losses_and_gradients(weighting):
     with pytest.raises(ValueError, match="whole episodes"):
         dice(family, packed.distribution, packed)
     assert packed.packed() is packed
+
+
+@pytest.mark.parametrize("weighting", ["timestep", "episode"])
+def test_weights_of_each_task_sum_to_one(weighting):
+    episodes = ragged_episodes([[1, 3], [7, 7]])
+    weights = to_samples(episodes, episodes.rewards, weighting).weights
+    torch.testing.assert_close(weights.sum(dim=1), torch.ones(2, dtype=torch.float64))
+
+
+def test_the_deviation_has_the_units_of_the_reward_and_what_is_explained_has_none():
+    episodes = ragged_episodes([[7, 3, 5], [4, 7, 6]])
+    advantages, explained, deviation = estimate_advantages(episodes, 0.95, 0.8)
+    found = estimate_advantages(replace(episodes, rewards=10 * episodes.rewards), 0.95, 0.8)
+    torch.testing.assert_close(found, (advantages, explained, 10 * deviation))
+    assert ((explained > 0) & (explained < 1)).all()
+
+
+def test_a_baseline_that_cannot_be_fitted_names_its_task(monkeypatch):
+    monkeypatch.setattr("metarl.advantages._FEATURE_BUDGET", 1)  # one task at a time
+    episodes = ragged_episodes([[7, 3], [4, 7], [5, 5]])
+    episodes.rewards[2] = torch.nan
+    with pytest.raises(ArithmeticError, match="the baseline of task 12 cannot be fitted"):
+        estimate_advantages(episodes, first_task=10)

@@ -11,6 +11,7 @@ from torch import nn
 from envs import Navigation2D
 from metarl import (
     TRPO,
+    Adam,
     Agent,
     CategoricalMLP,
     GaussianMLP,
@@ -21,10 +22,12 @@ from metarl import (
     WithContext,
     keyed_generator,
 )
-from metarl.episodes import task_chunks
+from metarl.advantages import discounted_returns, estimate_advantages
+from metarl.episodes import NonFiniteError, task_chunks, to_samples
+from metarl.estimators import outcomes
 from metarl.evaluation import evaluate, held_out_tasks
 from metarl.objective import MetaObjective
-from metarl.parameters import parameters_of
+from metarl.parameters import parameters_of, ravel
 from tests.probes import CorridorTasks
 
 
@@ -309,3 +312,76 @@ def test_success_stands_beside_the_return():
     evaluation = evaluate(learner, 1, {"length": np.array([2, 3, 4, 8])}, 3)
     assert evaluation.successes.tolist() == [[0, 0, 1, 1]] * 2
     assert evaluation.to_json()["success/step_1"] == {"mean": 0.5, "per_task": [0, 0, 1, 1]}
+
+
+def test_each_step_goes_on_from_a_tasks_own_parameters_and_later_ones_are_half_as_long():
+    learner = navigation_learner()
+    stages = learner.adapt(held_out_tasks(learner, 4), 3)
+    for before, after, size in zip(stages, stages[1:], (0.5, 0.25, 0.25), strict=False):
+        moved = [(after.parameters[n] - before.parameters[n]).flatten(1).square().sum(dim=1) for n in learner.theta]
+        torch.testing.assert_close(sum(moved).sqrt(), size * after.gradient_norm, rtol=1e-3, atol=0)
+
+
+def test_several_trained_steps_lead_to_the_policies_that_sampled():
+    learner = navigation_learner(rule=GradientDescent(0.5, steps=2))
+    stages = learner.adapt(held_out_tasks(learner, 4), 2)
+    loss, kl = learner.objective(stages).evaluate(ravel(list(learner.theta.values())))
+    assert loss.item() == pytest.approx(0, abs=1e-5)
+    assert kl.item() == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"discount": 0.9, "gae_lambda": 0.7, "weighting": "episode"}, {"bootstrap": True}]
+)
+def test_samples_are_made_as_the_settings_say(changes):
+    learner = navigation_learner(**changes)
+    settings = {"discount": 0.99, "gae_lambda": 1.0, "bootstrap": False, "weighting": "timestep", **changes}
+    weighting = settings.pop("weighting")
+    for stage in learner.adapt(held_out_tasks(learner, 4), 1):
+        advantages, explained, deviation = estimate_advantages(stage.episodes, **settings)
+        expected = to_samples(stage.episodes, advantages, weighting).packed()
+        assert torch.equal(stage.samples.advantages, expected.advantages)
+        assert torch.equal(stage.samples.weights, expected.weights)
+        assert torch.equal(stage.explained_variance, explained)
+        assert torch.equal(stage.advantage_deviation, deviation)
+
+
+def test_a_budget_of_steps_is_spent():
+    distribution = CorridorTasks()
+    policy = CategoricalMLP(distribution.observation_space, distribution.action_space, (4,))
+    learner = Learner(distribution, policy, tasks=3, episodes=2, budget="steps")
+    [stage] = learner.adapt(held_out_tasks(learner, 3), 0)
+    assert (stage.episodes.lengths.sum(dim=1) >= 2 * distribution.horizon).all()
+
+
+def test_emaml_weighs_the_support_by_what_came_after():
+    learner = navigation_learner(initial_sampling=True)
+    stages = learner.adapt(held_out_tasks(learner, 4), 1)
+    query = stages[-1].episodes
+    returns = discounted_returns(query.rewards, 0.99)[:, 0]
+    expected = outcomes(returns, query.lengths, stages[-1].advantage_deviation)
+    torch.testing.assert_close(learner.objective(stages).outcomes, expected)
+
+
+def test_every_iteration_has_new_tasks(monkeypatch):
+    learner, seen = navigation_learner(), []
+    sample = learner.distribution.sample
+    monkeypatch.setattr(Navigation2D, "sample", lambda self, count, rng: seen.append(sample(count, rng)) or seen[-1])
+    learner.step()
+    learner.step()
+    assert not np.isin(seen[0]["goal"], seen[1]["goal"]).any()
+
+
+def test_parameters_that_are_not_finite_name_step_and_task():
+    learner = navigation_learner(rule=GradientDescent(float("inf")))
+    with pytest.raises(NonFiniteError, match="the parameters of task 0 after inner step 1 are not finite"):
+        evaluate(learner, 2, held_out_tasks(learner, 2), 3)
+
+
+def test_meta_parameters_that_are_not_finite_are_not_taken():
+    learner = navigation_learner(outer=Adam(float("nan")))
+    before = learner.theta
+    with pytest.raises(NonFiniteError, match="the meta-parameters after iteration 1 are not finite"):
+        learner.step()
+    assert same(before, learner.theta)
+    assert learner.iteration == 0

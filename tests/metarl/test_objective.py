@@ -287,3 +287,24 @@ def test_a_loss_that_is_not_finite_names_the_task():
     problem.query.advantages[1, 0] = float("nan")
     with pytest.raises(NonFiniteError, match="task 1"):
         problem.objective.loss_and_gradient(problem.vector)
+
+
+def test_first_order_products_are_those_of_the_adapted_policy_alone():
+    """As if the adapted parameters moved with theta: J = 1."""
+    problem = Problem(second_order=False)
+    rows = {name: value.expand(TASKS, *value.shape) for name, value in problem.theta.items()}
+    phi = problem.slow_step(rows, problem.supports[0])
+
+    def kl(shift):
+        total = torch.zeros((), dtype=torch.float64)
+        for task in range(TASKS):
+            own = {name: phi[name][task] + change for name, change in unravel(shift, problem.theta).items()}
+            output = functional_call(problem.policy, own, (problem.query.observations[task],))
+            divergence = FAMILY.kl(problem.query.distribution[task], output)
+            total = total + (problem.query.weights[task] * divergence).sum() / TASKS
+        return total
+
+    hessian = torch.autograd.functional.hessian(kl, torch.zeros_like(problem.vector))
+    product = problem.objective.kl_products(problem.vector, 1.0, np.random.default_rng(0))
+    found = torch.stack([product(v) for v in torch.eye(len(problem.vector), dtype=torch.float64)])
+    torch.testing.assert_close(found, hessian, rtol=1e-8, atol=1e-9)

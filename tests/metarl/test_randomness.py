@@ -48,3 +48,9 @@ def test_noise_is_standard_normal():
     assert abs(noise.mean()) < 0.02
     assert abs(noise.std() - 1) < 0.02
     assert abs(np.corrcoef(noise[:, :-1].ravel(), noise[:, 1:].ravel())[0, 1]) < 0.02
+
+
+def test_every_episode_of_every_rollout_has_a_reset_of_its_own():
+    keys = [RolloutKey(0, f"train/step_{step}", iteration) for iteration in range(3) for step in range(2)]
+    seeds = [seed for key in keys for seed in key.reset_seeds(6, 5)]
+    assert len(set(seeds)) == len(seeds) == 180

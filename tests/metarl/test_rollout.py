@@ -197,3 +197,10 @@ def test_collect_stops_with_the_episode_that_reaches_the_budget():
         distribution.make(4), policy, Categorical(distribution.action_space), phi, tasks, 6, KEY, steps=7
     )
     assert collected.lengths.tolist() == [[3, 3, 3], [6, 6, 0]]
+
+
+def test_the_time_limit_terminates_nothing():
+    policy = GaussianMLP(Navigation2D().observation_space, Navigation2D().action_space, (4,))
+    episodes = navigation_rollout({"goal": np.array([[0.5, 0.5]])}, per_task(policy, 1), policy, KEY, horizon=5)
+    assert not episodes.terminated.any()
+    assert episodes.lengths.tolist() == [[5] * 5]

@@ -118,6 +118,7 @@ def test_the_content_is_on_disk_before_it_gets_its_name(tmp_path, monkeypatch):
 def test_a_run_needs_a_new_or_empty_directory(tmp_path):
     run = Run.create(tmp_path / "run", {"experiment": "e", "settings": {"seed": 1}})
     assert Run.open(tmp_path / "run").config == {"experiment": "e", "settings": {"seed": 1}}
+    run.save("checkpoint.pt", {})
     with pytest.raises(RunError, match="already holds a run; continue it with --resume"):
         Run.create(run.directory, {})
     (tmp_path / "other").mkdir()
@@ -160,3 +161,13 @@ def test_a_damaged_config_is_named(tmp_path):
         (run.directory / "config.json").write_text(content)
         with pytest.raises(RunError, match=r"config.json cannot be read: not"):
             _ = run.config
+
+
+def test_a_start_that_was_killed_before_its_first_checkpoint_can_be_made_again(tmp_path):
+    Run.create(tmp_path / "run", {"settings": 1})
+    run = Run.create(tmp_path / "run", {"settings": 2})
+    assert run.config == {"settings": 2}
+    run.save("checkpoint.pt", {"step": 0})
+    with pytest.raises(RunError, match="already holds a run"):
+        Run.create(tmp_path / "run", {"settings": 3})
+    assert run.config == {"settings": 2}

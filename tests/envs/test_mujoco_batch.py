@@ -281,3 +281,26 @@ batch.close()
     if "no renderer" in result.stderr or "OSMesa" in result.stderr or "osmesa" in result.stderr:
         pytest.skip("OSMesa is not installed")
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("distribution", "dynamics", "dt", "total", "first", "fourth"),
+    [
+        (envs.HalfCheetahDirection, "paper", 0.01, -1.31659, -0.0586282, -0.164071),
+        (envs.HalfCheetahDirection, "gymnasium", 0.05, -2.33012, -0.0934703, -0.162979),
+        (envs.AntDirection, "paper", 0.02, 0.302170, -0.00969967, 0.998310),
+        (envs.AntDirection, "gymnasium", 0.05, 9.75229, 0.379898, -0.00320864),
+    ],
+)
+def test_bodies_move_as_they_did(distribution, dynamics, dt, total, first, fourth):
+    """Figures of MuJoCo 4.0: a version whose physics differ makes other results."""
+    if distribution is envs.AntDirection and mujoco.__version__ < "4":
+        pytest.skip(f"MuJoCo {mujoco.__version__} moves the ant otherwise than 4.0, for which the figures are")
+    batch = distribution(dynamics=dynamics).make(1)
+    batch.reset(seed=0, options={"tasks": {"direction": np.array([1.0])}})
+    actions = np.linspace(-0.5, 0.5, batch.single_action_space.shape[0])[None] * batch.single_action_space.high
+    steps = [batch.step(actions) for _ in range(10)]
+    found = [sum(step[1][0] for step in steps), steps[-1][0][0, 0], steps[-1][0][0, 3]]
+    np.testing.assert_allclose(found, [total, first, fourth], rtol=1e-4)
+    assert batch.body.dt == pytest.approx(dt)
+    assert batch.distribution.horizon == 200

@@ -12,7 +12,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -253,12 +253,19 @@ def report() -> None:
             if folders:
                 summary.setdefault(figure, {})[name] = _summarise(figure, name, folders)
     keep_summary(RESULTS / "summary.json", summary)
-    for figure, methods in summary.items():
-        for group, names in FIGURES[figure].groups.items():
+    for figure, group, methods in groups(summary):
+        _draw(figure, methods).savefig(RESULTS / figure / f"{group}.png", dpi=120)
+        print(table(figure, methods))
+
+
+def groups(summary: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Of each table and picture: figure, group, entries of its methods; `maml`'s is empty where it has not been run."""
+    for figure, reproduction in FIGURES.items():
+        methods = summary.get(figure, {})
+        for group, names in reproduction.groups.items():
             chosen = {name: methods.get(name, {}) for name in names if name in methods or name == "maml"}
             if chosen.keys() - {"maml"} or (group == "adaptation" and chosen["maml"]):
-                _draw(figure, chosen).savefig(RESULTS / figure / f"{group}.png", dpi=120)
-                print(table(figure, chosen))
+                yield figure, group, chosen
 
 
 def keep_summary(path: Path, summary: dict[str, dict[str, Any]]) -> None:

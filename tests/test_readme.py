@@ -1,5 +1,6 @@
 """The README's examples run as printed, only shorter; the slow test runs one as it is, with three seeds."""
 
+import json
 import re
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 import metarl
+from experiments import reproduce, reproduce_few_shot
 from metarl.check import check
 from metarl.evaluation import evaluate, held_out_tasks
 
@@ -56,6 +58,15 @@ def test_the_few_shot_example_learns_and_predicts(capsys):
     assert names["logits"].shape == (100, 75, 5)
     accuracy = (names["logits"].argmax(dim=2) == names["tasks"].query.targets).float().mean()
     assert accuracy.item() == pytest.approx(names["learner"].scores(names["tasks"], 2)[2].mean().item())
+
+
+def test_its_tables_of_results_are_those_of_the_summary():
+    summary = json.loads((reproduce.RESULTS / "summary.json").read_text())
+    tables = [reproduce.table(figure, methods) for figure, _, methods in reproduce.groups(summary)]
+    tables += [reproduce_few_shot.table(figure, summary[figure]) for figure in ("sine", "omniglot")]
+    assert len(tables) > 5
+    for table in tables:
+        assert table in README
 
 
 @pytest.mark.slow

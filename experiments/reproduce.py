@@ -349,13 +349,14 @@ def _summarise(figure: str, name: str, folders: Sequence[Path]) -> dict[str, Any
 def _draw(figure: str, methods: dict[str, Any]) -> Figure:
     picture = Figure(figsize=(12, 4.5), layout="constrained")
     steps_axes, curve_axes = picture.subplots(1, 2, sharey=True)
-    lowest = {}
+    lowest, highest = {}, []
     for index, (name, entry) in enumerate(methods.items()):
         color, published = f"C{index}", FIGURES[figure].methods[name].published
         keys = sorted(key for key in entry if key.startswith("return/step_"))
         means = _means(entry)
         errors = [entry[key]["standard_error"] or 0.0 for key in keys]
         lowest[name] = min([*means, *published])
+        highest.append(max([*means, *published]))
         for folder in sorted((RESULTS / figure / slug(name)).glob("seed*")):
             curve = json.loads((folder / "curve.json").read_text())
             for step, style in ((0, "--"), (1, "-")):
@@ -382,9 +383,8 @@ def _draw(figure: str, methods: dict[str, Any]) -> Figure:
             )
     title = "test tasks, mean and s.e. over seeds"
     worst, *others = sorted(lowest, key=lambda name: lowest[name])
-    top = max(value for entry in methods.values() for value in _means(entry))  # of ours
-    bottom = lowest[others[0]] if others else lowest[worst]
-    if lowest[worst] < 2 * bottom - top:  # one that would flatten all others
+    bottom, top = lowest[others[0]] if others else lowest[worst], max(highest)
+    if len(others) > 1 and lowest[worst] < 2 * bottom - top:  # it would flatten all others
         steps_axes.set_ylim(bottom - 0.2 * (top - bottom), top + 0.1 * (top - bottom))
         title += f" ({worst} goes on below)"
     steps_axes.set(xlabel="gradient steps", ylabel="return", title=title)

@@ -75,6 +75,11 @@ class FewShotSettings:
         """Query examples of a class or curve in training."""
         return self.queries or self.shots
 
+    @property
+    def judged_shots(self) -> int:
+        """Support examples of a class or curve in evaluations."""
+        return self.evaluation_shots or self.shots
+
 
 @dataclass(frozen=True)
 class FewShotEvaluation:
@@ -172,15 +177,13 @@ class FewShotExperiment(Experiment):
 
     def judged(self, settings: Any, learner: FewShotLearner) -> FewShotLearner:
         """The learner on the tasks of evaluations."""
-        shots = settings.evaluation_shots or settings.shots
-        judged = replace(learner, distribution=self.distribution(settings, learner, shots))
+        judged = replace(learner, distribution=self.distribution(settings, learner, settings.judged_shots))
         judged.theta = learner.theta
         return judged
 
     def record(self, settings: Any, learner: FewShotLearner) -> dict[str, Any]:
         """Seed, iteration, and the shots of the tasks."""
-        shots = settings.evaluation_shots or settings.shots
-        return {"seed": settings.seed, "iteration": learner.iteration, "shots": shots}
+        return {"seed": settings.seed, "iteration": learner.iteration, "shots": settings.judged_shots}
 
 
 def over_blocks(

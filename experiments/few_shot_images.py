@@ -70,8 +70,8 @@ def build_images(settings: Any, images: dict[str, Tensor], network: Any) -> meta
     """The learner on images per split; a classifier sees as many in an iteration as there are query images else."""
     device = choose_device(settings.device)
     images = {split: tensor.to(device) for split, tensor in images.items()}
-    of_evaluation = settings.evaluation_shots or settings.shots
-    _episodes({split: images[split] for split in ("validation", "test")}, settings.ways, of_evaluation, of_evaluation)
+    judged, shots = {split: images[split] for split in ("validation", "test")}, settings.judged_shots
+    _episodes(judged, settings.ways, shots, shots)  # what evaluations need is refused now, not after training
     if settings.learner != "classifier":
         episodes = _episodes(images, settings.ways, settings.shots, settings.training_queries)
         return build_few_shot(settings, episodes, lambda: network(settings, settings.ways), metarl.CLASSIFICATION)

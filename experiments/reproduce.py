@@ -353,7 +353,7 @@ def _draw(figure: str, methods: dict[str, Any]) -> Figure:
     for index, (name, entry) in enumerate(methods.items()):
         color, published = f"C{index}", FIGURES[figure].methods[name].published
         keys = sorted(key for key in entry if key.startswith("return/step_"))
-        means = _means(entry)
+        means = [entry[key]["mean"] for key in keys]
         errors = [entry[key]["standard_error"] or 0.0 for key in keys]
         lowest[name] = min([*means, *published])
         highest.append(max([*means, *published]))
@@ -393,11 +393,6 @@ def _draw(figure: str, methods: dict[str, Any]) -> Figure:
     curve_axes.set(xlabel="meta-iteration", title="training: before (dashed) and after one step")
     picture.suptitle(figure.replace("_", " "))
     return picture
-
-
-def _means(entry: dict[str, Any]) -> list[float]:
-    """After 0, 1, ... gradient steps."""
-    return [entry[key]["mean"] for key in sorted(entry) if key.startswith("return/step_")]
 
 
 def common(values: Sequence[Any]) -> Any:

@@ -125,8 +125,7 @@ def main(experiment: Experiment, arguments: Sequence[str] | None = None) -> bool
                 with _writer(run, learner) as writer:
                     for step, mean in enumerate(evaluation.mean.tolist()):
                         writer.add_scalar(f"test/{evaluation.name}/step_{step}", mean, learner.iteration)
-                    for name, figure in _figures(experiment, evaluation).items():
-                        writer.add_figure(f"test/{name}", figure, learner.iteration)
+                    _draw(experiment, evaluation, writer, learner.iteration, "test/")
                 print(table(evaluation))
                 print(f"results in {run.directory}; tensorboard --logdir {run.directory}")
         distributed.end()
@@ -257,8 +256,7 @@ def train(experiment: Experiment, run: Run, settings: RunSettings, learner: Any,
             if writer is None:
                 continue
             if evaluation is not None:
-                for name, figure in _figures(experiment, evaluation).items():
-                    writer.add_figure(name, figure, learner.iteration)
+                _draw(experiment, evaluation, writer, learner.iteration)
             merit = experiment.merit(settings, figures)
             run.append_metrics(figures)
             last = learner.iteration == settings.iterations
@@ -433,6 +431,11 @@ def _state(learner: dict[str, Any], progress: Progress) -> dict[str, Any]:
 
 def _figures(experiment: Experiment, evaluation: Any) -> dict[str, Any]:
     return {"adaptation": pictures.adaptation(evaluation), **experiment.figures(evaluation)}
+
+
+def _draw(experiment: Experiment, evaluation: Any, writer: SummaryWriter, iteration: int, prefix: str = "") -> None:
+    for name, figure in _figures(experiment, evaluation).items():
+        writer.add_figure(prefix + name, figure, iteration)
 
 
 def _writer(run: Run, learner: Any) -> SummaryWriter:

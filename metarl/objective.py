@@ -157,9 +157,8 @@ class MetaObjective:
                 steps, or whole episodes for the inner Hessians of an estimator that couples the steps of an episode.
                 The adapted parameters, at which both are taken, come from all samples all the same. F and each inner
                 Hessian then estimate what all samples give, without bias where tasks have equally many samples; so H
-                has sampling noise, and a bias of
-                the order of alpha^2 times the variance of the inner Hessian. The line search that follows measures
-                loss and KL on all samples: only the direction of the step feels the noise.
+                has sampling noise, and a bias of the order of alpha^2 times the variance of the inner Hessian. The line
+                search that follows measures loss and KL on all samples: only the direction of the step feels the noise.
             rng: draws the samples.
         """
         thin = _thin_episodes if self.estimator in EPISODIC else _thin

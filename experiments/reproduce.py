@@ -1,18 +1,16 @@
 """Reproduce the paper's reinforcement-learning figures: `python experiments/reproduce.py navigation_2d --seeds 0 1 2`.
 
 `--methods 'maml, lvc' first-order ProMP DiCE E-MAML Meta-SGD ANIL` runs other meta-learners beside `maml`, at equal
-environment steps. For each method and seed a run is trained under runs/reproduce (continued if it was stopped),
-evaluated, and what matters of it is kept under experiments/results. `--report` makes the tables and figures from what
-is there.
+environment steps, and `--methods 'exact products'` runs `maml` with Hessian products from all samples. For each method
+and seed a run is trained under runs/reproduce (continued if it was stopped), evaluated, and what matters of it is kept
+under experiments/results. `--report` makes the tables and figures from what is there.
 """
 
-import argparse
 import json
 import os
 import platform
 import shutil
-import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,12 +19,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from experiments import evaluate, training
-from experiments.configuration import OneLineParser, SettingError
+from experiments.configuration import OneLineParser
 from experiments.pictures import save_json
+from experiments.reproduction import RESULTS, RUNS, choose, common, keep_summary, shown, slug, train_run
 from metarl.runs import Run, load_checkpoint
-
-RESULTS = Path(__file__).parent / "results"
-RUNS = Path("runs/reproduce")
 
 
 @dataclass(frozen=True)
@@ -73,6 +69,7 @@ ORACLE = "--inner-steps 0 --observe-task --evaluation-steps 0"
 CONTEXT = "--adaptation cavia"  # the paper's context vector, whose learned start the first layer's bias can stand for
 LOW_VARIANCE = {"maml, lvc": Method("--estimator lvc")}
 COMPARISON = {
+    "exact products": Method("--product-fraction 1"),
     **LOW_VARIANCE,
     "first-order": Method("--order first"),
     "ProMP": Method("--estimator likelihood-ratio --outer ppo"),
@@ -136,57 +133,28 @@ FIGURES = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train and evaluate what is missing, then report."""
     parser = OneLineParser("Train and evaluate the methods of one of the paper's figures, or report what has been run.")
-    parser.add_argument("--threads", type=int, metavar="INT", help="passed on to the runs")
     known = {figure: reproduction.methods for figure, reproduction in FIGURES.items()}
     usual = {figure: reproduction.paper for figure, reproduction in FIGURES.items()}
     with training.one_line_errors():
         chosen = choose(parser, known, usual, arguments)
         for name in chosen.methods:
             for seed in chosen.seeds:
-                run_method(chosen.figure, name, seed, chosen.threads)
+                run_method(chosen.figure, name, seed, chosen.flags)
         report()
 
 
-def choose(
-    parser: OneLineParser,
-    known: Mapping[str, Collection[str]],
-    usual: Mapping[str, Collection[str]],
-    arguments: Sequence[str] | None,
-) -> argparse.Namespace:
-    """Read figure, methods, seeds and whether to report from the command line; SettingError for what is not known.
+def run_method(figure: str, name: str, seed: int, flags: Sequence[str]) -> None:
+    """Train, evaluate and keep one run; whatever of that is already done is not done again.
 
     Args:
-        parser: with further options.
-        known: names of each figure's methods.
-        usual: those to run where none is named.
-        arguments: None for those of the process.
-
-    Returns:
-        what was chosen; without a figure no methods.
+        figure: the experiment.
+        name: of the method.
+        seed: of the run.
+        flags: of the experiment's script, besides those of the method.
     """
-    parser.add_argument("figure", nargs="?", choices=tuple(known), help="the experiment of the figure or table")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="INT", help="(default 0 1 2)")
-    parser.add_argument("--methods", nargs="+", metavar="NAME", help="of the figure (default: the paper's)")
-    parser.add_argument("--report", action="store_true", help="tables and figures of all that has been run")
-    chosen = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
-    if chosen.figure is None:
-        if not chosen.report:
-            raise SettingError(f"nothing to do; allowed: a figure ({', '.join(known)}), --report, or both")
-        chosen.methods = []
-        return chosen
-    chosen.methods = chosen.methods or list(usual[chosen.figure])
-    if min(chosen.seeds) < 0:
-        raise SettingError(f"--seeds = {min(chosen.seeds)}; allowed: at least 0")
-    if unknown := [name for name in chosen.methods if name not in known[chosen.figure]]:
-        raise SettingError(f"--methods = {unknown[0]!r}; allowed: {', '.join(map(repr, known[chosen.figure]))}")
-    return chosen
-
-
-def run_method(figure: str, name: str, seed: int, threads: int | None) -> None:
-    """Train, evaluate and keep one run; whatever of that is already done is not done again."""
     method, experiment = FIGURES[figure].methods[name], training.find_experiment(figure)
-    flags = [*method.flags.split(), *(["--threads", str(threads)] if threads else [])]
-    train_run(experiment, RUNS / figure / slug(name) / f"seed{seed}", seed, flags, method.trained)
+    directory = RUNS / figure / slug(name) / f"seed{seed}"
+    train_run(experiment, directory, seed, [*method.flags.split(), *flags], method.trained)
     keep_run(figure, name, seed)
 
 
@@ -219,43 +187,20 @@ def _evaluate_once(directory: Path, flags: list[str], kept: Path) -> None:
     shutil.copy(made, kept)
 
 
-def train_run(
-    experiment: training.Experiment, directory: Path, seed: int, flags: Sequence[str], trained: bool = True
-) -> None:
-    """Start a run, or continue it to its last iteration; without training, leave it at its first checkpoint.
-
-    If the user stops it, all ends here.
-    """
-    finished = True
-    if not (directory / "checkpoint.pt").exists():
-        new = ["--seed", str(seed), "--run-dir", str(directory), *flags]
-        if trained:
-            finished = training.main(experiment, new)
-        else:
-            training.prepare(experiment, new)
-    elif trained:
-        run = Run.open(directory)
-        iterations = run.config["settings"]["iterations"]
-        if "--iterations" in flags:
-            iterations = int(flags[list(flags).index("--iterations") + 1])
-        if run.load("checkpoint.pt")["learner"]["iteration"] < iterations:
-            finished = training.main(experiment, ["--resume", str(directory), *flags])
-    if not finished:
-        sys.exit(130)  # as of any program that an interrupt ended
-
-
 def report() -> None:
     """Write summary.json, a figure per experiment, and tables in Markdown, from the results that are kept."""
     summary: dict[str, dict[str, Any]] = {}
     for figure, reproduction in FIGURES.items():
         for name in reproduction.methods:
-            folders = sorted((RESULTS / figure / slug(name)).glob("seed*"))
-            if folders:
+            if folders := _folders(figure, name):
                 summary.setdefault(figure, {})[name] = _summarise(figure, name, folders)
+    for figure, group, methods in groups(summary):
+        if group == "comparison":
+            _compare_training(figure, methods)
     keep_summary(RESULTS / "summary.json", summary)
     for figure, group, methods in groups(summary):
         _draw(figure, methods).savefig(RESULTS / figure / f"{group}.png", dpi=120)
-        print(table(figure, methods))
+        print(table(figure, group, methods))
 
 
 def groups(summary: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -268,63 +213,59 @@ def groups(summary: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str,
                 yield figure, group, chosen
 
 
-def keep_summary(path: Path, summary: dict[str, dict[str, Any]]) -> None:
-    """Replace the entries of these figures in a summary, and keep the others."""
-    kept = json.loads(path.read_text()) if path.exists() else {}
-    save_json(path, {**kept, **summary})
-
-
-def table(figure: str, methods: dict[str, Any]) -> str:
+def table(figure: str, group: str, methods: dict[str, Any]) -> str:
     """A Markdown table: ours, mean and standard error over seeds, with the published number in brackets.
 
-    Of a method without results it has the published numbers alone.
+    Of a method without results it has the published numbers alone. A comparison has a column more: the mean return of
+    training after one step over the last ten iterations that all methods have done, so at equal environment steps.
     """
-    rows = [
-        f"| {figure} | 0 steps | 1 step | 2 steps | 3 steps | iterations | seeds | environment steps | hours |",
-        "|---" * 9 + "|",
-    ]
+    columns = ["0 steps", "1 step", "2 steps", "3 steps", "iterations", "seeds", "environment steps", "hours"]
+    if group == "comparison":
+        [first, last] = next(entry["training"]["iterations"] for entry in methods.values() if entry)
+        columns.append(f"training, iterations {first} to {last}")
+    rows = [f"| {figure} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     for name, entry in methods.items():
         for label, prefix in ((name, ""), (f"{name}, best iterate", "best/")):
             published = FIGURES[figure].methods[name].published
             cells = []
             for step in range(4):
                 value = entry.get(f"{prefix}return/step_{step}")
-                ours = f"{value['mean']:.1f}{_plus_minus(value['standard_error'])} " if value else ""
                 paper = f"({published[step]:.1f})" if step < len(published) and (value or not entry) else ""
-                cells.append((ours + paper).strip())
-            if not entry and not prefix:
-                rows.append(f"| {label} | {' | '.join(cells)} |  |  |  |  |")
-            if f"{prefix}iterations" not in entry:
+                cells.append(f"{_cell(value)} {paper}".strip())
+            if f"{prefix}iterations" in entry:
+                iterations, steps = (shown(entry[f"{prefix}{key}"]) for key in ("iterations", "env_steps"))
+                cells += [iterations, str(len(entry["seeds"])), steps, f"{np.mean(entry['seconds']) / 3600:.2f}"]
+                if group == "comparison":
+                    cells.append("" if prefix else _cell(entry["training"]))
+            elif entry or prefix:
                 continue
-            iterations, steps = (shown(entry[f"{prefix}{key}"]) for key in ("iterations", "env_steps"))
-            hours = f"{np.mean(entry['seconds']) / 3600:.2f}"
-            rows.append(f"| {label} | {' | '.join(cells)} | {iterations} | {len(entry['seeds'])} | {steps} | {hours} |")
+            rows.append(f"| {' | '.join([label, *cells, *[''] * (len(columns) - len(cells))])} |")
     return "\n".join(rows) + "\n"
 
 
-def shown(value: Any) -> str:
-    """A number, or the range of several."""
-    values = value if isinstance(value, list) else [value]
-    return " to ".join(f"{of:,}" for of in sorted({min(values), max(values)}))
-
-
-def _plus_minus(error: float | None) -> str:
-    return "" if error is None else f" ± {error:.1f}"  # there is none of a single seed
+def _cell(value: dict[str, Any] | None) -> str:
+    if value is None:
+        return ""
+    error = value["standard_error"]
+    return f"{value['mean']:.1f}" + ("" if error is None else f" ± {error:.1f}")  # there is none of a single seed
 
 
 def _summarise(figure: str, name: str, folders: Sequence[Path]) -> dict[str, Any]:
     method = FIGURES[figure].methods[name]
     records = [json.loads((folder / "evaluation.json").read_text()) for folder in folders]
     configs = [json.loads((folder / "config.json").read_text()) for folder in folders]
-    curves = [json.loads((folder / "curve.json").read_text()) for folder in folders]
+    curves = [_curve(folder) for folder in folders]
     seeds = [record["seed"] for record in records]
+    words = f"{figure} --methods {name!r} --seeds {' '.join(map(str, seeds))}"
+    if method.trained:
+        words += f" --iterations {max(record['iteration'] for record in records)}"
     entry: dict[str, Any] = {
         "seeds": seeds,
         "dynamics": records[0]["dynamics"],
         "seconds": [curve["seconds"] for curve in curves],
         "machine": curves[0]["machine"],
         "commit": common([config.get("commit") for config in configs]),
-        "command": f"python experiments/reproduce.py {figure} --methods {name!r} --seeds {' '.join(map(str, seeds))}",
+        "command": f"python experiments/reproduce.py {words}",
         "flags": method.flags,
     }
     for prefix, file in (("", "evaluation.json"), ("best/", "best_evaluation.json")):
@@ -335,15 +276,39 @@ def _summarise(figure: str, name: str, folders: Sequence[Path]) -> dict[str, Any
         entry[f"{prefix}env_steps"] = common([record["env_steps"] for record in found])
         for key in sorted(found[0]):
             if key.startswith("return/"):
-                means = np.array([record[key]["mean"] for record in found])
-                error = means.std(ddof=1) / len(means) ** 0.5 if len(means) > 1 else float("nan")
                 entry[prefix + key] = {
-                    "mean": round(float(means.mean()), 3),
-                    "standard_error": None if len(means) == 1 else round(float(error), 3),
-                    "per_seed": means.round(3).tolist(),
+                    **_over_seeds([record[key]["mean"] for record in found]),
                     "standard_error_over_tasks": [record[key]["standard_error"] for record in found],
                 }
     return entry
+
+
+def _compare_training(figure: str, methods: dict[str, Any]) -> None:
+    """Note in each entry what training returned after one step over the last ten iterations that all have done."""
+    curves = {name: [_curve(folder)["return/step_1"] for folder in _folders(figure, name)] for name in methods}
+    last = min(len(curve) for seeds in curves.values() for curve in seeds)
+    first = max(last - 9, 1)
+    for name, seeds in curves.items():
+        if seeds:
+            means = [float(np.mean(curve[first - 1 : last])) for curve in seeds]
+            methods[name]["training"] = {"iterations": [first, last], **_over_seeds(means)}
+
+
+def _over_seeds(values: Sequence[float]) -> dict[str, Any]:
+    several = len(values) > 1
+    return {
+        "mean": round(float(np.mean(values)), 3),
+        "standard_error": round(float(np.std(values, ddof=1)) / len(values) ** 0.5, 3) if several else None,
+        "per_seed": np.round(values, 3).tolist(),
+    }
+
+
+def _folders(figure: str, name: str) -> list[Path]:
+    return sorted((RESULTS / figure / slug(name)).glob("seed*"))
+
+
+def _curve(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "curve.json").read_text())
 
 
 def _draw(figure: str, methods: dict[str, Any]) -> Figure:
@@ -357,8 +322,8 @@ def _draw(figure: str, methods: dict[str, Any]) -> Figure:
         errors = [entry[key]["standard_error"] or 0.0 for key in keys]
         lowest[name] = min([*means, *published])
         highest.append(max([*means, *published]))
-        for folder in sorted((RESULTS / figure / slug(name)).glob("seed*")):
-            curve = json.loads((folder / "curve.json").read_text())
+        for folder in _folders(figure, name):
+            curve = _curve(folder)
             for step, style in ((0, "--"), (1, "-")):
                 if values := curve.get(f"return/step_{step}"):
                     iterations = range(1, len(values) + 1)
@@ -393,16 +358,6 @@ def _draw(figure: str, methods: dict[str, Any]) -> Figure:
     curve_axes.set(xlabel="meta-iteration", title="training: before (dashed) and after one step")
     picture.suptitle(figure.replace("_", " "))
     return picture
-
-
-def common(values: Sequence[Any]) -> Any:
-    """The value that all seeds share, or a list of each one's."""
-    return values[0] if all(value == values[0] for value in values) else list(values)
-
-
-def slug(name: str) -> str:
-    """The name of a method's folder."""
-    return name.replace(", ", "_").replace(" ", "_")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from experiments import evaluate, training
 from experiments.configuration import OneLineParser
 from experiments.pictures import save_json
-from experiments.reproduce import RESULTS, RUNS, choose, common, keep_summary, shown, slug, train_run
+from experiments.reproduction import RESULTS, RUNS, choose, common, keep_summary, shown, slug, train_run
 from metarl.runs import Run, load_checkpoint, save_checkpoint
 
 
@@ -67,15 +67,11 @@ FIGURES = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train and evaluate what is missing, then report."""
     parser = OneLineParser("Train and evaluate the methods of one of the paper's tables, or report what has been run.")
-    for name in ("iterations", "threads", "data", "cache"):
-        parser.add_argument(f"--{name}", metavar="VALUE", help="passed on to the runs")
     with training.one_line_errors():
-        chosen = choose(parser, FIGURES, FIGURES, arguments)
-        passed = {name: getattr(chosen, name) for name in ("iterations", "threads", "data", "cache")}
-        flags = [word for name, value in passed.items() if value is not None for word in (f"--{name}", value)]
+        chosen = choose(parser, FIGURES, FIGURES, arguments, ("data", "cache"))
         for name in chosen.methods:
             for seed in chosen.seeds:
-                run_method(chosen.figure, name, seed, flags)
+                run_method(chosen.figure, name, seed, chosen.flags)
         report()
 
 

@@ -186,7 +186,9 @@ def test_reproduction_runs_keeps_and_reports(tmp_path, monkeypatch, capsys):
     assert set(summary) == set(methods)
     maml = summary["maml"]
     assert (maml["seeds"], maml["iterations"], maml["dynamics"]) == ([0, 1], 2, "paper")
-    assert maml["command"] == "python experiments/reproduce.py navigation_2d --methods 'maml' --seeds 0 1"
+    assert maml["command"] == (
+        "python experiments/reproduce.py navigation_2d --methods 'maml' --seeds 0 1 --iterations 2"
+    )
     assert maml["flags"] == small
     assert maml["best/iterations"] in (0, 1, [0, 1], [1, 0])
     kept = tmp_path / "results" / "navigation_2d" / "maml"
@@ -219,9 +221,26 @@ def test_reproduction_runs_keeps_and_reports(tmp_path, monkeypatch, capsys):
     ]
     assert rows == best
     assert (tmp_path / "results" / "navigation_2d" / "comparison.png").stat().st_size > 10_000
+    reproduce.main(["navigation_2d", "--seeds", "0", "--methods", "first-order", "--iterations", "3"])
+    reproduce.main(["navigation_2d", "--seeds", "0", "--methods", "first-order"])  # no less for asking for less
+    summary = json.loads((tmp_path / "results" / "summary.json").read_text())["navigation_2d"]
+    assert (summary["first-order"]["iterations"], summary["maml"]["iterations"]) == (3, 2)
+    for name, seeds in (("first-order", 1), ("maml", 2)):  # training is compared where both have been
+        lines = [
+            (tmp_path / f"runs/reproduce/navigation_2d/{name}/seed{seed}/metrics.jsonl").read_text().splitlines()
+            for seed in range(seeds)
+        ]
+        per_seed = [np.mean([json.loads(line)["return/step_1"] for line in run[:2]]) for run in lines]
+        training_return = summary[name]["training"]
+        assert training_return["iterations"] == [1, 2]
+        assert training_return["per_seed"] == pytest.approx(per_seed, abs=2e-3)
+        assert training_return["mean"] == pytest.approx(np.mean(per_seed), abs=2e-3)
+    comparison = capsys.readouterr().out.split("| navigation_2d |")[-1]
+    assert comparison.splitlines()[0].endswith("| hours | training, iterations 1 to 2 |")
+    assert comparison.splitlines()[4].endswith(f"| {summary['first-order']['training']['mean']:.1f} |")
     shutil.rmtree(kept)  # as long as nothing is known of maml its published numbers stand beside the others
     reproduce.main(["--report"])
-    assert "| maml | (-40.0) | (-11.0) |  |  |  |  |  |  |\n| first-order | " in capsys.readouterr().out
+    assert "| maml | (-40.0) | (-11.0) |  |  |  |  |  |  |  |\n| first-order | " in capsys.readouterr().out
 
 
 def test_reproduce_refuses_what_it_does_not_know(capsys):

@@ -1,0 +1,111 @@
+"""What the reproductions of the paper's figures and of its tables share: command line, training, files of results."""
+
+import argparse
+import json
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments import training
+from experiments.configuration import OneLineParser, SettingError, parse
+from experiments.pictures import save_json
+from metarl.runs import Run
+
+RESULTS = Path(__file__).parent / "results"
+RUNS = Path("runs/reproduce")
+
+
+def choose(
+    parser: OneLineParser,
+    known: Mapping[str, Collection[str]],
+    usual: Mapping[str, Collection[str]],
+    arguments: Sequence[str] | None,
+    more: Sequence[str] = (),
+) -> argparse.Namespace:
+    """Read figure, methods, seeds and whether to report from the command line; SettingError for what is not known.
+
+    Args:
+        parser: the script's.
+        known: names of each figure's methods.
+        usual: those to run where none is named.
+        arguments: None for those of the process.
+        more: names of flags that the script passes on to its runs besides `iterations` and `threads`.
+
+    Returns:
+        what was chosen, without a figure no methods; its `flags` are those to pass on.
+    """
+    parser.add_argument("figure", nargs="?", choices=tuple(known), help="the experiment of the figure or table")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="INT", help="(default 0 1 2)")
+    parser.add_argument("--methods", nargs="+", metavar="NAME", help="of the figure (default: the paper's)")
+    parser.add_argument("--report", action="store_true", help="tables and figures of all that has been run")
+    parser.add_argument("--iterations", type=int, metavar="INT", help="continue runs up to this (default: the paper's)")
+    parser.add_argument("--threads", type=int, metavar="INT", help="passed on to the runs")
+    for name in more:
+        parser.add_argument(f"--{name}", metavar="PATH", help="passed on to the runs")
+    chosen = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
+    passed = {name: getattr(chosen, name) for name in ("iterations", "threads", *more)}
+    chosen.flags = [word for name, value in passed.items() if value is not None for word in (f"--{name}", str(value))]
+    if chosen.figure is None:
+        if not chosen.report:
+            raise SettingError(f"nothing to do; allowed: a figure ({', '.join(known)}), --report, or both")
+        chosen.methods = []
+        return chosen
+    chosen.methods = chosen.methods or list(usual[chosen.figure])
+    if min(chosen.seeds) < 0:
+        raise SettingError(f"--seeds = {min(chosen.seeds)}; allowed: at least 0")
+    if unknown := [name for name in chosen.methods if name not in known[chosen.figure]]:
+        raise SettingError(f"--methods = {unknown[0]!r}; allowed: {', '.join(map(repr, known[chosen.figure]))}")
+    return chosen
+
+
+def train_run(
+    experiment: training.Experiment, directory: Path, seed: int, flags: Sequence[str], trained: bool = True
+) -> None:
+    """Start a run, or continue it up to the iterations that its flags or else its script ask for.
+
+    If the user stops it, all ends here.
+
+    Args:
+        experiment: the script.
+        directory: of the run.
+        seed: of the run.
+        flags: of the script.
+        trained: False to leave the run at its first checkpoint.
+    """
+    finished = True
+    if not (directory / "checkpoint.pt").exists():
+        new = ["--seed", str(seed), "--run-dir", str(directory), *flags]
+        if trained:
+            finished = training.main(experiment, new)
+        else:
+            training.prepare(experiment, new)
+    elif trained:
+        _, asked = parse(experiment.settings, flags, OneLineParser(""), {})
+        if Run.open(directory).load("checkpoint.pt")["learner"]["iteration"] < asked.iterations:
+            again = ["--resume", str(directory), *flags, "--iterations", str(asked.iterations)]
+            finished = training.main(experiment, again)
+    if not finished:
+        sys.exit(130)  # as of any program that an interrupt ended
+
+
+def keep_summary(path: Path, summary: dict[str, dict[str, Any]]) -> None:
+    """Replace the entries of these figures in a summary, and keep the others."""
+    kept = json.loads(path.read_text()) if path.exists() else {}
+    save_json(path, {**kept, **summary})
+
+
+def common(values: Sequence[Any]) -> Any:
+    """The value that all seeds share, or a list of each one's."""
+    return values[0] if all(value == values[0] for value in values) else list(values)
+
+
+def shown(value: Any) -> str:
+    """A number, or the range of several."""
+    values = value if isinstance(value, list) else [value]
+    return " to ".join(f"{of:,}" for of in sorted({min(values), max(values)}))
+
+
+def slug(name: str) -> str:
+    """The name of a method's folder."""
+    return name.replace(", ", "_").replace(" ", "_")

@@ -67,11 +67,10 @@ PRETRAINED, RANDOM = "--inner-steps 0 --inner-step-size", "--iterations 1 --inne
 ORACLE = "--inner-steps 0 --observe-task --evaluation-steps 0"
 
 CONTEXT = "--adaptation cavia"  # the paper's context vector, whose learned start the first layer's bias can stand for
-LOW_VARIANCE = {"maml, lvc": Method("--estimator lvc")}
+SHORT_COMPARISON = {"maml, lvc": Method("--estimator lvc"), "first-order": Method("--order first")}
 COMPARISON = {
     "exact products": Method("--product-fraction 1"),
-    **LOW_VARIANCE,
-    "first-order": Method("--order first"),
+    **SHORT_COMPARISON,
     "ProMP": Method("--estimator likelihood-ratio --outer ppo"),
     "DiCE": Method("--estimator dice"),
     "E-MAML": Method("--initial-sampling"),
@@ -107,7 +106,7 @@ FIGURES = {
             "random": Method(f"{RANDOM} 0.1", (-254.83, -254.33, -246.79, -230.83), trained=False),
             "oracle": Method(ORACLE, (-54.47,)),
         },
-        LOW_VARIANCE,
+        SHORT_COMPARISON,
     ),
     "ant_velocity": Reproduction(
         {
@@ -116,7 +115,7 @@ FIGURES = {
             "random": Method(f"{RANDOM} 1.0", (-78.64, -62.81, -48.55, -35.57), trained=False),
             "oracle": Method(ORACLE, (107.89,)),
         },
-        LOW_VARIANCE,
+        SHORT_COMPARISON,
     ),
     "ant_direction": Reproduction(
         {
@@ -125,7 +124,7 @@ FIGURES = {
             "random": Method(f"{RANDOM} 1.0", (3.11, 9.25, 15.96, 26.12), trained=False),
             "oracle": Method(ORACLE, (524.80,)),
         },
-        LOW_VARIANCE,
+        SHORT_COMPARISON,
     ),
 }
 
@@ -322,12 +321,16 @@ def _draw(figure: str, methods: dict[str, Any]) -> Figure:
         errors = [entry[key]["standard_error"] or 0.0 for key in keys]
         lowest[name] = min([*means, *published])
         highest.append(max([*means, *published]))
-        for folder in _folders(figure, name):
-            curve = _curve(folder)
-            for step, style in ((0, "--"), (1, "-")):
-                if values := curve.get(f"return/step_{step}"):
-                    iterations = range(1, len(values) + 1)
-                    curve_axes.plot(iterations, values, color=color, linestyle=style, linewidth=0.8)
+        curves = [_curve(folder) for folder in _folders(figure, name)]
+        for step, style in ((0, "--"), (1, "-")):
+            if seeds := [curve[f"return/step_{step}"] for curve in curves if f"return/step_{step}" in curve]:
+                shared = np.array([values[: min(map(len, seeds))] for values in seeds])
+                iterations, mean = range(1, shared.shape[1] + 1), shared.mean(axis=0)
+                curve_axes.plot(iterations, mean, color=color, linestyle=style, linewidth=1)
+                if len(seeds) > 1:
+                    error = shared.std(axis=0, ddof=1) / len(seeds) ** 0.5
+                    band = {"color": color, "alpha": 0.2, "linewidth": 0}
+                    curve_axes.fill_between(iterations, mean - error, mean + error, **band)
         if len(keys) == 1:
             steps_axes.axhline(means[0], color=color, label=name)
             if published:
@@ -346,7 +349,7 @@ def _draw(figure: str, methods: dict[str, Any]) -> Figure:
                 linestyle=":",
                 label=f"{name}, published",
             )
-    title = "test tasks, mean and s.e. over seeds"
+    title = "test tasks"
     worst, *others = sorted(lowest, key=lambda name: lowest[name])
     bottom, top = lowest[others[0]] if others else lowest[worst], max(highest)
     if len(others) > 1 and lowest[worst] < 2 * bottom - top:  # it would flatten all others
@@ -355,8 +358,8 @@ def _draw(figure: str, methods: dict[str, Any]) -> Figure:
     steps_axes.set(xlabel="gradient steps", ylabel="return", title=title)
     steps_axes.set_xticks(range(4))
     picture.legend(fontsize=8, loc="outside left center")
-    curve_axes.set(xlabel="meta-iteration", title="training: before (dashed) and after one step")
-    picture.suptitle(figure.replace("_", " "))
+    curve_axes.set(xlabel="meta-iteration", title="training, before (dashed) and after one step")
+    picture.suptitle(f"{figure.replace('_', ' ')}: mean and standard error over seeds")
     return picture
 
 

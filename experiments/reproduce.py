@@ -316,6 +316,7 @@ def _draw(figure: str, methods: dict[str, Any]) -> Figure:
     lowest, highest = {}, []
     for index, (name, entry) in enumerate(methods.items()):
         color, published = f"C{index}", FIGURES[figure].methods[name].published
+        label = f"{name} ({shown(entry['iterations'])} iterations)" if entry else ""
         keys = sorted(key for key in entry if key.startswith("return/step_"))
         means = [entry[key]["mean"] for key in keys]
         errors = [entry[key]["standard_error"] or 0.0 for key in keys]
@@ -332,14 +333,14 @@ def _draw(figure: str, methods: dict[str, Any]) -> Figure:
                     band = {"color": color, "alpha": 0.2, "linewidth": 0}
                     curve_axes.fill_between(iterations, mean - error, mean + error, **band)
         if len(keys) == 1:
-            steps_axes.axhline(means[0], color=color, label=name)
+            steps_axes.axhline(means[0], color=color, label=label)
             if published:
                 steps_axes.axhline(published[0], color=color, linestyle=":", label=f"{name}, published")
             continue
         beside = 0.04 * (index - len(methods) / 2)  # so that no marker hides another
         steps = np.arange(len(keys)) + beside
         if entry:
-            steps_axes.errorbar(steps, means, errors, color=color, marker="o", markersize=4, capsize=3, label=name)
+            steps_axes.errorbar(steps, means, errors, color=color, marker="o", markersize=4, capsize=3, label=label)
         if published:
             steps_axes.plot(
                 np.arange(len(published)) + beside,

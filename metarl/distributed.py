@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.distributed.nn.functional  # its defaults would keep a group that is there when it is first imported
 from torch import Tensor
 
 _PATIENCE = timedelta(minutes=10)  # until a process that waits for another gives up; a dead one is noticed at once
@@ -110,7 +111,10 @@ def current() -> Processes:
 
 
 def end() -> None:
-    """Part from the other processes, once there is nothing left to do together."""
+    """Part from the other processes, once there is nothing left to do together.
+
+    The group's threads end with it: one that is alive when the interpreter ends may abort the process.
+    """
     if dist.is_initialized():
         dist.destroy_process_group()
 

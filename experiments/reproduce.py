@@ -21,7 +21,18 @@ from matplotlib.figure import Figure
 from experiments import evaluate, training
 from experiments.configuration import OneLineParser
 from experiments.pictures import save_json
-from experiments.reproduction import RESULTS, RUNS, choose, common, keep_summary, shown, slug, train_run
+from experiments.reproduction import (
+    RESULTS,
+    RUNS,
+    choose,
+    command,
+    common,
+    keep_summary,
+    seed_folders,
+    shown,
+    slug,
+    train_run,
+)
 from metarl.runs import Run, load_checkpoint
 
 
@@ -191,7 +202,7 @@ def report() -> None:
     summary: dict[str, dict[str, Any]] = {}
     for figure, reproduction in FIGURES.items():
         for name in reproduction.methods:
-            if folders := _folders(figure, name):
+            if folders := seed_folders(RESULTS / figure, name):
                 summary.setdefault(figure, {})[name] = _summarise(figure, name, folders)
     for figure, group, methods in groups(summary):
         if group == "comparison":
@@ -255,16 +266,14 @@ def _summarise(figure: str, name: str, folders: Sequence[Path]) -> dict[str, Any
     configs = [json.loads((folder / "config.json").read_text()) for folder in folders]
     curves = [_curve(folder) for folder in folders]
     seeds = [record["seed"] for record in records]
-    words = f"{figure} --methods {name!r} --seeds {' '.join(map(str, seeds))}"
-    if method.trained:
-        words += f" --iterations {max(record['iteration'] for record in records)}"
+    iterations = max(record["iteration"] for record in records) if method.trained else None
     entry: dict[str, Any] = {
         "seeds": seeds,
         "dynamics": records[0]["dynamics"],
         "seconds": [curve["seconds"] for curve in curves],
         "machine": curves[0]["machine"],
         "commit": common([config.get("commit") for config in configs]),
-        "command": f"python experiments/reproduce.py {words}",
+        "command": command("reproduce", figure, name, seeds, iterations),
         "flags": method.flags,
     }
     for prefix, file in (("", "evaluation.json"), ("best/", "best_evaluation.json")):
@@ -284,7 +293,9 @@ def _summarise(figure: str, name: str, folders: Sequence[Path]) -> dict[str, Any
 
 def _compare_training(figure: str, methods: dict[str, Any]) -> None:
     """Note in each entry what training returned after one step over the last ten iterations that all have done."""
-    curves = {name: [_curve(folder)["return/step_1"] for folder in _folders(figure, name)] for name in methods}
+    curves = {
+        name: [_curve(folder)["return/step_1"] for folder in seed_folders(RESULTS / figure, name)] for name in methods
+    }
     last = min(len(curve) for seeds in curves.values() for curve in seeds)
     first = max(last - 9, 1)
     for name, seeds in curves.items():
@@ -300,10 +311,6 @@ def _over_seeds(values: Sequence[float]) -> dict[str, Any]:
         "standard_error": round(float(np.std(values, ddof=1)) / len(values) ** 0.5, 3) if several else None,
         "per_seed": np.round(values, 3).tolist(),
     }
-
-
-def _folders(figure: str, name: str) -> list[Path]:
-    return sorted((RESULTS / figure / slug(name)).glob("seed*"))
 
 
 def _curve(folder: Path) -> dict[str, Any]:
@@ -322,7 +329,7 @@ def _draw(figure: str, methods: dict[str, Any]) -> Figure:
         errors = [entry[key]["standard_error"] or 0.0 for key in keys]
         lowest[name] = min([*means, *published])
         highest.append(max([*means, *published]))
-        curves = [_curve(folder) for folder in _folders(figure, name)]
+        curves = [_curve(folder) for folder in seed_folders(RESULTS / figure, name)]
         for step, style in ((0, "--"), (1, "-")):
             if seeds := [curve[f"return/step_{step}"] for curve in curves if f"return/step_{step}" in curve]:
                 shared = np.array([values[: min(map(len, seeds))] for values in seeds])

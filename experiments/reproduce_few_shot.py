@@ -19,7 +19,18 @@ from matplotlib.figure import Figure
 from experiments import evaluate, training
 from experiments.configuration import OneLineParser
 from experiments.pictures import save_json
-from experiments.reproduction import RESULTS, RUNS, choose, common, keep_summary, shown, slug, train_run
+from experiments.reproduction import (
+    RESULTS,
+    RUNS,
+    choose,
+    command,
+    common,
+    keep_summary,
+    seed_folders,
+    shown,
+    slug,
+    train_run,
+)
 from metarl.runs import Run, load_checkpoint, save_checkpoint
 
 
@@ -105,7 +116,7 @@ def report() -> None:
     summary: dict[str, dict[str, Any]] = {}
     for figure, methods in FIGURES.items():
         for name in methods:
-            if folders := sorted((RESULTS / figure / slug(name)).glob("seed*")):
+            if folders := seed_folders(RESULTS / figure, name):
                 summary.setdefault(figure, {})[name] = _summarise(figure, name, folders)
     keep_summary(RESULTS / "summary.json", summary)
     for figure, methods in summary.items():
@@ -154,7 +165,6 @@ def _summarise(figure: str, name: str, folders: Sequence[Path]) -> dict[str, Any
         "seconds": [curve["seconds"] for curve in curves],
         "machine": curves[0]["machine"],
         "commit": common([config["commit"] for config in configs]),
-        "command": f"python experiments/reproduce_few_shot.py {figure} --methods {name!r}",
         "flags": method.flags,
     }
     for shots in method.shots or (None,):
@@ -164,8 +174,8 @@ def _summarise(figure: str, name: str, folders: Sequence[Path]) -> dict[str, Any
             entry["iterations"] = common([record["iteration"] for record in records])
             entry["shots"], entry["evaluation_tasks"] = records[0]["shots"], records[0]["evaluation_tasks"]
             prefix = ""
-            seeds = " ".join(map(str, entry["seeds"]))
-            entry["command"] += f" --seeds {seeds} --iterations {max(record['iteration'] for record in records)}"
+            iterations = max(record["iteration"] for record in records)
+            entry["command"] = command("reproduce_few_shot", figure, name, entry["seeds"], iterations)
         else:
             prefix = f"shots_{shots}/"
         for key, value in records[0].items():

@@ -95,6 +95,17 @@ def keep_summary(path: Path, summary: dict[str, dict[str, Any]]) -> None:
     save_json(path, {**kept, **summary})
 
 
+def seed_folders(figure: Path, name: str) -> list[Path]:
+    """The folders of a method's seeds, of those that the figure's folder holds."""
+    return sorted((figure / slug(name)).glob("seed*"))
+
+
+def command(script: str, figure: str, name: str, seeds: Sequence[int], iterations: int | None) -> str:
+    """What makes a method's results, with None for runs without training."""
+    words = f"python experiments/{script}.py {figure} --methods {name!r} --seeds {' '.join(map(str, seeds))}"
+    return words if iterations is None else f"{words} --iterations {iterations}"
+
+
 def common(values: Sequence[Any]) -> Any:
     """The value that all seeds share, or a list of each one's."""
     return values[0] if all(value == values[0] for value in values) else list(values)

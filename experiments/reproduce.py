@@ -78,7 +78,11 @@ PRETRAINED, RANDOM = "--inner-steps 0 --inner-step-size", "--iterations 1 --inne
 ORACLE = "--inner-steps 0 --observe-task --evaluation-steps 0"
 
 CONTEXT = "--adaptation cavia"  # the paper's context vector, whose learned start the first layer's bias can stand for
-SHORT_COMPARISON = {"maml, lvc": Method("--estimator lvc"), "first-order": Method("--order first")}
+SHORT_COMPARISON = {
+    "maml, lvc": Method("--estimator lvc"),
+    "first-order": Method("--order first"),
+    "first-order, GAE 0.95": Method("--order first --gae-lambda 0.95"),
+}
 COMPARISON = {
     "exact products": Method("--product-fraction 1"),
     **SHORT_COMPARISON,

@@ -1,0 +1,153 @@
+"""How much of a meta-gradient is signal: `python experiments/meta_gradients.py RUN --gae-lambdas 1 0.95`.
+
+At the meta-parameters of a run, which stay as they are, the tasks and episodes of further iterations are sampled, and
+every estimator's meta-gradient is taken of each of these batches. What independent batches agree on is signal, whether
+it is the truth or the estimator's bias; the rest is noise. Prints a table and writes it beside the checkpoint.
+"""
+
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import metarl
+from experiments.configuration import OneLineParser, SettingError
+from experiments.estimators import Variant
+from experiments.pictures import save_json
+from experiments.training import one_line_errors, open_run
+from metarl.estimators import ESTIMATORS
+from metarl.learner import Stage
+from metarl.parameters import ravel
+from metarl.randomness import keyed_generator
+
+REFERENCE = Variant("lvc", "second")  # the least biased of those whose noise leaves anything to see
+VARIANTS = [  # at the parameters that sampled, likelihood-ratio is lvc, and all estimators are one to first order
+    Variant("score", "second", sampling=True),
+    Variant("dice", "second"),
+    REFERENCE,
+    Variant("score", "second"),
+    Variant("score", "first"),
+]
+Row = dict[str, float]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, print, write."""
+    parser = OneLineParser("Measure signal and noise of every estimator's meta-gradient at the parameters of a run.")
+    parser.add_argument("run", type=Path, metavar="RUN", help="directory of a reinforcement-learning run")
+    parser.add_argument("--batches", type=int, default=12, metavar="INT", help="of tasks and episodes (default 12)")
+    parser.add_argument(
+        "--gae-lambdas", type=float, nargs="+", metavar="FLOAT", help="factors of later advantages (default: the run's)"
+    )
+    parser.add_argument("--inner-step-size", type=float, metavar="FLOAT", help="of training (default: the run's)")
+    parser.add_argument("--threads", type=int, metavar="INT", help="(default: the run's)")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="(default: meta_gradients.json in the run)")
+    chosen = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
+    with one_line_errors():
+        if chosen.batches < 3:
+            raise SettingError(f"--batches = {chosen.batches}; allowed: at least 3")
+        names = ("inner_step_size", "threads")
+        changes = {name: value for name in names if (value := getattr(chosen, name)) is not None}
+        _, settings, learner = open_run(chosen.run, changes=changes)
+        if not isinstance(learner, metarl.Learner) or learner.rule.steps == 0:
+            raise SettingError(f"{chosen.run} takes no policy through inner steps; allowed: runs that do")
+        lambdas = chosen.gae_lambdas or [settings.gae_lambda]
+        if wrong := [value for value in lambdas if not 0 <= value <= 1]:
+            raise SettingError(f"--gae-lambdas = {wrong[0]}; allowed: 0 to 1")
+        rows = measure(learner, chosen.batches, lambdas)
+        print(table(rows, chosen.batches))
+        output = chosen.output or chosen.run / "meta_gradients.json"
+        save_json(output, {"iteration": learner.iteration, "batches": chosen.batches, "rows": rows})
+        print(f"results in {output}")
+
+
+def measure(learner: metarl.Learner, batches: int, lambdas: Sequence[float]) -> dict[str, Row]:
+    """The rows of the table, by estimator and lambda; see `compare`, whose reference is lvc with the first lambda."""
+    found: dict[str, list[Tensor]] = {}
+    sampler = _at(learner, estimator=ESTIMATORS["dice"], initial_sampling=False)  # which keeps episodes whole
+    for _ in range(batches):
+        tasks = learner.distribution.sample(
+            learner.tasks, keyed_generator(learner.seed, "train/tasks", sampler.iteration)
+        )
+        for sampler.gae_lambda in lambdas:
+            stages = sampler.adapt(tasks, learner.rule.steps, purpose="train")
+            for variant, gradient in zip(VARIANTS, meta_gradients(learner, stages), strict=True):
+                found.setdefault(_label(variant, sampler.gae_lambda), []).append(gradient)
+        sampler.iteration += 1
+    gradients = {name: torch.stack(values) for name, values in found.items()}
+    return compare(gradients, _label(REFERENCE, lambdas[0]))
+
+
+def meta_gradients(learner: metarl.Learner, stages: Sequence[Stage]) -> list[Tensor]:
+    """Each variant's meta-gradient (n,) at the learner's parameters, on the same episodes."""
+    rule_of_run: Any = learner.rule  # a dataclass
+    vector, gradients = ravel(list(learner.theta.values())), []
+    for variant in VARIANTS:
+        rule = replace(rule_of_run, second_order=variant.order == "second")
+        made_of = {"estimator": ESTIMATORS[variant.estimator], "initial_sampling": variant.sampling, "rule": rule}
+        _, gradient = _at(learner, **made_of).objective(stages).loss_and_gradient(vector)
+        gradients.append(gradient.double())
+    return gradients
+
+
+def _at(learner: metarl.Learner, **changes: Any) -> metarl.Learner:
+    """Another learner, at the same parameters and iteration."""
+    other = replace(learner, **changes)
+    other.theta, other.iteration = learner.theta, learner.iteration
+    return other
+
+
+def _label(variant: Variant, gae_lambda: float) -> str:
+    return f"{variant.name}, lambda {gae_lambda:g}"
+
+
+def compare(gradients: Mapping[str, Tensor], reference: str) -> dict[str, Row]:
+    """Signal and noise of meta-gradients g_i (B, n) from independent batches i, by name.
+
+    Returns:
+        of each: `length`, the root of the mean of |g_i|^2; `signal`, the mean of g_i . g_j over i != j in units of
+        length^2, which is |E g|^2 / E |g|^2 without bias; `rise`, the mean of g_i . r_j over i != j in units of length,
+        with r the reference: the slope of what r descends along a step of g; and the standard errors of both.
+    """
+    rows = {}
+    for name, of_name in gradients.items():
+        length = float(of_name.square().sum(dim=1).mean().sqrt())
+        signal, signal_error = across_batches(of_name, of_name)
+        rise, rise_error = across_batches(of_name, gradients[reference])
+        rows[name] = {
+            "length": length,
+            "signal": signal / length**2,
+            "signal_error": signal_error / length**2,
+            "rise": rise / length,
+            "rise_error": rise_error / length,
+        }
+    return rows
+
+
+def across_batches(left: Tensor, right: Tensor) -> tuple[float, float]:
+    """The mean of left_i . right_j over i != j, and its standard error by the jackknife, batches left out in turn."""
+    products, count = left @ right.T, len(left)
+    products.fill_diagonal_(0)  # of one batch, whose noise they share
+    total = products.sum()
+    without = (total - products.sum(dim=0) - products.sum(dim=1)) / ((count - 1) * (count - 2))
+    error = ((count - 1) / count * (without - without.mean()).square().sum()).sqrt()
+    return float(total / (count * (count - 1))), float(error)
+
+
+def table(rows: Mapping[str, Row], batches: int) -> str:
+    """The rows as text."""
+    heads = ["length", "signal / length^2", "slope of lvc along it"]
+    lines = [f"{f'meta-gradients of {batches} batches':36}" + "".join(f"{head:>24}" for head in heads)]
+    for name, row in rows.items():
+        cells = [f"{row['length']:.3f}"]
+        cells += [f"{row[key]:.4f} +- {row[f'{key}_error']:.4f}" for key in ("signal", "rise")]
+        lines.append(f"{name:36}" + "".join(f"{cell:>24}" for cell in cells))
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main()

@@ -73,10 +73,11 @@ def measure(learner: metarl.Learner, batches: int, lambdas: Sequence[float]) -> 
         tasks = learner.distribution.sample(
             learner.tasks, keyed_generator(learner.seed, "train/tasks", sampler.iteration)
         )
-        for sampler.gae_lambda in lambdas:
+        for gae_lambda in lambdas:
+            sampler.gae_lambda = gae_lambda
             stages = sampler.adapt(tasks, learner.rule.steps, purpose="train")
             for variant, gradient in zip(VARIANTS, meta_gradients(learner, stages), strict=True):
-                found.setdefault(_label(variant, sampler.gae_lambda), []).append(gradient)
+                found.setdefault(_label(variant, gae_lambda), []).append(gradient)
         sampler.iteration += 1
     gradients = {name: torch.stack(values) for name, values in found.items()}
     return compare(gradients, _label(REFERENCE, lambdas[0]))

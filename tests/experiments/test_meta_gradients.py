@@ -31,9 +31,7 @@ def test_products_across_batches_and_their_error_are_those_of_loops():
     mean, error = meta_gradients.across_batches(left, right)
     assert mean == pytest.approx(mean_across(left, right, range(6)))
     without = [mean_across(left, right, [i for i in range(6) if i != out]) for out in range(6)]
-    assert error == pytest.approx(
-        np.sqrt(5 * np.var(without))
-    )  # of the jackknife: (B - 1) / B times the summed squares
+    assert error == pytest.approx(np.sqrt(5 * np.var(without)))  # (B - 1) / B times the summed squares
 
 
 def test_planted_signal_is_found():

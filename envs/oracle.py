@@ -57,8 +57,12 @@ class ObservedTaskBatch(gymnasium.vector.VectorWrapper):
 
     def step(self, actions: Any) -> tuple[np.ndarray, Any, Any, Any, dict[str, Any]]:
         """Step; the tasks stay."""
-        observations, *others = self.env.step(actions)
-        return (self._append(observations), *others)
+        observations, *others, infos = self.env.step(actions)
+        if "final_obs" in infos:
+            finals = zip(infos["final_obs"], self.parameters, strict=True)
+            longer = [None if final is None else np.concatenate([final, of]) for final, of in finals]
+            infos = {**infos, "final_obs": np.array([*longer, None], dtype=object)[:-1]}
+        return (self._append(observations), *others, infos)
 
     def _append(self, observations: np.ndarray) -> np.ndarray:
         return np.concatenate([observations, self.parameters], axis=1)

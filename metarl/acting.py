@@ -1,6 +1,5 @@
 """Policies with fixed parameters that act, and their files."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +7,11 @@ import gymnasium
 import numpy as np
 import torch
 from gymnasium.spaces import Box, Discrete
-from torch import Tensor, nn
+from torch import nn
 from torch.func import functional_call
 
 from metarl.distributions import distribution_for
-from metarl.parameters import Parameters
+from metarl.parameters import Parameters, constants_of, parameters_of, restore_constants, shapes_of
 from metarl.policies import describe, from_description
 from metarl.runs import RunError, load_checkpoint, save_checkpoint
 
@@ -42,7 +41,7 @@ class Agent:
     def __call__(self, observation: np.ndarray) -> np.ndarray:
         """The most likely action, within the bounds of the action space."""
         device = next(iter(self.parameters.values())).device
-        batch = torch.as_tensor(np.asarray(observation), dtype=torch.float32, device=device)[None]
+        batch = torch.tensor(np.array(observation), dtype=torch.float32, device=device)[None]
         output = functional_call(self.policy, self.parameters, (batch,))
         return self.distribution.to_environment(self.distribution.mode(output).cpu().numpy())[0]
 
@@ -50,7 +49,8 @@ class Agent:
         """Write all that acting needs, which is numbers and names; RunError if the file cannot be written."""
         state = {
             "agent": describe(self.policy),
-            "parameters": {name: value.cpu() for name, value in self.parameters.items()},
+            "parameters": {name: value.cpu().clone() for name, value in self.parameters.items()},  # of one task alone
+            "constants": {name: value.cpu() for name, value in constants_of(self.policy).items()},
             "observation_shape": list(self.observation_shape),
             "action_space": _space_to_data(self.action_space),
         }
@@ -76,14 +76,14 @@ class Agent:
                 policy = from_description(state["agent"], Box(-np.inf, np.inf, shape), space)
             except ValueError as error:
                 raise RunError(f"{path}: {error}; allowed: Agent.load(path, policy)") from error
-        needed, held = _shapes(dict(policy.named_parameters())), _shapes(state["parameters"])
+        needed, held = shapes_of(parameters_of(policy)), shapes_of(state["parameters"])
         if needed != held:
             raise RunError(f"{path} holds the parameters {held}; the policy has {needed}")
+        try:
+            restore_constants(policy, state.get("constants"))
+        except ValueError as error:
+            raise RunError(f"{path}: {error}") from error
         return cls(policy, state["parameters"], space, shape)
-
-
-def _shapes(parameters: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(value.shape) for name, value in parameters.items()}
 
 
 def _space_to_data(space: gymnasium.Space) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from metarl.bounds import require_whole
 from metarl.jacobian import Linearised, weighted_gradient
 from metarl.parameters import Parameters
 
@@ -76,6 +77,9 @@ class GradientDescent:
     later_factor: float = 0.5
     adapted: tuple[str, ...] = ("*",)
     from_zero: bool = False
+
+    def __post_init__(self) -> None:
+        require_whole("steps", self.steps, at_least=0)
 
     def meta_parameters(self, parameters: Parameters) -> Parameters:
         """The module's parameters alone; ValueError if a pattern of `adapted` fits none of them."""
@@ -203,7 +207,7 @@ def adapt_step(
     """
     gradients = _gradient_at_point(loss, rule, phi, data)
     with torch.no_grad():
-        squares = [gradient.flatten(1).square().sum(dim=1) for gradient in gradients.values()]
+        squares = [gradient.reshape(len(gradient), -1).square().sum(dim=1) for gradient in gradients.values()]
         return rule.update(theta, phi, gradients, step), torch.stack(squares).sum(dim=0).sqrt()
 
 

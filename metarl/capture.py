@@ -7,13 +7,14 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.func import functionalize
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from metarl.parameters import Parameters, call_per_task
 
 _Captured = tuple[GraphModule, GraphModule]
-_captured: WeakKeyDictionary[nn.Module, dict[tuple, _Captured]] = WeakKeyDictionary()
+_captured: WeakKeyDictionary[nn.Module, tuple[tuple, dict[tuple, _Captured]]] = WeakKeyDictionary()
 
 _ALIASES = {
     torch.ops.aten.view.default,
@@ -25,13 +26,27 @@ _one_at_a_time = threading.Lock()  # for recordings
 _PATIENCE = 10  # calls before a recording is made, which takes as long as hundreds of them
 
 
+def fingerprint(module: nn.Module) -> tuple:
+    """What differs after a plain attribute, a buffer or a frozen parameter of the module has changed.
+
+    A recording holds their values, so it serves as long as the fingerprint is the same.
+    """
+    plain: list[tuple[str, object]] = []
+    tensors: list[Tensor] = list(module.parameters())
+    for part in module.modules():
+        values = {**vars(part), **part._buffers}
+        plain += [(n, value) for n, value in values.items() if isinstance(value, bool | int | float | str)]
+        tensors += [value for value in values.values() if isinstance(value, Tensor)]
+    return (*plain, *((id(value), value._version) for value in tensors if not value.requires_grad))
+
+
 class Recording:
     """A function of tensors that computes its own derivatives, if any: a faster one, after some calls.
 
     The operations are recorded once per shapes, derivatives included, and from then on replayed without graph or
     Python code. The recording is compared with the function itself when it is made, and must equal it to the last
     bit; a function that cannot be recorded runs as it is. So whatever the function depends on beside its tensors must
-    not change.
+    not change: see `fingerprint`.
 
     Args:
         function: maps tensors to tensors that need no graph.
@@ -74,9 +89,9 @@ class Recording:
 def capture(module: nn.Module, parameters: Parameters, inputs: Tensor) -> Callable[[Tensor], Tensor]:
     """Return a faster inputs -> call_per_task(module, parameters, inputs) for these shapes, without gradients.
 
-    The operations are recorded once per module and shapes. What does not depend on the inputs is computed here, once.
-    Every capture is compared with the module itself on the inputs given, and must equal it to the last bit: a module
-    that has changed since is recorded again, and one that cannot be recorded runs as it is.
+    The operations are recorded once per shapes and `fingerprint` of the module. What does not depend on the inputs is
+    computed here, once. Every capture is compared with the module itself on the inputs given, and must equal it to the
+    last bit: a module that has changed since is recorded again, and one that cannot be recorded runs as it is.
 
     Args:
         module: as in `call_per_task`.
@@ -85,7 +100,11 @@ def capture(module: nn.Module, parameters: Parameters, inputs: Tensor) -> Callab
     """
     plain = partial(call_per_task, module, parameters)
     expected = plain(inputs)
-    known = _captured.setdefault(module, {})
+    now = fingerprint(module)
+    made_of, known = _captured.get(module, (None, {}))
+    if made_of != now:
+        known = {}
+        _captured[module] = now, known
     values = list(parameters.values())
     key = (inputs.shape, inputs.device, *(value.shape for value in values))
     for _ in range(2):
@@ -114,8 +133,9 @@ def one_launch(function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> 
         inputs: an example.
     """
     fixed = [value.clone() for value in inputs]
+    device = inputs[0].device
     try:
-        current, side, graph = torch.cuda.current_stream(), torch.cuda.Stream(), torch.cuda.CUDAGraph()
+        current, side, graph = torch.cuda.current_stream(device), torch.cuda.Stream(device), torch.cuda.CUDAGraph()
         side.wait_stream(current)
         with torch.cuda.stream(side):
             expected = function(*fixed)  # libraries allocate their workspaces at the first call
@@ -125,6 +145,8 @@ def one_launch(function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> 
             finally:
                 graph.capture_end()
         current.wait_stream(side)
+        for output in outputs:
+            output.zero_()  # so that only a replay that computes them can equal what is expected
         graph.replay()
         same = all(torch.allclose(found, value) for found, value in zip(outputs, expected, strict=True))
     except RuntimeError:
@@ -147,7 +169,7 @@ def _record(module: nn.Module, parameters: Parameters, inputs: Tensor) -> _Captu
     def call(inputs: Tensor, *values: Tensor) -> Tensor:
         return call_per_task(module, dict(zip(parameters, values, strict=True)), inputs)
 
-    whole = make_fx(call)(inputs, *parameters.values())
+    whole = make_fx(functionalize(call, remove="mutations"))(inputs, *parameters.values())
     nodes = list(whole.graph.nodes)
     result = nodes[-1].args[0]
     varying = {nodes[0]}

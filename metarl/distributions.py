@@ -143,7 +143,8 @@ class Categorical:
     def kl(self, old: Tensor, new: Tensor) -> Tensor:
         """sum_a p(a) (log p(a) - log q(a)), p old and q new."""
         old_log, new_log = torch.log_softmax(old, -1), torch.log_softmax(new, -1)
-        return (old_log.exp() * (old_log - new_log)).sum(-1)
+        possible = old_log > -math.inf  # an action masked by a logit of -inf adds 0
+        return (old_log.exp() * torch.where(possible, old_log - new_log, 0)).sum(-1)
 
     def fisher_product(self, parameters: Tensor, tangent: Tensor) -> Tensor:
         """(diag(p) - p p') tangent."""
@@ -156,8 +157,7 @@ class Categorical:
 
     def summary(self, parameters: Tensor) -> dict[str, float]:
         """The mean entropy, in nats."""
-        log_probs = torch.log_softmax(parameters, -1)
-        return {"policy_entropy": -(log_probs.exp() * log_probs).sum(-1).mean().item()}
+        return {"policy_entropy": torch.special.entr(torch.softmax(parameters, -1)).sum(-1).mean().item()}
 
     def to_environment(self, actions: np.ndarray) -> np.ndarray:
         """Shift 0..n-1 to the first action of the space."""

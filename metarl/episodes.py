@@ -11,7 +11,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from metarl.bounds import require_one_of
 from metarl.distributed import ALONE, Processes
+
+WEIGHTINGS = ("timestep", "episode")
 
 Record = TypeVar("Record", "Episodes", "Samples")
 
@@ -36,7 +39,7 @@ def task_chunks(tasks: int, size: int, workers: int = 1) -> list[slice]:
 
 @dataclass(frozen=True)
 class Episodes:
-    """M x E episodes in lockstep; steps after the end of an episode are not valid and hold zeros or repeats.
+    """M x E episodes in lockstep; steps after the end of an episode are not valid and hold zeros.
 
     An episode without any valid step is absent: tasks may have different numbers of episodes.
 
@@ -200,11 +203,10 @@ def to_samples(episodes: Episodes, advantages: Tensor, weighting: str = "timeste
         weighting: `timestep`: every valid step of a task weighs the same; `episode`: every episode weighs the same,
             so that the steps of a short one weigh more.
     """
+    require_one_of(WEIGHTINGS, "weighting", weighting)
     valid = episodes.valid.to(advantages.dtype)
     if weighting == "episode":
         valid = valid / valid.sum(dim=1, keepdim=True).clamp_min(1)
-    elif weighting != "timestep":
-        raise ValueError(f"weighting = {weighting!r}; allowed: timestep, episode")
     weights = valid / valid.sum(dim=(1, 2), keepdim=True)
     return Samples(
         observations=episodes.observations.flatten(1, 2),

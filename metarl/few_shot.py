@@ -8,6 +8,7 @@
 Tasks go through this in chunks that suit the cache, or all at once on a GPU; the numbers are the same.
 """
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,13 +21,24 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from metarl.adaptation import AdaptationRule, GradientDescent, adapt_step, adaptation_path
-from metarl.capture import Recording
+from metarl.bounds import require_whole
+from metarl.capture import Recording, fingerprint
 from metarl.distributed import Processes, current
 from metarl.episodes import NonFiniteError, task_chunks
 from metarl.few_shot_tasks import Examples, FewShotDistribution, FewShotTasks
 from metarl.models import batch_statistics
 from metarl.parallel import own_copy, parallel_map
-from metarl.parameters import Parameters, call_per_task, expand_over_tasks, parameters_of, ravel, unravel
+from metarl.parameters import (
+    Parameters,
+    call_per_task,
+    constants_of,
+    expand_over_tasks,
+    parameters_of,
+    ravel,
+    restore_constants,
+    shapes_of,
+    unravel,
+)
 from metarl.randomness import keyed_generator
 
 _CHUNK_VALUES = 63_000  # input numbers that a CPU's cache likes to see at a time: 80 Omniglot images
@@ -249,6 +261,10 @@ class FewShotLearner:
     processes: Processes = field(default_factory=current)
 
     def __post_init__(self) -> None:
+        require_whole("tasks", self.tasks)
+        require_whole("seed", self.seed, at_least=0)
+        if self.task_chunk is not None:
+            require_whole("task_chunk", self.task_chunk)
         if self.tasks < self.processes.size:
             raise ValueError(f"tasks = {self.tasks} on {self.processes.size} processes; allowed: one or more on each")
         self.module.to(self.device)
@@ -259,7 +275,8 @@ class FewShotLearner:
             value.requires_grad_()
         self._adam = torch.optim.Adam(self.theta.values(), self.learning_rate, fused=True)
         self._recordings: dict[tuple[int, ...], Recording] = {}
-        self._recorded: tuple[Any, ...] = (None,) * 5
+        self._recorded: tuple[Any, ...] = (None,) * 4
+        self._fingerprint: tuple = ()
 
     def step(self) -> dict[str, float]:
         """Do one meta-iteration.
@@ -298,9 +315,10 @@ class FewShotLearner:
         """
         weights = self.meta_gradient.weights(self.rule.steps, self.iteration)
         steps = tuple(weights)
-        learns_by = (self.rule, self.meta_gradient, self.model.module, self.model.criterion, self.module.training)
-        if any(now is not then for now, then in zip(learns_by, self._recorded, strict=True)):
-            self._recordings, self._recorded = {}, learns_by
+        learns_by = (self.rule, self.meta_gradient, self.model.module, self.model.criterion)
+        same = all(now is then for now, then in zip(learns_by, self._recorded, strict=True))
+        if not same or fingerprint(self.model.module) != self._fingerprint:
+            self._recordings, self._recorded, self._fingerprint = {}, learns_by, fingerprint(self.model.module)
         if steps not in self._recordings:
             self._recordings[steps] = Recording(partial(self._sums, steps))
         fixed = [*self.theta.values(), *torch.tensor(list(weights.values()), device=self.device)]
@@ -370,19 +388,21 @@ class FewShotLearner:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that a later iteration depends on, beside the settings."""
-        theta = {name: value.detach() for name, value in self.theta.items()}
-        return {"theta": theta, "iteration": self.iteration, "adam": self._adam.state_dict()["state"]}
+        theta = {name: value.detach().clone() for name, value in self.theta.items()}
+        adam = copy.deepcopy(self._adam.state_dict()["state"])
+        return {"theta": theta, "constants": constants_of(self.module), "iteration": self.iteration, "adam": adam}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a state; ValueError if its parameters are not those of the module."""
-        shapes = {name: tuple(value.shape) for name, value in self.theta.items()}
-        found = {name: tuple(value.shape) for name, value in state["theta"].items()}
-        if found != shapes:
-            raise ValueError(f"the state holds parameters {found}; allowed: {shapes}")
+        """Continue from a state; ValueError if its parameters or constants are not those of the module."""
+        if shapes_of(state["theta"]) != shapes_of(self.theta):
+            raise ValueError(
+                f"the state holds parameters {shapes_of(state['theta'])}; allowed: {shapes_of(self.theta)}"
+            )
+        restore_constants(self.module, state.get("constants"))
         with torch.no_grad():
             for name, value in self.theta.items():
                 value.copy_(state["theta"][name])
-        self._adam.load_state_dict({**self._adam.state_dict(), "state": state["adam"]})
+        self._adam.load_state_dict({**self._adam.state_dict(), "state": copy.deepcopy(state["adam"])})
         self.iteration = state["iteration"]
 
     def _sums(self, steps: tuple[int, ...], *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -14,14 +14,25 @@ from torch import Tensor, nn
 from metarl.acting import Agent
 from metarl.adaptation import AdaptationRule, GradientDescent, adapt_step
 from metarl.advantages import discounted_returns, estimate_advantages
+from metarl.bounds import require, require_one_of, require_share, require_whole
 from metarl.distributed import ALONE, Processes, current
 from metarl.distributions import distribution_for
-from metarl.episodes import Episodes, NonFiniteError, Samples, task_chunks, to_samples
+from metarl.episodes import WEIGHTINGS, Episodes, NonFiniteError, Samples, task_chunks, to_samples
 from metarl.estimators import EPISODIC, WITH_SAMPLING, Estimator, outcomes, policy_loss, score
 from metarl.objective import MetaObjective
 from metarl.outer import TRPO, OuterOptimiser, State, UpdateOutcome
 from metarl.parallel import parallel_map, workers
-from metarl.parameters import Parameters, call_per_task, expand_over_tasks, parameters_of, ravel, unravel
+from metarl.parameters import (
+    Parameters,
+    call_per_task,
+    constants_of,
+    expand_over_tasks,
+    parameters_of,
+    ravel,
+    restore_constants,
+    shapes_of,
+    unravel,
+)
 from metarl.protocol import TaskDistribution, Tasks, protocol_defects
 from metarl.randomness import RolloutKey, keyed_generator
 from metarl.rollout import collect, rollout
@@ -99,6 +110,15 @@ class Learner:
     processes: Processes = field(default_factory=current)
 
     def __post_init__(self) -> None:
+        for name in ("tasks", "episodes", "threads"):
+            require_whole(name, getattr(self, name))
+        require_whole("seed", self.seed, at_least=0)
+        require_share("discount", self.discount)
+        require_share("gae_lambda", self.gae_lambda)
+        require_one_of(WEIGHTINGS, "weighting", self.weighting)
+        require_one_of(("episodes", "steps"), "budget", self.budget)
+        if self.task_chunk is not None:
+            require_whole("task_chunk", self.task_chunk)
         if defects := protocol_defects(self.distribution, self.tasks):
             raise ValueError(defects[0])
         if self.tasks < self.processes.size:
@@ -214,17 +234,19 @@ class Learner:
         """Everything that a later iteration depends on, beside the settings."""
         return {
             "theta": self.theta,
+            "constants": constants_of(self.policy),
             "outer": self.outer_state,
             "iteration": self.iteration,
             "env_steps": self.env_steps,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a state; ValueError if its parameters are not those of the policy."""
-        shapes = {name: tuple(value.shape) for name, value in self.theta.items()}
-        found = {name: tuple(value.shape) for name, value in state["theta"].items()}
-        if found != shapes:
-            raise ValueError(f"the state holds parameters {found}; allowed: {shapes}")
+        """Continue from a state; ValueError if its parameters or constants are not those of the policy."""
+        if shapes_of(state["theta"]) != shapes_of(self.theta):
+            raise ValueError(
+                f"the state holds parameters {shapes_of(state['theta'])}; allowed: {shapes_of(self.theta)}"
+            )
+        restore_constants(self.policy, state.get("constants"))
         self.theta = {name: state["theta"][name].to(self.device) for name in self.theta}
         outer = state.get("outer")
         self.outer_state = outer and {name: value.to(self.device) for name, value in outer.items()}
@@ -258,7 +280,9 @@ class Learner:
 
     def _lanes(self, count: int) -> VectorEnv:
         if count not in self._envs:
-            self._envs[count] = self.distribution.make(count, self.threads)
+            envs = self.distribution.make(count, self.threads)
+            require(envs.num_envs == count, f"lanes of make({count})", envs.num_envs, str(count))
+            self._envs[count] = envs
         return self._envs[count]
 
     def _rng(self, purpose: str) -> np.random.Generator:
@@ -329,7 +353,7 @@ class Learner:
 
 
 def _check_finite(phi: Parameters, step: int, first_task: int) -> None:
-    finite = torch.stack([value.flatten(1).isfinite().all(dim=1) for value in phi.values()]).all(dim=0)
+    finite = torch.stack([value.reshape(len(value), -1).isfinite().all(dim=1) for value in phi.values()]).all(dim=0)
     if not finite.all():
         task = first_task + int(finite.logical_not().nonzero()[0])
         raise NonFiniteError(f"the parameters of task {task} after inner step {step + 1} are not finite")
@@ -339,7 +363,7 @@ class Clock:
     """Adds up wall time per phase; waits for the device at both ends of a phase."""
 
     def __init__(self, device: str):
-        self._cuda = torch.device(device).type == "cuda"
+        self._device = torch.device(device)
         self.seconds = dict.fromkeys(("rollout", "adapt", "update"), 0.0)
 
     @contextmanager
@@ -350,6 +374,6 @@ class Clock:
         self.seconds[name] += self._now() - start
 
     def _now(self) -> float:
-        if self._cuda:
-            torch.cuda.synchronize()
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
         return time.perf_counter()

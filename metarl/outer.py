@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from metarl.bounds import require, require_whole
 from metarl.estimators import clipped_surrogate
 from metarl.objective import MetaObjective
 from metarl.trpo import TrustRegion
@@ -72,6 +73,10 @@ class TRPO:
     max_kl: float = 0.01
     product_fraction: float = 0.1
 
+    def __post_init__(self) -> None:
+        require(self.max_kl > 0, "max_kl", self.max_kl, "more than 0")
+        require(0 < self.product_fraction <= 1, "product_fraction", self.product_fraction, "more than 0, at most 1")
+
     def update(
         self, objective: MetaObjective, vector: Tensor, rng: np.random.Generator, state: State | None = None
     ) -> tuple[Tensor, State, UpdateOutcome]:
@@ -130,6 +135,10 @@ class PPO:
     clip: float = 0.2
     inner_kl: float = 0.01
     penalty: float = 0.01
+
+    def __post_init__(self) -> None:
+        require_whole("epochs", self.epochs)
+        require(self.clip > 0, "clip", self.clip, "more than 0")
 
     def update(
         self, objective: MetaObjective, vector: Tensor, rng: np.random.Generator, state: State | None = None

@@ -1,6 +1,7 @@
 """Parameters as data: a dict of tensors, as `torch.func.functional_call` takes them.
 
-Meta-parameters theta have the module's own shapes; adapted parameters phi have a leading axis of M tasks.
+Meta-parameters theta have the module's own shapes; adapted parameters phi have a leading axis of M tasks. What else a
+module holds, its buffers and frozen parameters, are constants: they stay in the module, and go into checkpoints.
 """
 
 from collections.abc import Sequence
@@ -15,8 +16,38 @@ Parameters = dict[str, Tensor]
 
 
 def parameters_of(module: nn.Module) -> Parameters:
-    """Copy a module's parameters into a dict of tensors that are not part of any graph."""
-    return {name: value.detach().clone() for name, value in module.named_parameters()}
+    """Copy a module's parameters into a dict of tensors that are not part of any graph.
+
+    Those that require no gradient are frozen and left out; ValueError if all are.
+    """
+    found = {name: value.detach().clone() for name, value in module.named_parameters() if value.requires_grad}
+    if not found:
+        raise ValueError(f"{type(module).__name__} has no parameter that requires a gradient; allowed: at least one")
+    return found
+
+
+def constants_of(module: nn.Module) -> Parameters:
+    """Copy a module's buffers and frozen parameters, those that `state_dict` holds."""
+    learned = {name for name, value in module.named_parameters() if value.requires_grad}
+    return {name: value.clone() for name, value in module.state_dict().items() if name not in learned}
+
+
+def restore_constants(module: nn.Module, constants: Parameters | None) -> None:
+    """Give a module the constants of another; ValueError if they are not like its own.
+
+    None, from a file that knows none, leaves the module as it is.
+    """
+    if constants is None:
+        return
+    found, own = shapes_of(constants), shapes_of(constants_of(module))
+    if found != own:
+        raise ValueError(f"the state holds the buffers and frozen parameters {found}; allowed: {own}")
+    module.load_state_dict(constants, strict=False)
+
+
+def shapes_of(parameters: Parameters) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor by name."""
+    return {name: tuple(value.shape) for name, value in parameters.items()}
 
 
 def expand_over_tasks(parameters: Parameters, tasks: int) -> Parameters:

@@ -137,15 +137,17 @@ def rollout(
 
     assert actions is not None, "a horizon is at least 1"
     steps = processes.most(t + 1)
-    for store in (observations, parameter_store, actions):
-        store[:, t + 1 : steps] = store[:, t : t + 1]
+    on_device = torch.from_numpy(valid[:, :steps]).to(device)
+    if not valid.all():
+        for store in (observations, parameter_store, actions):  # 0 * nan, of a lane that has ended, would still be nan
+            store[:, :steps].masked_fill_(~on_device.view(*on_device.shape, *[1] * (store.ndim - 3)), 0)
     episodes = Episodes(
         observations=observations[:, :steps].contiguous(),
         actions=actions[:, :steps].contiguous(),
         distribution=parameter_store[:, :steps].contiguous(),
         log_probs=distribution.log_prob(parameter_store[:, :steps], actions[:, :steps]),
         rewards=torch.from_numpy(rewards[:, :steps]).to(device),
-        valid=torch.from_numpy(valid[:, :steps]).to(device),
+        valid=on_device,
         terminated=torch.from_numpy(terminated).to(device),
         final_observations=torch.from_numpy(final).to(device),
         failed=torch.from_numpy(failed).to(device),
@@ -168,7 +170,7 @@ class _Ferry:
         """As float32; the tensor holds until the next call."""
         if self._there is None:
             self._there = self._memory(values.shape, torch.float32)
-        self._there.copy_(torch.from_numpy(values))
+        self._there.copy_(torch.from_numpy(np.ascontiguousarray(values)))
         return self._there.to(self._device, non_blocking=True)
 
     def to_host(self, values: Tensor) -> np.ndarray:
@@ -177,7 +179,7 @@ class _Ferry:
             self._back = self._memory(values.shape, values.dtype)
         self._back.copy_(values, non_blocking=True)
         if _on_gpu(self._device):
-            torch.cuda.current_stream().synchronize()
+            torch.cuda.current_stream(self._device).synchronize()
         return self._back.numpy().copy()
 
     def _memory(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:

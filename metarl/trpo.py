@@ -126,6 +126,8 @@ class TrustRegion:
             if after < before and constraint <= self.bound:
                 outcome = TrustRegionOutcome("accepted", before, after, constraint, attempt + 1, norm)
                 return candidate, outcome
+        if math.isnan(constraint):
+            raise ArithmeticError("the constraint is not a number, however short the step")
         return vector, TrustRegionOutcome("rejected", before, before, 0.0, self.attempts, norm)
 
 

@@ -1,8 +1,11 @@
 """The oracle sees the task, and nothing else changes."""
 
 import numpy as np
+import pytest
+from gymnasium.vector import AutoresetMode
 
 import envs
+from tests.probes import CorridorTasks
 
 
 def test_observations_end_with_the_task_of_the_lane():
@@ -26,3 +29,25 @@ def test_a_scalar_task_takes_one_place():
     observations, _ = oracle.make(2).reset(seed=0, options={"tasks": {"direction": np.array([1.0, -1.0])}})
     assert observations[:, -1].tolist() == [1, -1]
     assert oracle.observation_space.shape == (21,)
+
+
+@pytest.mark.parametrize("autoreset", [AutoresetMode.SAME_STEP, AutoresetMode.NEXT_STEP])
+def test_the_last_observation_of_an_episode_shows_the_task_too(autoreset):
+    corridors = CorridorTasks(autoreset=autoreset)
+    plain = envs.VectorTasks(
+        corridors.make,
+        corridors.sample,
+        lambda batch, tasks: batch.reset(options={"tasks": tasks}),
+        horizon=6,
+    )
+    batch = envs.ObservedTasks(plain).make(4)
+    batch.reset(seed=[0, 1, 2, 3], options={"tasks": {"length": np.array([2, 4])}})
+    for step in (1, 2):
+        observations, _, ended, _, infos = batch.step(np.ones(4, int))
+        assert observations[:, 2].tolist() == [2, 2, 4, 4]
+        finals = infos.get("final_obs", observations)
+        for lane in np.flatnonzero(ended):
+            assert finals[lane][1:].tolist() == [step, 2]
+    assert ended.tolist() == [True, True, False, False]
+    if autoreset == AutoresetMode.SAME_STEP:
+        assert [final is None for final in finals] == [False, False, True, True]

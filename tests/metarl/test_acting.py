@@ -57,6 +57,31 @@ def test_a_module_of_ones_own_must_be_given(tmp_path):
         Agent.load(tmp_path / "agent.pt", nn.Sequential(nn.Linear(6, 4)))
 
 
+class Scaled(nn.Module):
+    def __init__(self, scale):
+        super().__init__()
+        self.linear = nn.Linear(2, 4)
+        self.register_buffer("scale", torch.tensor([scale, 1.0]))
+
+    def forward(self, observations):
+        return self.linear(observations * self.scale)
+
+
+def test_a_file_holds_buffers_and_the_parameters_of_one_task_alone(tmp_path):
+    policy = Scaled(3.0)
+    of_all = {name: torch.randn(1000, *value.shape) for name, value in parameters_of(policy).items()}
+    agent = Agent(policy, {name: value[7] for name, value in of_all.items()}, CHOICE, (2,))
+    agent.save(tmp_path / "agent.pt")
+    assert (tmp_path / "agent.pt").stat().st_size < 10_000
+    loaded = Agent.load(tmp_path / "agent.pt", Scaled(-3.0))
+    for observation in np.random.default_rng(0).normal(size=(20, 2)):
+        assert loaded(observation) == agent(observation) == agent(observation[::-1].copy()[::-1])
+    with pytest.raises(
+        RunError, match=r"agent.pt: the state holds the buffers and frozen parameters \{'scale': \(2,\)"
+    ):
+        Agent.load(tmp_path / "agent.pt", nn.ModuleDict({"linear": nn.Linear(2, 4)}))
+
+
 def test_other_files_are_refused(tmp_path):
     save_checkpoint(tmp_path / "checkpoint.pt", {"learner": {}})
     with pytest.raises(RunError, match=r"checkpoint.pt holds no agent; allowed: what Agent.save"):

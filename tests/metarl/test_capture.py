@@ -81,6 +81,59 @@ def test_a_module_that_has_changed_is_recorded_again():
 
 
 @torch.no_grad()
+def test_a_change_that_the_first_inputs_do_not_show_is_recorded_again():
+    module, nothing, inputs = Switching(), torch.zeros(3, 4, 2), torch.randn(3, 4, 2)
+    module.linear = nn.Linear(2, 2, bias=False)
+    phi = random_parameters(module, 3, 0)
+    capture(module, phi, nothing)
+    for change in (lambda: setattr(module, "factor", 3.0), lambda: setattr(module, "factor", torch.tensor(2.0))):
+        change()
+        assert torch.equal(capture(module, phi, nothing)(inputs), call_per_task(module, phi, inputs))
+
+
+def test_the_fingerprint_knows_attributes_buffers_and_frozen_parameters_and_nothing_else():
+    module = Convolutional()
+    module.net[3].weight.requires_grad_(False)
+    seen = [capturing.fingerprint(module)]
+    with torch.no_grad():
+        module.net[3].bias.add_(1)
+        assert capturing.fingerprint(module) == seen[0]  # learned, and so given to every call
+        for change in (
+            lambda: module.scale.fill_(3),
+            lambda: setattr(module, "scale", torch.tensor(5.0)),
+            lambda: module.net[3].weight.mul_(2),
+            lambda: module.eval(),
+            lambda: setattr(module.net[0], "gain", 2.0),
+        ):
+            change()
+            seen.append(capturing.fingerprint(module))
+    assert len(set(seen)) == 6
+
+
+class Accumulating(nn.Module):
+    """A module that writes into a tensor made of its parameters."""
+
+    def __init__(self):
+        super().__init__()
+        self.start, self.linear = nn.Parameter(torch.ones(3)), nn.Linear(2, 3)
+
+    def forward(self, inputs):
+        hidden = self.start.repeat(len(inputs), 1)
+        hidden += self.linear(inputs)
+        return hidden
+
+
+@torch.no_grad()
+def test_a_module_that_writes_in_place_starts_afresh_in_every_call():
+    module, inputs = Accumulating(), torch.randn(3, 4, 2)
+    phi = random_parameters(module, 3, 0)
+    replay = capture(module, phi, inputs)
+    assert replay.func is not call_per_task
+    for other in (inputs, torch.randn_like(inputs)):
+        assert torch.equal(replay(other), call_per_task(module, phi, other))
+
+
+@torch.no_grad()
 def test_a_module_that_cannot_be_recorded_runs_as_it_is(monkeypatch):
     def fail(*arguments):
         raise RuntimeError("data-dependent")
@@ -167,6 +220,9 @@ class EmulatedGraph(TorchDispatchMode):
 @pytest.fixture
 def emulated_cuda(monkeypatch):
     class Stream:
+        def __init__(self, device):
+            assert device == torch.device("cpu"), "a stream of another device than the tensors'"
+
         def wait_stream(self, other):
             pass
 
@@ -214,6 +270,10 @@ def test_what_cannot_be_one_launch_runs_as_it_is(emulated_cuda, monkeypatch):
 
     def fail(graph):
         raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(EmulatedGraph, "capture_begin", lambda graph: None)  # its kernels went to another stream
+    monkeypatch.setattr(EmulatedGraph, "capture_end", lambda graph: None)
+    assert one_launch(torch.ones_like, torch.zeros(2)) is torch.ones_like
 
     monkeypatch.setattr(EmulatedGraph, "capture_end", fail)
     assert one_launch(torch.atleast_1d, torch.zeros(2)) is torch.atleast_1d

@@ -44,6 +44,22 @@ def test_categorical_log_prob_and_kl():
     torch.testing.assert_close(family.kl(old, new), expected)
 
 
+def test_an_action_that_a_logit_of_minus_infinity_forbids_plays_no_part():
+    old, new = draw(7, 4), draw(7, 4) * 2
+    blocked = torch.arange(4) == 2
+    masked = [torch.where(blocked, -torch.inf, logits).requires_grad_() for logits in (old, new)]
+    three, four = (Categorical(gymnasium.spaces.Discrete(n)) for n in (3, 4))
+    expected = three.kl(old[:, ~blocked], new[:, ~blocked])
+    found = four.kl(*masked)
+    torch.testing.assert_close(found, expected)
+    [gradient] = torch.autograd.grad(found.sum(), masked[1])
+    assert gradient.isfinite().all()
+    entropy = three.summary(old[:, ~blocked])["policy_entropy"]
+    assert four.summary(masked[0].detach())["policy_entropy"] == pytest.approx(entropy)
+    impossible = four.kl(old, masked[1].detach())  # what the old policy does, the new one cannot
+    assert (impossible == torch.inf).all()
+
+
 @pytest.mark.parametrize("space", [BOX, gymnasium.spaces.Discrete(5)])
 def test_fisher_product_is_the_hessian_of_kl(space):
     family = distribution_for(space)

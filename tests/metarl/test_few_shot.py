@@ -299,6 +299,61 @@ def test_another_rule_or_criterion_is_not_replayed_by_old_recordings(monkeypatch
     assert any(not torch.allclose(found[name], value, rtol=1e-3) for name, value in before.items())
 
 
+class Shifted(torch.nn.Module):
+    """A module with a buffer and a plain attribute."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear, self.factor = torch.nn.Linear(1, 1), 1.0
+        self.register_buffer("shift", torch.zeros(1))
+
+    def forward(self, inputs):
+        return self.factor * self.linear(inputs) + self.shift
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_module_that_has_changed_is_not_replayed(threads, monkeypatch):
+    monkeypatch.setattr(capture, "_PATIENCE", 2)
+    learner = FewShotLearner(Doubled(Sine(shots=3)), Shifted(), REGRESSION, tasks=4, task_chunk=2)
+    tasks, before = learner.sample(4, "train"), torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        for change in (
+            lambda module: setattr(module, "factor", 3.0),
+            lambda module: setattr(module, "shift", torch.ones(1)),
+            lambda module: module.shift.fill_(5),
+        ):
+            for _ in range(3):
+                old = learner.gradient(tasks)[1]
+            change(learner.module)
+            fresh = FewShotLearner(learner.distribution, learner.module, REGRESSION, tasks=4, task_chunk=2)
+            fresh.theta = learner.theta
+            expected = fresh.gradient(tasks)[1]
+            assert not torch.allclose(expected, old)
+            torch.testing.assert_close(learner.gradient(tasks)[1], expected)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_state_is_a_copy_both_ways():
+    learners = [sine_learner(GradientDescent(0.1)) for _ in range(3)]
+    one, other, apart = learners
+    for _ in range(2):
+        one.step()
+    state = one.state_dict()
+    kept = copy.deepcopy(state)
+    other.load_state_dict(state)
+    apart.load_state_dict(copy.deepcopy(state))
+    lines = [learner.step() for learner in learners]
+    assert lines[1] == lines[0]
+    for name, value in one.theta.items():
+        assert torch.equal(other.theta[name], value)
+        assert torch.equal(apart.theta[name], value)
+        assert torch.equal(state["theta"][name], kept["theta"][name])
+    for number, moments in kept["adam"].items():
+        assert all(torch.equal(state["adam"][number][name], value) for name, value in moments.items())
+
+
 @pytest.mark.parametrize("make", [image_learner, sine_learner])
 def test_threads_change_nothing(make, monkeypatch):
     monkeypatch.setattr(capture, "_PATIENCE", 2)

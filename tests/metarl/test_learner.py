@@ -10,6 +10,7 @@ from torch import nn
 
 from envs import Navigation2D
 from metarl import (
+    PPO,
     TRPO,
     Adam,
     Agent,
@@ -159,6 +160,82 @@ def test_a_loaded_state_continues_bit_for_bit():
     resumed.load_state_dict(state)
     assert [without_times(resumed.step()) for _ in range(2)] == expected
     assert same(resumed.theta, unbroken.theta)
+
+
+class Features(nn.Module):
+    """Fixed random features, in a buffer, and a scalar beside the weights that are learned."""
+
+    def __init__(self, seed):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.register_buffer("frequencies", torch.randn(2, 8))
+        self.linear, self.gain = nn.Linear(8, 4), nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, observations):
+        return self.gain * self.linear((observations @ self.frequencies).cos())
+
+
+@pytest.mark.parametrize("rule", [GradientDescent(0.1), MetaSGD(0.1), LayerStepSizes(0.1)])
+def test_a_state_holds_the_buffers_of_a_policy(rule):
+    learners = [Learner(Navigation2D(20), Features(seed), tasks=3, episodes=4, rule=rule) for seed in (0, 1)]
+    learners[0].step()
+    learners[1].load_state_dict(learners[0].state_dict())
+    assert torch.equal(learners[1].policy.frequencies, learners[0].policy.frequencies)
+    figures = [without_times(learner.step()) for learner in learners]
+    assert figures[0] == figures[1]
+    assert same(learners[0].theta, learners[1].theta)
+
+
+def test_frozen_parameters_stay_as_they_are():
+    learner = navigation_learner(rule=GradientDescent(0.5, second_order=True))
+    learner.policy.mean[0].requires_grad_(False)
+    before = learner.policy.mean[0].weight.clone()
+    learner = replace(learner, policy=learner.policy)
+    assert learner.step()["accepted"] == 1
+    assert set(learner.theta) == {"mean.2.weight", "mean.2.bias", "log_std"}
+    assert torch.equal(learner.policy.mean[0].weight, before)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"budget": "episode"}, "budget = 'episode'; allowed: episodes, steps"),
+        ({"weighting": "step"}, "weighting = 'step'; allowed: timestep, episode"),
+        ({"discount": 1.5}, "discount = 1.5; allowed: 0 to 1"),
+        ({"gae_lambda": -3.0}, "gae_lambda = -3.0; allowed: 0 to 1"),
+        ({"seed": -1}, "seed = -1; allowed: a whole number, at least 0"),
+        ({"tasks": 0}, "tasks = 0; allowed: a whole number, at least 1"),
+        ({"episodes": 2.5}, "episodes = 2.5; allowed: a whole number, at least 1"),
+        ({"task_chunk": -1}, "task_chunk = -1; allowed: a whole number, at least 1"),
+    ],
+)
+def test_settings_out_of_bounds_get_one_line(changes, message):
+    with pytest.raises(ValueError, match=message):
+        navigation_learner(**changes)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: GradientDescent(steps=-1), "steps = -1; allowed: a whole number, at least 0"),
+        (lambda: MetaSGD(steps=0.5), "steps = 0.5; allowed: a whole number, at least 0"),
+        (lambda: TRPO(max_kl=-1.0), "max_kl = -1.0; allowed: more than 0"),
+        (lambda: TRPO(product_fraction=0), "product_fraction = 0; allowed: more than 0, at most 1"),
+        (lambda: PPO(epochs=0), "epochs = 0; allowed: a whole number, at least 1"),
+        (lambda: PPO(clip=0.0), "clip = 0.0; allowed: more than 0"),
+    ],
+)
+def test_parts_out_of_bounds_get_one_line(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_a_distribution_that_makes_another_number_of_lanes_is_refused():
+    learner = navigation_learner()
+    make = learner.distribution.make
+    learner.distribution.make = lambda count, threads: make(8, threads)
+    with pytest.raises(ValueError, match=r"lanes of make\(20\) = 8; allowed: 20"):
+        learner.step()
 
 
 def test_a_state_of_another_policy_is_refused():

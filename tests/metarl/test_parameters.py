@@ -6,7 +6,15 @@ from torch import nn
 from torch.func import functional_call, jacrev
 
 from metarl.jacobian import Jacobian
-from metarl.parameters import call_per_task, expand_over_tasks, parameters_of, ravel, unravel
+from metarl.parameters import (
+    call_per_task,
+    constants_of,
+    expand_over_tasks,
+    parameters_of,
+    ravel,
+    restore_constants,
+    unravel,
+)
 from metarl.policies import CategoricalMLP, GaussianMLP
 from tests.probes import CorridorTasks
 
@@ -44,6 +52,41 @@ def test_parameters_of_are_a_copy():
     theta["weight"].zero_()
     assert net.weight.abs().sum() > 0
     assert not theta["weight"].requires_grad
+
+
+def frozen_first(seed):
+    """A module with a frozen layer, a buffer, and something to learn."""
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3, affine=False), nn.Linear(3, 1))
+    net[0].requires_grad_(False)
+    net[1].running_mean.normal_()
+    return net
+
+
+def test_frozen_parameters_are_not_learned():
+    net = frozen_first(0)
+    assert set(parameters_of(net)) == {"2.weight", "2.bias"}
+    with pytest.raises(ValueError, match="Linear has no parameter that requires a gradient; allowed: at least one"):
+        parameters_of(net[0])
+
+
+def test_constants_go_from_one_module_to_another():
+    one, other = frozen_first(0), frozen_first(1)
+    constants = constants_of(one)
+    assert set(constants) == {
+        *(f"0.{name}" for name in ("weight", "bias")),
+        *(f"1.{name}" for name in ("running_mean", "running_var", "num_batches_tracked")),
+    }
+    kept = other[2].weight.clone()
+    restore_constants(other, None)  # a file of before
+    assert not torch.equal(other[0].weight, one[0].weight)
+    restore_constants(other, constants)
+    assert all(torch.equal(constants_of(other)[name], value) for name, value in constants.items())
+    assert torch.equal(other[2].weight, kept)
+    with pytest.raises(
+        ValueError, match=r"holds the buffers and frozen parameters \{\}; allowed: \{'0.weight': \(3, 2\)"
+    ):
+        restore_constants(other, {})
 
 
 def test_jacobian_products_both_ways():

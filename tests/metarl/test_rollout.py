@@ -5,12 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from gymnasium.vector import AutoresetMode
+from gymnasium.vector import AutoresetMode, VectorWrapper
 from torch.func import functional_call
 
 from envs import Navigation2D
 from metarl.distributions import Categorical, DiagonalGaussian
-from metarl.episodes import NonFiniteError
+from metarl.episodes import NonFiniteError, to_samples
+from metarl.estimators import surrogate
 from metarl.parameters import parameters_of
 from metarl.policies import CategoricalMLP, GaussianMLP
 from metarl.randomness import RolloutKey, keyed_generator
@@ -74,6 +75,38 @@ def test_nothing_after_the_end_of_an_episode_is_kept():
     assert (episodes.rewards[~episodes.valid] == 0).all()
     assert episodes.steps == 4 * (2 + 6 + 4)
     assert torch.equal(episodes.returns, episodes.rewards.sum(dim=1))
+
+
+class Untidy(VectorWrapper):
+    """Observations in reversed memory, which are no numbers in lanes that have ended."""
+
+    def reset(self, **arguments):
+        observations, infos = self.env.reset(**arguments)
+        self.ended = np.zeros(self.num_envs, bool)
+        return observations[:, ::-1].copy()[:, ::-1], infos
+
+    def step(self, actions):
+        observations, rewards, terminated, truncated, infos = self.env.step(actions)
+        observations = np.where(self.ended[:, None], np.nan, observations)
+        self.ended |= terminated
+        return observations[:, ::-1].copy()[:, ::-1], rewards, terminated, truncated, infos
+
+
+def test_what_ended_lanes_show_plays_no_part():
+    policy, phi, tasks, expected = corridor_rollout()
+    distribution = CorridorTasks(6)
+    envs = Untidy(distribution.make(12))
+    found = rollout(envs, policy, Categorical(distribution.action_space), phi, tasks, 6, KEY)
+    for name in ("observations", "actions", "distribution"):
+        values = getattr(found, name)
+        assert torch.equal(values[found.valid], getattr(expected, name)[expected.valid])
+        assert (values[~found.valid] == 0).all()
+    assert torch.equal(found.log_probs[found.valid], expected.log_probs[expected.valid])
+    assert torch.equal(found.final_observations, expected.final_observations)
+    samples = to_samples(found, torch.ones_like(found.rewards))
+    assert surrogate(Categorical(distribution.action_space), samples.distribution, samples).tolist() == pytest.approx(
+        [-1] * 3
+    )
 
 
 def test_cut_after_the_longest_episode():

@@ -143,6 +143,13 @@ def test_a_constraint_that_gives_no_length_leaves_that_of_the_model(constraint):
     assert (new @ a @ new / 2).item() == pytest.approx(0.01)
 
 
+def test_a_constraint_that_is_never_a_number_ends_the_run():
+    a, g, _ = quadratic_problem()
+    start, nothing = torch.zeros(5, dtype=torch.float64), torch.tensor(math.nan)
+    with pytest.raises(ArithmeticError, match="the constraint is not a number, however short the step"):
+        TrustRegion().step(start, g @ start, g, lambda v: a @ v, lambda x: (g @ x, nothing))
+
+
 @pytest.mark.parametrize("after", [1.0, float("nan"), 0.0])
 def test_a_step_that_does_not_improve_is_rejected_whole(after):
     a, g, _ = quadratic_problem()

@@ -1,0 +1,26 @@
+"""A setting out of bounds gets one line: its value, and what is allowed."""
+
+from collections.abc import Collection
+from numbers import Integral
+from typing import Any
+
+
+def require(holds: bool, name: str, value: Any, allowed: str) -> None:
+    """ValueError unless it holds."""
+    if not holds:
+        raise ValueError(f"{name} = {value!r}; allowed: {allowed}")
+
+
+def require_one_of(choices: Collection[str], name: str, value: str) -> None:
+    """ValueError unless it is one of the choices."""
+    require(value in choices, name, value, ", ".join(choices))
+
+
+def require_share(name: str, value: float) -> None:
+    """ValueError unless it is between 0 and 1, both included."""
+    require(0 <= value <= 1, name, value, "0 to 1")
+
+
+def require_whole(name: str, value: int, at_least: int = 1) -> None:
+    """ValueError unless it is a whole number, and large enough."""
+    require(isinstance(value, Integral) and value >= at_least, name, value, f"a whole number, at least {at_least}")

@@ -214,7 +214,9 @@ class SingleTaskEnv(gymnasium.Env):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
         """Start an episode; see the class for how the task is chosen."""
         super().reset(seed=seed)
-        if options and "task" in options:
+        if unknown := sorted(set(options or {}) - {"task"}):
+            raise ValueError(f"options have {unknown[0]!r}; allowed: task, as in {{'task': {{...}}}}")
+        if options:
             self.task = {name: np.asarray(value, np.float64) for name, value in options["task"].items()}
         elif self.task is None:
             self.task = {name: values[0] for name, values in self.distribution.sample(1, self.np_random).items()}

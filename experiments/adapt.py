@@ -32,12 +32,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name, value, least in (("steps", chosen.steps, 0), ("episodes", chosen.episodes, 1)):
             if value is not None and value < least:
                 raise SettingError(f"--{name} = {value}; allowed: at least {least}")
+        path = chosen.output or chosen.run / "adapted.pt"
+        if not path.parent.is_dir():
+            raise SettingError(f"--output = {path}; allowed: a file in a folder that exists")
         steps = settings.evaluation_steps if chosen.steps is None else chosen.steps
         stages = learner.adapt(tasks, steps, chosen.episodes)
         for step, stage in enumerate(stages):
             returns = stage.episodes.returns
             print(f"{step} gradient steps: return {returns.mean():.2f}, mean of {returns.numel()} episodes")
-        path = chosen.output or chosen.run / "adapted.pt"
         learner.agent(stages[-1]).save(path)
     print(f"adapted policy in {path}; agent = metarl.Agent.load({str(path)!r}); action = agent(observation)")
 

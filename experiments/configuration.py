@@ -8,7 +8,7 @@ import math
 import sys
 import time
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NoReturn, TypeVar
 
 from metarl.distributed import local_rank
@@ -33,6 +33,7 @@ def setting(
     at_most: float | None = None,
     choices: Sequence[str] = (),
     changeable: bool = False,
+    only: tuple[str, ...] = (),
 ) -> Any:
     """Declare a field of a configuration.
 
@@ -44,10 +45,12 @@ def setting(
         more_than, at_least, at_most: bounds of a number, or of each number in a tuple.
         choices: all allowed texts.
         changeable: whether a resumed run may use another value.
+        only: the name of another setting, and the values of it with which this one has an effect.
     """
-    described = {"help": help, "source": source, "unit": unit, "choices": choices, "changeable": changeable}
+    described = {"source": source, "unit": unit, "choices": choices, "changeable": changeable, "only": only}
     bounds = {"more_than": more_than, "at_least": at_least, "at_most": at_most}
-    return dataclasses.field(default=default, metadata={**described, **bounds})
+    text = f"{', '.join(only[1:])}: {help}" if only else help
+    return dataclasses.field(default=default, metadata={"help": text, **described, **bounds})
 
 
 def with_default(kind: type, name: str, default: Any, source: str) -> Any:
@@ -97,6 +100,7 @@ def parse(
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
     configuration = kind(**{**base, **given})
     check_settings(configuration)
+    _check_effects(configuration, given)
     return namespace, configuration
 
 
@@ -132,6 +136,17 @@ def leave(status: int, message: str, patient: bool = False) -> NoReturn:
 def to_json(configuration: Any) -> dict[str, Any]:
     """The settings as plain data; the inverse of `from_json`."""
     return json.loads(json.dumps(dataclasses.asdict(configuration)))
+
+
+def _check_effects(configuration: Any, given: Iterable[str]) -> None:
+    """Raise SettingError for the first given setting that has no effect with the others."""
+    for field in dataclasses.fields(configuration):
+        if field.name in given and field.metadata["only"]:
+            owner, *values = field.metadata["only"]
+            if (chosen := getattr(configuration, owner)) not in values:
+                raise SettingError(
+                    f"{_flag(field.name)} has no effect with {_flag(owner)} {chosen}; allowed with: {', '.join(values)}"
+                )
 
 
 def from_json(kind: type[Configuration], values: Any) -> Configuration:

@@ -27,7 +27,7 @@ from metarl.estimators import ESTIMATORS
 from metarl.objective import MetaObjective
 from metarl.parameters import call_per_task, expand_over_tasks, parameters_of, ravel
 
-RESULTS = Path(__file__).parent / "results" / "estimators"
+RESULTS = Path("runs") / "estimators"
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ VARIANTS = [  # at the parameters that sampled, likelihood-ratio is lvc, and all
     Variant("score", "first"),
 ]
 Row = dict[str, float]
+_FEW = 10  # batches
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -58,9 +59,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         lambdas = chosen.gae_lambdas or [settings.gae_lambda]
         if wrong := [value for value in lambdas if not 0 <= value <= 1]:
             raise SettingError(f"--gae-lambdas = {wrong[0]}; allowed: 0 to 1")
+        output = chosen.output or chosen.run / "meta_gradients.json"
+        if output.exists() and chosen.output is None:
+            raise SettingError(f"{output} is there already; allowed: --output FILE")
         rows = measure(learner, chosen.batches, lambdas)
         print(table(rows, chosen.batches))
-        output = chosen.output or chosen.run / "meta_gradients.json"
+        if chosen.batches < _FEW:
+            print(f"of fewer than {_FEW} batches; their standard errors are themselves uncertain")
         save_json(output, {"iteration": learner.iteration, "batches": chosen.batches, "rows": rows})
         print(f"results in {output}")
 

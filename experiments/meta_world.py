@@ -32,7 +32,7 @@ def build(settings: MetaWorldSettings) -> metarl.Learner:
     try:
         distribution = MetaWorld(settings.benchmark, settings.env, horizon=settings.horizon)
     except ModuleNotFoundError as error:
-        raise SettingError("Meta-World is not installed; pip install 'metarl-torch[meta-world]'") from error
+        raise SettingError("Meta-World is not installed; pip install '.[meta-world]'") from error
     except ValueError as error:
         raise SettingError(f"--{error}") from error
     return build_learner(settings, distribution)

@@ -37,7 +37,10 @@ def paths(evaluation: Evaluation) -> dict[str, Figure]:
                 axes.plot(path[:, 0], path[:, 1], color=color, linewidth=1, label=label if episode == 0 else None)
         axes.plot(*evaluation.tasks["goal"][task], marker="*", markersize=12, color="tab:red", label="goal")
         axes.set(xlim=(-0.8, 0.8), ylim=(-0.8, 0.8), aspect="equal")
+        axes.set(xlabel="x")
+    panels[0].set(ylabel="y")
     panels[0].legend(fontsize=7, loc="upper left")
+    figure.suptitle("paths in the plane, three episodes of each test task")
     return {"paths": figure}
 
 

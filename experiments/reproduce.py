@@ -328,19 +328,20 @@ def _draw(figure: str, methods: dict[str, Any]) -> Figure:
     lowest, highest = {}, []
     for index, (name, entry) in enumerate(methods.items()):
         color, published = f"C{index}", FIGURES[figure].methods[name].published
-        label = f"{name} ({shown(entry['iterations'])} iterations)" if entry else ""
+        seeds = f"{len(entry['seeds'])} seed{'s' * (len(entry['seeds']) > 1)}" if entry else ""
+        label = f"{name} ({shown(entry['iterations'])} iterations, {seeds})" if entry else ""
         keys = sorted(key for key in entry if key.startswith("return/step_"))
         means = [entry[key]["mean"] for key in keys]
-        errors = [entry[key]["standard_error"] or 0.0 for key in keys]
+        errors = [entry[key]["standard_error"] for key in keys] if entry and len(entry["seeds"]) > 1 else None
         lowest[name] = min([*means, *published])
         highest.append(max([*means, *published]))
         curves = [_curve(folder) for folder in seed_folders(RESULTS / figure, name)]
         for step, style in ((0, "--"), (1, "-")):
-            if seeds := [curve[f"return/step_{step}"] for curve in curves if f"return/step_{step}" in curve]:
-                shared = np.array([values[: min(map(len, seeds))] for values in seeds])
+            if runs := [curve[f"return/step_{step}"] for curve in curves if f"return/step_{step}" in curve]:
+                shared = np.array([values[: min(map(len, runs))] for values in runs])
                 iterations, mean = range(1, shared.shape[1] + 1), shared.mean(axis=0)
                 curve_axes.plot(iterations, mean, color=color, linestyle=style, linewidth=1)
-                if len(seeds) > 1:
+                if len(runs) > 1:
                     error = shared.std(axis=0, ddof=1) / len(seeds) ** 0.5
                     band = {"color": color, "alpha": 0.2, "linewidth": 0}
                     curve_axes.fill_between(iterations, mean - error, mean + error, **band)
@@ -371,8 +372,8 @@ def _draw(figure: str, methods: dict[str, Any]) -> Figure:
     steps_axes.set(xlabel="gradient steps", ylabel="return", title=title)
     steps_axes.set_xticks(range(4))
     picture.legend(fontsize=8, loc="outside left center")
-    curve_axes.set(xlabel="meta-iteration", title="training, before (dashed) and after one step")
-    picture.suptitle(f"{figure.replace('_', ' ')}: mean and standard error over seeds")
+    curve_axes.set(xlabel="meta-iteration", title="training: dashed before, solid after one step")
+    picture.suptitle(f"{figure.replace('_', ' ')}: mean over seeds and, of several, its standard error")
     return picture
 
 

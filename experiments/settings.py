@@ -65,29 +65,51 @@ class Settings:
         choices=("maml", "meta-sgd", "layer-step-sizes", "anil", "cavia"),
         source="paper",
     )
-    context_size: int = setting(5, "numbers in cavia's context vector", at_least=1, source="ours")
+    context_size: int = setting(
+        5, "numbers in the context vector", at_least=1, source="ours", only=("adaptation", "cavia")
+    )
     outer: str = setting("trpo", "outer optimiser", choices=("trpo", "ppo", "adam", "reptile"), source="paper")
     observe_task: bool = setting(
         False, "show the task to the policy, as the oracle of the paper's figures sees it", source="paper"
     )
     max_kl: float = setting(
-        0.01, "trpo: bound on the mean KL of a meta-update", unit="nats", more_than=0, source="paper's code"
+        0.01,
+        "bound on the mean KL of a meta-update",
+        unit="nats",
+        more_than=0,
+        source="paper's code",
+        only=("outer", "trpo"),
     )
     product_fraction: float = setting(
         0.1,
-        "trpo: share of the samples in Hessian-vector products",
+        "share of the samples in Hessian-vector products",
+        only=("outer", "trpo"),
         more_than=0,
         at_most=1,
         source="ours, for speed; paper 1",
     )
-    outer_step_size: float = setting(0.001, "ppo, adam: step size of Adam", more_than=0, source="ProMP's code")
-    epochs: int = setting(5, "ppo: steps on the same data", at_least=1, source="ProMP's code")
-    clip: float = setting(0.2, "ppo: change of a ratio that still pays", more_than=0, at_most=1, source="ProMP's code")
+    outer_step_size: float = setting(
+        0.001, "step size of Adam", more_than=0, source="ProMP's code", only=("outer", "ppo", "adam")
+    )
+    epochs: int = setting(5, "steps on the same data", at_least=1, source="ProMP's code", only=("outer", "ppo"))
+    clip: float = setting(
+        0.2, "change of a ratio that still pays", more_than=0, at_most=1, source="ProMP's code", only=("outer", "ppo")
+    )
     inner_kl: float = setting(
-        0.01, "ppo: target of the KL before each inner step", unit="nats", more_than=0, source="ProMP's code"
+        0.01,
+        "target of the KL before each inner step",
+        unit="nats",
+        more_than=0,
+        source="ProMP's code",
+        only=("outer", "ppo"),
     )
     reptile_step_size: float = setting(
-        0.1, "reptile: share of the way to the adapted parameters", more_than=0, at_most=1, source="ours"
+        0.1,
+        "share of the way to the adapted parameters",
+        more_than=0,
+        at_most=1,
+        source="ours",
+        only=("outer", "reptile"),
     )
     hidden_sizes: tuple[int, ...] = setting((100, 100), "widths of the hidden layers", at_least=1, source="paper")
     activation: str = setting("relu", "of the hidden layers", choices=tuple(ACTIVATIONS), source="paper")

@@ -151,6 +151,8 @@ def one_line_errors() -> Iterator[None]:
         leave(1, f"{error}; the last checkpoint is as it was")
     except LostProcessError as error:
         leave(1, f"{error}; the last checkpoint is as it was", patient=True)
+    except KeyboardInterrupt:
+        leave(130, "stopped at once; the last checkpoint, if there is one, is as it was")
 
 
 class DeviceMemoryError(RuntimeError):
@@ -192,10 +194,10 @@ class Progress:
 
 
 def open_run(
-    directory: Path, checkpoint: str = "checkpoint.pt", changes: Mapping[str, Any] | None = None
+    directory: Path | str, checkpoint: str = "checkpoint.pt", changes: Mapping[str, Any] | None = None
 ) -> tuple[Experiment, Any, Any]:
     """Load a run: its experiment, its settings with changes, and its learner at a checkpoint."""
-    run = Run.open(directory)
+    run = Run.open(Path(directory))
     experiment = find_experiment(str(run.config.get("experiment")))
     settings = _settings_of(run, experiment)
     for name, value in (changes or {}).items():
@@ -323,7 +325,8 @@ def _start(experiment: Experiment, arguments: Sequence[str]) -> tuple[Run, Any, 
         progress = load_state(learner, run, "checkpoint.pt")
         if learner.iteration >= settings.iterations:
             raise SettingError(
-                f"--iterations = {settings.iterations}; allowed: more than the {learner.iteration} already done"
+                f"--iterations = {settings.iterations}; allowed: more than the {learner.iteration} already done "
+                f"(to evaluate them: python experiments/evaluate.py {run.directory})"
             )
         _check_same(experiment, settings, learner)
         if learner.processes.rank == 0:
@@ -453,7 +456,7 @@ def _graceful_stop(processes: Processes) -> Iterator[list[int]]:
     def note(number: int, frame: Any) -> None:
         received.append(number)
         if distributed.local_rank() == 0:
-            print("\nstopping after this iteration; once more to stop at once", file=sys.stderr)
+            print("\nstopping at the next line of metrics.jsonl; once more to stop at once", file=sys.stderr)
         signal.signal(number, previous[signal.Signals(number)])
 
     numbers = (signal.SIGINT, signal.SIGTERM) if processes.size == 1 else (signal.SIGINT,)

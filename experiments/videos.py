@@ -23,7 +23,7 @@ def save_videos(learner: metarl.Learner, evaluation: Evaluation, tasks: Sequence
     A machine that cannot film gets one line that says why; everything else is unaffected.
     """
     if importlib.util.find_spec("imageio_ffmpeg") is None:
-        print("no video: install the extra, pip install 'metarl-torch[video]'", file=sys.stderr)
+        print("no video: install the extra, pip install '.[video]'", file=sys.stderr)
         return
     try:
         with SummaryWriter(str(folder)) as writer:

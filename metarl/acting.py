@@ -23,7 +23,7 @@ class Agent:
         policy: maps observations (batch, ...) to the parameters of an action distribution (batch, P).
         parameters: of the policy.
         action_space: `Box` or `Discrete`.
-        observation_shape: of one observation; a file needs it, acting does not.
+        observation_shape: of one observation.
     """
 
     def __init__(
@@ -40,6 +40,11 @@ class Agent:
     @torch.no_grad()
     def __call__(self, observation: np.ndarray) -> np.ndarray:
         """The most likely action, within the bounds of the action space."""
+        if np.shape(observation) != self.observation_shape:
+            raise ValueError(
+                f"the observation has shape {np.shape(observation)}; allowed: {self.observation_shape} "
+                "(of spaces other than Box as gymnasium.spaces.flatten makes it)"
+            )
         device = next(iter(self.parameters.values())).device
         batch = torch.tensor(np.array(observation), dtype=torch.float32, device=device)[None]
         output = functional_call(self.policy, self.parameters, (batch,))

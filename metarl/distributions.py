@@ -166,8 +166,8 @@ class Categorical:
 
 def distribution_for(space: gymnasium.Space) -> ActionDistribution:
     """Return the distribution family of an action space; ValueError for one that no family fits."""
-    if isinstance(space, gymnasium.spaces.Box):
+    if isinstance(space, gymnasium.spaces.Box) and np.issubdtype(space.dtype, np.floating):
         return DiagonalGaussian(space)
     if isinstance(space, gymnasium.spaces.Discrete):
         return Categorical(space)
-    raise ValueError(f"action space {space} is not supported; allowed: Box or Discrete")
+    raise ValueError(f"action space {space} is not supported; allowed: Box of floating-point numbers, or Discrete")

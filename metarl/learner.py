@@ -37,6 +37,11 @@ from metarl.protocol import TaskDistribution, Tasks, protocol_defects
 from metarl.randomness import RolloutKey, keyed_generator
 from metarl.rollout import collect, rollout
 
+_PARTS = (  # what each of them has, and an example
+    ("rule", "meta_parameters", "metarl.GradientDescent(0.1)"),
+    ("outer", "update", "metarl.TRPO()"),
+    ("estimator", "__call__", "metarl.estimators.lvc"),
+)
 _CHUNK_SAMPLES = 16_384  # samples of one task chunk on a CPU: its activations stay in the cache
 
 
@@ -117,6 +122,9 @@ class Learner:
         require_share("gae_lambda", self.gae_lambda)
         require_one_of(WEIGHTINGS, "weighting", self.weighting)
         require_one_of(("episodes", "steps"), "budget", self.budget)
+        for name, has, example in _PARTS:
+            part = getattr(self, name)
+            require(hasattr(part, has) and not isinstance(part, type), name, part, f"one such as {example}")
         if self.task_chunk is not None:
             require_whole("task_chunk", self.task_chunk)
         if defects := protocol_defects(self.distribution, self.tasks):
@@ -296,15 +304,21 @@ class Learner:
 
     def _check_policy_output(self) -> None:
         shape = self.distribution.observation_space.shape
-        inputs = torch.zeros(1, 2, *(shape or ()), device=self.device)
-        with torch.no_grad():
-            output = call_per_task(self.policy, self.rule.start(expand_over_tasks(self.theta, 1)), inputs)
-        expected = (1, 2, self.actions.parameter_size)
-        if tuple(output.shape) != expected:
+        seen = (2, *(shape or ()))
+        inputs = torch.zeros(1, *seen, device=self.device)
+        expected = f"{(2, self.actions.parameter_size)}, {self.actions.meaning}"
+        try:
+            with torch.no_grad():
+                output = call_per_task(self.policy, self.rule.start(expand_over_tasks(self.theta, 1)), inputs)
+        except Exception as error:  # whatever a stranger's module does
+            kind, reason = type(self.policy).__name__, str(error).strip().split("\n")[0]
             raise ValueError(
-                f"the policy maps observations (2, {shape}) to shape {tuple(output.shape[1:])}; "
-                f"allowed: {expected[1:]}, {self.actions.meaning}"
-            )
+                f"the policy {kind} cannot map observations {seen} for a batch of tasks ({reason}); allowed: "
+                f"what torch.func.vmap can do, in float32, without chance, and one tensor {expected}"
+            ) from error
+        if not isinstance(output, Tensor) or output.shape != (1, 2, self.actions.parameter_size):
+            found = f"shape {tuple(output.shape[1:])}" if isinstance(output, Tensor) else type(output).__name__
+            raise ValueError(f"the policy maps observations {seen} to {found}; allowed: one tensor {expected}")
 
     def _figures(self, stages: list[Stage], outcome: UpdateOutcome, clock: "Clock") -> dict[str, float]:
         query = stages[-1]

@@ -56,7 +56,7 @@ class GaussianMLP(nn.Module):
 
     def forward(self, observations: Tensor) -> Tensor:
         """(batch, O) to (batch, 2A): mean, log standard deviation."""
-        mean = self.mean(observations)
+        mean = self.mean(observations.reshape(len(observations), -1))
         log_std = self.log_std.clamp(min=self.minimum_log_std)
         return torch.cat([mean, log_std.expand_as(mean)], dim=-1)
 
@@ -78,7 +78,7 @@ class CategoricalMLP(nn.Module):
 
     def forward(self, observations: Tensor) -> Tensor:
         """(batch, O) to (batch, n)."""
-        return self.logits(observations)
+        return self.logits(observations.reshape(len(observations), -1))
 
 
 class WithContext(nn.Module):

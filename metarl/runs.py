@@ -173,6 +173,7 @@ def _line(figures: dict[str, Any]) -> str:
 
 def _parse_line(line: str) -> dict[str, Any] | None:
     try:
-        return json.loads(line)
+        figures = json.loads(line)
     except ValueError:
         return None
+    return figures if isinstance(figures, dict) and "iteration" in figures else None

@@ -120,6 +120,8 @@ def test_single_environment_keeps_or_takes_its_task():
     np.testing.assert_array_equal(env.task["goal"], [1.0, 2.0])
     with pytest.raises(ValueError, match="allowed"):
         env.reset(options={"task": {"goal": [1.0, 4.0]}})
+    with pytest.raises(ValueError, match=r"options have 'goal'; allowed: task, as in"):
+        env.reset(options={"goal": [1.0, 2.0]})
     assert env.metadata["render_fps"] == 20
 
 

@@ -64,6 +64,10 @@ def test_three_lines_act_without_environment_or_run(run, tmp_path, capsys):
             "tasks have the parameters ['gaol']; allowed: exactly ['goal']; for example",
         ),
         (["--task", '{"goal": [0, 0]}', "--steps", "-1"], "error: --steps = -1; allowed: at least 0"),
+        (
+            ["--task", '{"goal": [0, 0]}', "--output", "no/where.pt"],
+            "error: --output = no/where.pt; allowed: a file in a",
+        ),
         (["--task", '{"goal": [0, 0]}', "--episodes", "0"], "error: --episodes = 0; allowed: at least 1"),
     ],
 )

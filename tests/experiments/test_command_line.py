@@ -65,6 +65,13 @@ def train(*arguments):
             "--outer reptile --adaptation anil",
             "error: --outer reptile with --adaptation anil, which it learns only in part; allowed: maml",
         ),
+        ("--clip 0.5", "error: --clip has no effect with --outer trpo; allowed with: ppo"),
+        ("--outer reptile --max-kl 0.1", "error: --max-kl has no effect with --outer reptile; allowed with: trpo"),
+        ("--context-size 3", "error: --context-size has no effect with --adaptation maml; allowed with: cavia"),
+        (
+            "--outer trpo --outer-step-size 1",
+            "error: --outer-step-size has no effect with --outer trpo; allowed with: ppo, adam",
+        ),
         ("--seed", "error: argument --seed: expected one argument"),
         ("--resume nowhere", "error: nowhere holds no run: there is no config.json in it"),
     ],

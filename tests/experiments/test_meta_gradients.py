@@ -66,7 +66,8 @@ def test_the_command_measures_and_leaves_the_run_alone(run, capsys):
     found = json.loads((run / "meta_gradients.json").read_text())
     names = ["score, second, E-MAML", "dice, second", "lvc, second", "score, second", "score, first"]
     assert list(found["rows"]) == [f"{name}, lambda {factor}" for factor in ("1", "0.5") for name in names]
-    assert [line[:36].strip() for line in lines[1:-1]] == list(found["rows"])
+    assert [line[:36].strip() for line in lines[1:-2]] == list(found["rows"])
+    assert lines[-2] == "of fewer than 10 batches; their standard errors are themselves uncertain"
     assert found["iteration"] == 1
     lengths = {name: row["length"] for name, row in found["rows"].items()}
     assert len(set(lengths.values())) == len(lengths)  # each is measured by itself
@@ -75,6 +76,9 @@ def test_the_command_measures_and_leaves_the_run_alone(run, capsys):
     assert own["rise"] == pytest.approx(own["signal"] * own["length"])
     after = load_checkpoint(run / "checkpoint.pt")["learner"]
     assert all(torch.equal(after["theta"][name], value) for name, value in before["theta"].items())
+    with pytest.raises(SystemExit):
+        meta_gradients.main([str(run), "--batches", "3"])
+    assert capsys.readouterr().err == f"error: {run / 'meta_gradients.json'} is there already; allowed: --output FILE\n"
 
 
 @pytest.mark.parametrize(

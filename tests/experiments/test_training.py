@@ -240,6 +240,24 @@ def test_an_interrupt_ends_the_iteration_and_saves_it(tmp_path, monkeypatch, cap
     assert load_checkpoint(tmp_path / "run" / "checkpoint.pt")["learner"]["iteration"] == 3
 
 
+def test_a_second_interrupt_stops_at_once_with_one_line(tmp_path, monkeypatch, capsys):
+    step = Learner.step
+
+    def interrupted_step(learner):
+        if learner.iteration == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(learner)
+
+    monkeypatch.setattr(Learner, "step", interrupted_step)
+    with pytest.raises(SystemExit) as left:
+        train("--iterations", 6, "--run-dir", tmp_path / "run")
+    assert left.value.code == 130
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last == "error: stopped at once; the last checkpoint, if there is one, is as it was"
+    assert load_checkpoint(tmp_path / "run" / "checkpoint.pt")["learner"]["iteration"] == 2
+
+
 def test_a_run_that_breaks_leaves_its_last_checkpoint(tmp_path, monkeypatch, capsys):
     step = Learner.step
 
@@ -259,12 +277,15 @@ def test_a_run_that_breaks_leaves_its_last_checkpoint(tmp_path, monkeypatch, cap
 
 
 def test_what_cannot_change_does_not(unbroken, capsys):
-    before = (unbroken / "metrics.jsonl").read_bytes()
+    before, script = (unbroken / "metrics.jsonl").read_bytes(), "python experiments/evaluate.py"
     for arguments, line in (
         (["--seed", "5"], "error: --seed = 5 cannot change in a resumed run; allowed: 0"),
         (["--hidden-sizes", "9"], "error: --hidden-sizes = (9,) cannot change in a resumed run; allowed: (6,)"),
         (["--run-dir", "x"], "error: --run-dir with --resume; allowed: one of the two"),
-        (["--iterations", "6"], "error: --iterations = 6; allowed: more than the 6 already done"),
+        (
+            ["--iterations", "6"],
+            f"error: --iterations = 6; allowed: more than the 6 already done (to evaluate them: {script} {unbroken})",
+        ),
     ):
         given = ["--resume", str(unbroken), "--iterations", "9", *arguments]
         assert error_of(capsys, main, navigation_2d.EXPERIMENT, given) == line

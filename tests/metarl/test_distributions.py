@@ -118,5 +118,6 @@ def test_modes_and_summaries():
 
 
 def test_other_action_spaces_are_refused():
-    with pytest.raises(ValueError, match=r"MultiBinary.*allowed: Box or Discrete"):
-        distribution_for(gymnasium.spaces.MultiBinary(3))
+    for space in (gymnasium.spaces.MultiBinary(3), gymnasium.spaces.Box(0, 5, (1,), np.int64)):
+        with pytest.raises(ValueError, match=r"is not supported; allowed: Box of floating-point numbers, or Discrete"):
+            distribution_for(space)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from gymnasium.spaces import Box
+from gymnasium.spaces import Box, Discrete
 from torch import nn
 
 from envs import Navigation2D
@@ -329,8 +329,64 @@ def test_any_module_serves_as_a_policy():
 
 def test_a_policy_whose_output_does_not_fit_is_refused():
     distribution = Navigation2D(10)
-    with pytest.raises(ValueError, match=r"to shape \(2, 3\); allowed: \(2, 4\), mean, then log standard deviation"):
+    with pytest.raises(
+        ValueError, match=r"\(2, 2\) to shape \(2, 3\); allowed: one tensor \(2, 4\), mean, then log st"
+    ):
         Learner(distribution, nn.Linear(2, 3))
+    with pytest.raises(
+        ValueError, match=r"the policy maps observations \(2, 2\) to tuple; allowed: one tensor \(2, 4\)"
+    ):
+        Learner(distribution, Pair())
+
+
+class Pair(nn.Module):
+    """Returns mean and log standard deviation one by one."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(2, 2)
+
+    def forward(self, observations):
+        return self.linear(observations), self.linear(observations)
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        nn.Sequential(nn.Linear(2, 4), nn.Dropout()),
+        nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4)),
+        nn.GRU(2, 4),
+        nn.Linear(2, 4).double(),
+        nn.Linear(3, 4),
+    ],
+)
+def test_a_policy_that_cannot_run_for_a_batch_of_tasks_is_refused(policy):
+    kind = type(policy).__name__
+    with pytest.raises(
+        ValueError, match=rf"the policy {kind} cannot map observations \(2, 2\) for a batch of tasks \(.+\); all"
+    ):
+        Learner(Navigation2D(10), policy)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"estimator": "lvc"}, "estimator = 'lvc'; allowed: one such as metarl.estimators.lvc"),
+        ({"rule": 0.1}, r"rule = 0.1; allowed: one such as metarl.GradientDescent\(0.1\)"),
+        ({"outer": TRPO}, r"outer = <class .*TRPO'>; allowed: one such as metarl.TRPO\(\)"),
+    ],
+)
+def test_parts_of_the_wrong_kind_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        navigation_learner(**changes)
+
+
+@pytest.mark.parametrize("shape", [(), (3, 2)])
+def test_observations_of_any_shape_reach_the_bundled_policies_flat(shape):
+    space = Box(-1.0, 1.0, shape)
+    inputs = torch.randn(5, *shape)
+    for policy in (GaussianMLP(space, Box(-1.0, 1.0, (2,)), (4,)), CategoricalMLP(space, Discrete(3), (4,))):
+        assert torch.equal(policy(inputs), policy(inputs.reshape(5, -1)))
 
 
 def test_an_agent_acts_with_the_adapted_parameters_of_its_task():

@@ -136,7 +136,7 @@ def test_metrics_survive_a_kill_and_a_rewind(tmp_path):
     for iteration in (1, 2, 3):
         run.append_metrics({"iteration": iteration, "kl": 0.1 * iteration})
     with open(run.metrics_path, "a") as file:
-        file.write('{"iteration": 4, "k')
+        file.write('5\n{"iteration": 4, "k')
     assert [line["iteration"] for line in run.metrics()] == [1, 2, 3]
     run.rewind(2)
     expected = [{"iteration": 1, "kl": 0.1}, {"iteration": 2, "kl": 0.2}]

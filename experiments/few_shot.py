@@ -171,6 +171,8 @@ class FewShotExperiment(Experiment):
         steps, statistics = settings.evaluation_steps, None
         if settings.evaluation_statistics == "per-step":
             statistics = judged.step_statistics(judged.sample(4 * _BLOCK, "train"), steps)
+            if not any(statistics):
+                raise SettingError("--statistics = per-step of a network without batch norm; allowed: batch")
         scores = over_blocks(settings, judged, split, lambda block: judged.scores(block, steps, statistics), steps + 1)
         first = judged.sample(min(_BLOCK, settings.evaluation_tasks), split)
         return FewShotEvaluation(learner.criterion.name, scores, judged, first)

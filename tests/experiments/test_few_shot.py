@@ -68,6 +68,10 @@ def test_evaluate_counts_steps_and_shots(unbroken, tmp_path, capsys):
     assert line == "error: --episodes means nothing in sine; allowed: without it"
     line = error_of(capsys, evaluate.main, [str(unbroken), "--video"])
     assert line == "error: --video means nothing in sine; allowed: without it"
+    line = error_of(
+        capsys, evaluate.main, [str(unbroken), "--statistics", "per-step", "--output", str(tmp_path / "no")]
+    )
+    assert line == "error: --statistics = per-step of a network without batch norm; allowed: batch"
 
 
 def test_a_task_that_diverges_leaves_no_figure_and_no_warning():

@@ -13,7 +13,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium.spaces import Box
-from gymnasium.vector import SyncVectorEnv, VectorEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.wrappers.vector import FlattenObservation
 
 from envs.tasks import TaskDistribution, Tasks, check_tasks, tasks_of_lanes
@@ -96,16 +96,18 @@ class VectorTasks(TaskDistribution):
 
 
 class VectorTasksBatch(gymnasium.vector.VectorWrapper):
-    """Gives a vector environment its tasks before each reset.
+    """Gives a vector environment its tasks before each reset, and truncates what still runs at the horizon.
 
     Attributes:
         tasks: the parameters of every lane, a dict of arrays (N, ...).
+        elapsed: steps since the last reset.
     """
 
     def __init__(self, distribution: VectorTasks, lanes: VectorEnv):
         super().__init__(lanes if isinstance(lanes.single_observation_space, Box) else FlattenObservation(lanes))
         self.distribution, self.lanes = distribution, lanes
         self.tasks: Tasks = {}
+        self.elapsed = 0
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
         """Start an episode in every lane.
@@ -125,7 +127,22 @@ class VectorTasksBatch(gymnasium.vector.VectorWrapper):
         if not self.tasks:
             raise ValueError("the lanes have no tasks; allowed: a first reset with options={'tasks': ...}")
         self.distribution.set_tasks(self.lanes, self.tasks)
+        self.elapsed = 0
         return self.env.reset(seed=seed, options=others)
+
+    def step(self, actions: Any) -> tuple[np.ndarray, Any, Any, Any, dict[str, Any]]:
+        """Step; at the horizon a lane that has not ended is truncated, and its observation is its last."""
+        observations, rewards, terminations, truncations, infos = self.env.step(actions)
+        self.elapsed += 1
+        if self.elapsed == self.distribution.horizon:
+            cut = ~(terminations | truncations)
+            truncations = truncations | cut
+            if self.metadata.get("autoreset_mode") == AutoresetMode.SAME_STEP:
+                given, finals = infos.get("final_obs", [None] * self.num_envs), np.empty(self.num_envs, object)
+                for lane in range(self.num_envs):
+                    finals[lane] = observations[lane] if cut[lane] else given[lane]
+                infos = {**infos, "final_obs": finals}
+        return observations, rewards, terminations, truncations, infos
 
 
 class GymnasiumTasks(VectorTasks):

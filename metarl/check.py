@@ -177,6 +177,12 @@ def _episode_defects(distribution: Any) -> list[str]:
         )
     elif not _same(first, elsewhere):
         defects.append("the same seeds, tasks and actions give other episodes in a new batch: seeding does not repeat")
+    if not first.ends.any(axis=0).all():
+        lane = int(np.flatnonzero(~first.ends.any(axis=0))[0])
+        defects.append(
+            f"the episode of lane {lane} never ends: after horizon = {distribution.horizon} steps it is neither "
+            "terminated nor truncated"
+        )
     defects += _autoreset_defects(batch, tasks, seeds, actions)
     if not defects:
         alike = _play(batch, tasks, [0] * _TASKS, np.repeat(actions[:, :1], _TASKS, axis=1))

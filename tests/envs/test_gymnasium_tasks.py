@@ -6,12 +6,14 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from gymnasium.envs.classic_control import CartPoleEnv
 from gymnasium.spaces import Box, Dict, Discrete
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from torch import nn
 
 import envs
 import metarl
+from metarl.check import check
 from metarl.evaluation import held_out_tasks
 from metarl.policies import DictObservations
 
@@ -97,6 +99,31 @@ def test_anybodys_vector_environment_learns_the_same(kind, mode):
             batch.close()
     assert results[0] == results[1]
     assert results[0][0]["env_steps"] < 2 * 2 * 3 * 15  # some episodes ended early
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
+@pytest.mark.parametrize("horizon", [5, 40])  # poles stand for 8 to 60 steps
+def test_a_vector_environment_without_a_limit_ends_at_the_horizon(mode, horizon):
+    def make_batch(num_envs):
+        return SyncVectorEnv([CartPoleEnv] * num_envs, autoreset_mode=mode)
+
+    def set_tasks(batch, tasks):
+        batch.set_attr("length", tasks["length"].tolist())
+
+    distribution = envs.VectorTasks(make_batch, draw_cart_pole, set_tasks, horizon)
+    assert check(distribution) == []
+    batch = distribution.make(6)
+    observations, _ = batch.reset(seed=list(range(6)), options={"tasks": draw_cart_pole(3, np.random.default_rng(0))})
+    ended = np.zeros(6, bool)
+    for step in range(horizon):
+        assert step == 0 or not ended.all()
+        observations, _, terminations, truncations, infos = batch.step(np.zeros(6, int) + step // 2 % 2)
+        assert truncations.tolist() == [step == horizon - 1 and not over for over in terminations]
+        if mode == AutoresetMode.SAME_STEP and step == horizon - 1:
+            for lane in np.flatnonzero(truncations):
+                np.testing.assert_array_equal(infos["final_obs"][lane], observations[lane])
+        ended |= terminations | truncations
+    assert ended.all()
 
 
 class Parts(gymnasium.Env):

@@ -214,6 +214,10 @@ DEFECTS = [
     (lanes_but(reset=unseeded), "give other episodes in the same batch: seeding does not repeat"),
     (lanes_but(reset=counted), "give other episodes in a new batch: seeding does not repeat"),
     (
+        changed_step(3, lambda self, e: e & (np.arange(self.num_envs) != 7)),
+        "the episode of lane 7 never ends: after horizon = 6 steps it is neither terminated nor truncated",
+    ),
+    (
         sound_but(lanes=Hasty),
         "autoreset is in the way: a new episode replaces the last observation, and infos has no 'fi",
     ),

@@ -1,6 +1,6 @@
 """Compare all meta-gradient estimators with the exact meta-gradient: `python experiments/estimators.py`.
 
-Prints a table, and writes it with a figure to experiments/results/estimators. Bias and noise are measured on tiny
+Prints a table, and writes it with a figure to runs/estimators. Bias and noise are measured on tiny
 tabular tasks whose meta-gradient is known exactly (`experiments/tabular.py`), in units of its norm; cost is the time of
 a meta-gradient of a 64-64 network on 10 tasks of 20 episodes of 100 steps, against that of `score`, second order.
 """

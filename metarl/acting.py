@@ -11,7 +11,7 @@ from torch import nn
 from torch.func import functional_call
 
 from metarl.distributions import distribution_for
-from metarl.parameters import Parameters, constants_of, parameters_of, restore_constants, shapes_of
+from metarl.parameters import Parameters, constants_of, parameters_of, require_alike, restore_constants
 from metarl.policies import describe, from_description
 from metarl.runs import RunError, load_checkpoint, save_checkpoint
 
@@ -46,7 +46,7 @@ class Agent:
                 "(of spaces other than Box as gymnasium.spaces.flatten makes it)"
             )
         device = next(iter(self.parameters.values())).device
-        batch = torch.tensor(np.array(observation), dtype=torch.float32, device=device)[None]
+        batch = torch.from_numpy(np.array(observation, np.float32, order="C")).to(device)[None]
         output = functional_call(self.policy, self.parameters, (batch,))
         return self.distribution.to_environment(self.distribution.mode(output).cpu().numpy())[0]
 
@@ -81,10 +81,8 @@ class Agent:
                 policy = from_description(state["agent"], Box(-np.inf, np.inf, shape), space)
             except ValueError as error:
                 raise RunError(f"{path}: {error}; allowed: Agent.load(path, policy)") from error
-        needed, held = shapes_of(parameters_of(policy)), shapes_of(state["parameters"])
-        if needed != held:
-            raise RunError(f"{path} holds the parameters {held}; the policy has {needed}")
         try:
+            require_alike("parameters", state["parameters"], parameters_of(policy))
             restore_constants(policy, state.get("constants"))
         except ValueError as error:
             raise RunError(f"{path}: {error}") from error

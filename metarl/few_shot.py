@@ -35,8 +35,8 @@ from metarl.parameters import (
     expand_over_tasks,
     parameters_of,
     ravel,
+    require_alike,
     restore_constants,
-    shapes_of,
     unravel,
 )
 from metarl.randomness import keyed_generator
@@ -317,8 +317,9 @@ class FewShotLearner:
         steps = tuple(weights)
         learns_by = (self.rule, self.meta_gradient, self.model.module, self.model.criterion)
         same = all(now is then for now, then in zip(learns_by, self._recorded, strict=True))
-        if not same or fingerprint(self.model.module) != self._fingerprint:
-            self._recordings, self._recorded, self._fingerprint = {}, learns_by, fingerprint(self.model.module)
+        held = fingerprint(self.model.module)
+        if not same or held != self._fingerprint:
+            self._recordings, self._recorded, self._fingerprint = {}, learns_by, held
         if steps not in self._recordings:
             self._recordings[steps] = Recording(partial(self._sums, steps))
         fixed = [*self.theta.values(), *torch.tensor(list(weights.values()), device=self.device)]
@@ -394,10 +395,7 @@ class FewShotLearner:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a state; ValueError if its parameters or constants are not those of the module."""
-        if shapes_of(state["theta"]) != shapes_of(self.theta):
-            raise ValueError(
-                f"the state holds parameters {shapes_of(state['theta'])}; allowed: {shapes_of(self.theta)}"
-            )
+        require_alike("parameters", state["theta"], self.theta)
         restore_constants(self.module, state.get("constants"))
         with torch.no_grad():
             for name, value in self.theta.items():

@@ -29,8 +29,8 @@ from metarl.parameters import (
     expand_over_tasks,
     parameters_of,
     ravel,
+    require_alike,
     restore_constants,
-    shapes_of,
     unravel,
 )
 from metarl.protocol import TaskDistribution, Tasks, protocol_defects
@@ -250,10 +250,7 @@ class Learner:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a state; ValueError if its parameters or constants are not those of the policy."""
-        if shapes_of(state["theta"]) != shapes_of(self.theta):
-            raise ValueError(
-                f"the state holds parameters {shapes_of(state['theta'])}; allowed: {shapes_of(self.theta)}"
-            )
+        require_alike("parameters", state["theta"], self.theta)
         restore_constants(self.policy, state.get("constants"))
         self.theta = {name: state["theta"][name].to(self.device) for name in self.theta}
         outer = state.get("outer")

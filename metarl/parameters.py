@@ -39,15 +39,15 @@ def restore_constants(module: nn.Module, constants: Parameters | None) -> None:
     """
     if constants is None:
         return
-    found, own = shapes_of(constants), shapes_of(constants_of(module))
-    if found != own:
-        raise ValueError(f"the state holds the buffers and frozen parameters {found}; allowed: {own}")
+    require_alike("buffers and frozen parameters", constants, constants_of(module))
     module.load_state_dict(constants, strict=False)
 
 
-def shapes_of(parameters: Parameters) -> dict[str, tuple[int, ...]]:
-    """The shape of every tensor by name."""
-    return {name: tuple(value.shape) for name, value in parameters.items()}
+def require_alike(kind: str, found: Parameters, own: Parameters) -> None:
+    """ValueError unless what a state holds of a kind has our own names and shapes."""
+    shapes, allowed = ({name: tuple(value.shape) for name, value in held.items()} for held in (found, own))
+    if shapes != allowed:
+        raise ValueError(f"the state holds the {kind} {shapes}; allowed: {allowed}")
 
 
 def expand_over_tasks(parameters: Parameters, tasks: int) -> Parameters:

@@ -138,7 +138,7 @@ def rollout(
     assert actions is not None, "a horizon is at least 1"
     steps = processes.most(t + 1)
     on_device = torch.from_numpy(valid[:, :steps]).to(device)
-    if not valid.all():
+    if not valid[:, :steps].all():
         for store in (observations, parameter_store, actions):  # 0 * nan, of a lane that has ended, would still be nan
             store[:, :steps].masked_fill_(~on_device.view(*on_device.shape, *[1] * (store.ndim - 3)), 0)
     episodes = Episodes(

@@ -226,30 +226,32 @@ def timeless_metrics_so_far(directory):
     return Run(directory).metrics()
 
 
-def test_an_interrupt_ends_the_iteration_and_saves_it(tmp_path, monkeypatch, capsys):
+def before_iteration(iteration, happens, monkeypatch):
+    """Patch the learner so that something happens to it just before it takes an iteration."""
     step = Learner.step
 
-    def interrupted_step(learner):
-        if learner.iteration == 2:
-            os.kill(os.getpid(), signal.SIGINT)
+    def eventful_step(learner):
+        if learner.iteration == iteration:
+            happens(learner)
         return step(learner)
 
-    monkeypatch.setattr(Learner, "step", interrupted_step)
+    monkeypatch.setattr(Learner, "step", eventful_step)
+
+
+def interrupt(learner):
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_an_interrupt_ends_the_iteration_and_saves_it(tmp_path, monkeypatch, capsys):
+    before_iteration(2, interrupt, monkeypatch)
     train("--iterations", 6, "--run-dir", tmp_path / "run")
     assert f"stopped after iteration 3; continue with --resume {tmp_path / 'run'}" in capsys.readouterr().out
     assert load_checkpoint(tmp_path / "run" / "checkpoint.pt")["learner"]["iteration"] == 3
 
 
 def test_a_second_interrupt_stops_at_once_with_one_line(tmp_path, monkeypatch, capsys):
-    step = Learner.step
-
-    def interrupted_step(learner):
-        if learner.iteration == 2:
-            os.kill(os.getpid(), signal.SIGINT)
-            os.kill(os.getpid(), signal.SIGINT)
-        return step(learner)
-
-    monkeypatch.setattr(Learner, "step", interrupted_step)
+    before_iteration(2, interrupt, monkeypatch)
+    before_iteration(2, interrupt, monkeypatch)
     with pytest.raises(SystemExit) as left:
         train("--iterations", 6, "--run-dir", tmp_path / "run")
     assert left.value.code == 130
@@ -259,14 +261,10 @@ def test_a_second_interrupt_stops_at_once_with_one_line(tmp_path, monkeypatch, c
 
 
 def test_a_run_that_breaks_leaves_its_last_checkpoint(tmp_path, monkeypatch, capsys):
-    step = Learner.step
+    def lose_theta(learner):
+        learner.theta = {name: value * float("nan") for name, value in learner.theta.items()}
 
-    def broken_step(learner):
-        if learner.iteration == 2:
-            learner.theta = {name: value * float("nan") for name, value in learner.theta.items()}
-        return step(learner)
-
-    monkeypatch.setattr(Learner, "step", broken_step)
+    before_iteration(2, lose_theta, monkeypatch)
     with pytest.raises(SystemExit) as leaving:
         train("--iterations", 6, "--run-dir", tmp_path / "run")
     assert leaving.value.code == 1

@@ -53,7 +53,9 @@ def test_a_module_of_ones_own_must_be_given(tmp_path):
     loaded = Agent.load(tmp_path / "agent.pt", other)
     picture = np.random.default_rng(0).normal(size=(2, 3))
     assert loaded(picture) == agent(picture)
-    with pytest.raises(RunError, match=r"holds the parameters \{'1.weight': \(4, 6\).*; the policy has \{'0.weight'"):
+    with pytest.raises(
+        RunError, match=r"agent.pt: the state holds the parameters \{'1.weight': \(4, 6\).*; allowed: \{'0.weight'"
+    ):
         Agent.load(tmp_path / "agent.pt", nn.Sequential(nn.Linear(6, 4)))
 
 

@@ -394,7 +394,7 @@ def test_the_nearest_neighbour_gives_the_class():
 
 def test_a_foreign_state_is_refused():
     learner = sine_learner(GradientDescent())
-    with pytest.raises(ValueError, match="the state holds parameters"):
+    with pytest.raises(ValueError, match="the state holds the parameters"):
         learner.load_state_dict(image_learner(GradientDescent()).state_dict())
 
 

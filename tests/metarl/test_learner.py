@@ -241,7 +241,7 @@ def test_a_distribution_that_makes_another_number_of_lanes_is_refused():
 def test_a_state_of_another_policy_is_refused():
     state = navigation_learner().state_dict()
     state["theta"] = {name: value[..., :1] for name, value in state["theta"].items()}
-    with pytest.raises(ValueError, match="the state holds parameters"):
+    with pytest.raises(ValueError, match="the state holds the parameters"):
         navigation_learner().load_state_dict(state)
 
 

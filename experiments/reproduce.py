@@ -84,9 +84,11 @@ SHORT_COMPARISON = {
     "first-order": Method("--order first"),
     "first-order, GAE 0.95": Method("--order first --gae-lambda 0.95"),
 }
+QUADRATIC = {"first-order, GAE 0.95, quadratic": Method("--order first --gae-lambda 0.95 --baseline quadratic")}
 COMPARISON = {
     "exact products": Method("--product-fraction 1"),
     **SHORT_COMPARISON,
+    **QUADRATIC,
     "ProMP": Method("--estimator likelihood-ratio --outer ppo"),
     "DiCE": Method("--estimator dice"),
     "E-MAML": Method("--initial-sampling"),
@@ -122,7 +124,7 @@ FIGURES = {
             "random": Method(f"{RANDOM} 0.1", (-254.83, -254.33, -246.79, -230.83), trained=False),
             "oracle": Method(ORACLE, (-54.47,)),
         },
-        SHORT_COMPARISON,
+        {**SHORT_COMPARISON, **QUADRATIC},
     ),
     "ant_velocity": Reproduction(
         {

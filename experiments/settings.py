@@ -13,6 +13,7 @@ from torch import nn
 import metarl
 from envs import ObservedTasks, TaskDistribution
 from experiments.configuration import SettingError, setting
+from metarl.advantages import BASELINES
 from metarl.distributed import local_rank, local_size
 from metarl.estimators import ESTIMATORS
 from metarl.outer import OuterOptimiser
@@ -38,6 +39,12 @@ class Settings:
     discount: float = setting(0.99, "factor of later rewards", at_least=0, at_most=1, source="paper's code")
     gae_lambda: float = setting(1.0, "factor of later advantages", at_least=0, at_most=1, source="paper's code")
     bootstrap: bool = setting(False, "value the state at the time limit instead of taking 0 there", source="paper")
+    baseline: str = setting(
+        "linear",
+        "what predicts the returns: observations and their squares, or also the products of their numbers",
+        choices=BASELINES,
+        source="paper's code",
+    )
     weighting: str = setting(
         "timestep",
         "which parts of a task weigh the same in its losses",
@@ -189,6 +196,7 @@ def build_learner(settings: Settings, distribution: TaskDistribution) -> metarl.
         discount=settings.discount,
         gae_lambda=settings.gae_lambda,
         bootstrap=settings.bootstrap,
+        baseline=settings.baseline,
         weighting=settings.weighting,
         budget=settings.budget,
         seed=settings.seed,

@@ -6,7 +6,9 @@ from torch import Tensor
 from metarl.episodes import Episodes, task_chunks
 
 _FEATURE_BUDGET = 4_000_000  # numbers in a chunk of baseline features: 32 MB
-_LARGEST_OBSERVATION = 512  # numbers; more would explain the noise of the very episodes they are fitted on
+# numbers of an observation; more would explain the noise of the very episodes that the baseline is fitted on
+_LARGEST_LINEAR, LARGEST_QUADRATIC = 512, 40
+BASELINES = ("linear", "quadratic")
 
 
 def discounted_returns(rewards: Tensor, discount: float) -> Tensor:
@@ -77,7 +79,7 @@ def standardise(values: Tensor, valid: Tensor) -> Tensor:
     return torch.where(valid, values - mean, 0) / (deviation + 1e-8)
 
 
-def baseline_features(observations: Tensor, steps: Tensor) -> Tensor:
+def baseline_features(observations: Tensor, steps: Tensor, baseline: str = "linear") -> Tensor:
     """[o, o^2, t/100, (t/100)^2, (t/100)^3, 1] with o clipped to [-10, 10] (Duan et al. 2016).
 
     Observations of more than 512 numbers, such as images, are left out: time alone predicts.
@@ -85,16 +87,22 @@ def baseline_features(observations: Tensor, steps: Tensor) -> Tensor:
     Args:
         observations: (..., O), or (..., *shape) of any shape with O numbers.
         steps: time step t of each, (...).
+        baseline: `linear`: these; `quadratic`: also the products o_i o_j, i < j.
 
     Returns:
-        (..., 2 * O + 4), or (..., 4); float64: the normal equations square the condition number.
+        (..., 2 * O + 4), or (..., 4), or (..., 2 * O + 4 + O * (O - 1) / 2); float64: the normal equations square the
+        condition number.
     """
     t = (steps.double() / 100).unsqueeze(-1)
     of_time = [t, t**2, t**3, torch.ones_like(t)]
-    if observations.shape[steps.ndim :].numel() > _LARGEST_OBSERVATION:
+    if observations.shape[steps.ndim :].numel() > _LARGEST_LINEAR:
         return torch.cat(of_time, dim=-1)
     o = observations.double().clamp(-10, 10).reshape(*steps.shape, -1)
-    return torch.cat([o, o.square(), *of_time], dim=-1)
+    of_state = [o, o.square()]
+    if baseline == "quadratic":
+        i, j = torch.triu_indices(o.shape[-1], o.shape[-1], offset=1, device=o.device)
+        of_state.append(o[..., i] * o[..., j])
+    return torch.cat([*of_state, *of_time], dim=-1)
 
 
 def fit_linear_baseline(
@@ -137,25 +145,28 @@ def estimate_advantages(
     discount: float = 0.99,
     gae_lambda: float = 1.0,
     bootstrap: bool = False,
+    baseline: str = "linear",
     first_task: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Standardised advantages against a linear baseline, refitted for every task on the very episodes it predicts.
+    """Standardised advantages against a baseline, refitted for every task on the very episodes it predicts.
 
     Args:
         episodes: a rollout.
         discount, gae_lambda: as in `generalised_advantages`.
         bootstrap: take the baseline's prediction, instead of 0, as the value of the state at the time limit. The
             baseline then sees no time, and is fitted to returns that include its own prediction there.
+        baseline: which features, see `baseline_features`.
         first_task: number of the first of these tasks, for the error of a baseline that cannot be fitted.
 
     Returns:
         advantages (M, T, E); the share of the returns' variance that the baseline explains, (M,); and the standard
         deviation that the advantages were divided by, (M,).
     """
-    features = 2 * episodes.observations.shape[3:].numel() + 4
+    first = (slice(1), slice(1), slice(1))
+    features = baseline_features(episodes.observations[first], episodes.rewards[first], baseline).shape[-1]
     size = max(1, _FEATURE_BUDGET // (features * episodes.valid[0].numel()))
     parts = [
-        _advantages_of(episodes.of_tasks(tasks), discount, gae_lambda, bootstrap, first_task + tasks.start)
+        _advantages_of(episodes.of_tasks(tasks), discount, gae_lambda, bootstrap, baseline, first_task + tasks.start)
         for tasks in task_chunks(len(episodes.valid), size)
     ]
     advantages, explained_variance, deviations = (torch.cat(part) for part in zip(*parts, strict=True))
@@ -163,15 +174,15 @@ def estimate_advantages(
 
 
 def _advantages_of(
-    episodes: Episodes, discount: float, gae_lambda: float, bootstrap: bool, first_task: int
+    episodes: Episodes, discount: float, gae_lambda: float, bootstrap: bool, baseline: str, first_task: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     valid, rewards, dtype = episodes.valid, episodes.rewards.double(), episodes.rewards.dtype
     time = torch.arange(rewards.shape[1], device=rewards.device).view(1, -1, 1).expand_as(rewards)
     returns = discounted_returns(rewards, discount)
-    features = baseline_features(episodes.observations, time * (not bootstrap))
+    features = baseline_features(episodes.observations, time * (not bootstrap), baseline)
     fitted, final_values = features, None
     if bootstrap:  # w' f_t = R_t + discount^(T - t) w' f_T, so the fit of w' (f_t - discount^(T - t) f_T) to R_t
-        final_features = baseline_features(episodes.final_observations, torch.zeros_like(episodes.lengths))
+        final_features = baseline_features(episodes.final_observations, torch.zeros_like(episodes.lengths), baseline)
         final_features = torch.where(episodes.terminated.unsqueeze(-1), 0, final_features)
         left = (episodes.lengths.unsqueeze(1) - time).clamp_min(0)
         fitted = features - (discount**left).unsqueeze(-1) * final_features.unsqueeze(1)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from metarl.acting import Agent
 from metarl.adaptation import AdaptationRule, GradientDescent, adapt_step
-from metarl.advantages import discounted_returns, estimate_advantages
+from metarl.advantages import BASELINES, LARGEST_QUADRATIC, discounted_returns, estimate_advantages
 from metarl.bounds import require, require_one_of, require_share, require_whole
 from metarl.distributed import ALONE, Processes, current
 from metarl.distributions import distribution_for
@@ -80,7 +80,7 @@ class Learner:
         outer: the outer optimiser.
         initial_sampling: whether E-MAML's term for the sampling of the support data joins the meta-gradient; for
             estimators that lack it.
-        discount, gae_lambda, bootstrap: see `metarl.advantages.estimate_advantages`.
+        discount, gae_lambda, bootstrap, baseline: see `metarl.advantages.estimate_advantages`.
         weighting: of the steps within a task, see `metarl.episodes.to_samples`.
         budget: `episodes`: E episodes per task; `steps`: as many whole ones as it takes to have E times the horizon
             in steps, see `metarl.rollout.collect`.
@@ -106,6 +106,7 @@ class Learner:
     discount: float = 0.99
     gae_lambda: float = 1.0
     bootstrap: bool = False
+    baseline: str = "linear"
     weighting: str = "timestep"
     budget: str = "episodes"
     seed: int = 0
@@ -120,6 +121,7 @@ class Learner:
         require_whole("seed", self.seed, at_least=0)
         require_share("discount", self.discount)
         require_share("gae_lambda", self.gae_lambda)
+        require_one_of(BASELINES, "baseline", self.baseline)
         require_one_of(WEIGHTINGS, "weighting", self.weighting)
         require_one_of(("episodes", "steps"), "budget", self.budget)
         for name, has, example in _PARTS:
@@ -131,6 +133,11 @@ class Learner:
             raise ValueError(defects[0])
         if self.tasks < self.processes.size:
             raise ValueError(f"tasks = {self.tasks} on {self.processes.size} processes; allowed: one or more on each")
+        numbers = int(np.prod(self.distribution.observation_space.shape or ()))
+        if self.baseline == "quadratic" and numbers > LARGEST_QUADRATIC:
+            raise ValueError(
+                f"baseline = 'quadratic' with observations of {numbers} numbers; allowed: at most {LARGEST_QUADRATIC}"
+            )
         self.policy.to(self.device)
         self.actions = distribution_for(self.distribution.action_space)
         self.inner_loss = policy_loss(self.policy, self.actions, self.estimator)
@@ -204,7 +211,7 @@ class Learner:
                 sampled = self._sample(envs, phi, tasks, key, processes)
             with clock.phase("adapt"):
                 advantages, explained, deviation = estimate_advantages(
-                    sampled, self.discount, self.gae_lambda, self.bootstrap, share.start
+                    sampled, self.discount, self.gae_lambda, self.bootstrap, self.baseline, share.start
                 )
                 samples = to_samples(sampled, advantages, self.weighting)
                 if self.estimator not in EPISODIC:

@@ -26,6 +26,7 @@ def test_the_defaults_are_the_papers():
     assert learner.outer == metarl.TRPO(0.01, 0.1)
     settings = (learner.discount, learner.gae_lambda, learner.bootstrap, learner.weighting, learner.budget)
     assert settings == (0.99, 1.0, False, "timestep", "episodes")
+    assert learner.baseline == "linear"
     assert not learner.initial_sampling
 
 
@@ -58,6 +59,7 @@ def test_rollouts_and_advantages_are_as_asked():
     found = (learner.discount, learner.gae_lambda, learner.bootstrap, learner.weighting, learner.budget)
     assert found == (0.9, 0.8, True, "episode", "steps")
     assert (learner.seed, learner.task_chunk, learner.tasks, learner.episodes) == (7, 1, 2, 2)
+    assert build(baseline="quadratic").baseline == "quadratic"
     assert build(initial_sampling=True).initial_sampling
 
 

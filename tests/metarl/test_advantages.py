@@ -8,6 +8,7 @@ import torch
 from gymnasium.spaces import Box
 
 from metarl.advantages import (
+    BASELINES,
     baseline_features,
     discounted_returns,
     estimate_advantages,
@@ -42,20 +43,25 @@ def ragged_episodes(lengths, observations=2, horizon=7, seed=0, terminated=True)
     )
 
 
-def slow_advantages(episodes, task, discount, gae_lambda, bootstrap):
+def slow_features(o, t, baseline):
+    """The baseline's features of one step."""
+    o = o.clip(-10, 10)
+    products = [o[i] * o[j] for i in range(len(o)) for j in range(i)] if baseline == "quadratic" else []
+    return np.array([*o, *o**2, *products, t / 100, (t / 100) ** 2, (t / 100) ** 3, 1])
+
+
+def slow_advantages(episodes, task, discount, gae_lambda, bootstrap, baseline):
     """The definition, one episode and one step at a time, for one task; a list of arrays, one per episode."""
     lengths = episodes.lengths[task].tolist()
     paths = []
     for episode, length in enumerate(lengths):
-        o = episodes.observations[task, :length, episode].numpy().clip(-10, 10)
-        t = np.arange(length)[:, None] / 100 * (not bootstrap)
-        features = np.hstack([o, o**2, t, t**2, t**3, np.ones_like(t)])
+        observations = episodes.observations[task, :length, episode].numpy()
+        features = np.stack([slow_features(o, t * (not bootstrap), baseline) for t, o in enumerate(observations)])
         r = episodes.rewards[task, :length, episode].numpy()
         returns = np.array([sum(discount ** (j - i) * r[j] for j in range(i, length)) for i in range(length)])
         end = np.zeros(features.shape[1])
         if bootstrap and not episodes.terminated[task, episode]:
-            o = episodes.final_observations[task, episode].numpy().clip(-10, 10)
-            end = np.concatenate([o, o**2, [0, 0, 0, 1]])
+            end = slow_features(episodes.final_observations[task, episode].numpy(), 0, baseline)
         left = discount ** np.arange(length, 0, -1)
         paths.append((features, r, returns, end, features - np.outer(left, end)))
     x, y = np.vstack([p[4] for p in paths]), np.concatenate([p[2] for p in paths])
@@ -96,11 +102,12 @@ def test_lambda_one_is_the_return_minus_the_value():
 
 @pytest.mark.parametrize("bootstrap", [False, True])
 @pytest.mark.parametrize("terminated", [False, True])
-def test_batched_and_padded_equals_one_ragged_episode_at_a_time(bootstrap, terminated):
-    episodes = ragged_episodes([[7, 3, 5], [4, 7, 6]], terminated=terminated)
-    advantages, _, _ = estimate_advantages(episodes, 0.95, 0.8, bootstrap)
+@pytest.mark.parametrize("baseline", BASELINES)
+def test_batched_and_padded_equals_one_ragged_episode_at_a_time(bootstrap, terminated, baseline):
+    episodes = ragged_episodes([[7, 3, 5], [4, 7, 6]], observations=3, terminated=terminated)
+    advantages, _, _ = estimate_advantages(episodes, 0.95, 0.8, bootstrap, baseline)
     for task in range(2):
-        slow = slow_advantages(episodes, task, 0.95, 0.8, bootstrap)
+        slow = slow_advantages(episodes, task, 0.95, 0.8, bootstrap, baseline)
         for episode, expected in enumerate(slow):
             found = advantages[task, :, episode].numpy()
             np.testing.assert_allclose(found[: len(expected)], expected, rtol=1e-6, atol=1e-6)
@@ -166,6 +173,17 @@ def test_standardised_over_the_valid_steps_of_each_task():
 def test_baseline_features_by_hand():
     found = baseline_features(torch.tensor([[20.0, -3.0]]), torch.tensor([50]))
     np.testing.assert_allclose(found.numpy(), [[10, -3, 100, 9, 0.5, 0.25, 0.125, 1]])
+    quadratic = baseline_features(torch.tensor([[20.0, -3.0, 2.0]]), torch.tensor([50]), "quadratic")
+    np.testing.assert_allclose(quadratic.numpy(), [[10, -3, 2, 100, 9, 4, -30, 20, -6, 0.5, 0.25, 0.125, 1]])
+
+
+def test_a_quadratic_baseline_explains_returns_of_products():
+    episodes = ragged_episodes([[40] * 9], observations=3, horizon=40)
+    o = episodes.observations
+    produced = replace(episodes, rewards=o[..., 0] * o[..., 2])
+    explained = [estimate_advantages(produced, 0.0, baseline=baseline)[1].item() for baseline in BASELINES]
+    assert explained[0] < 0.2
+    assert explained[1] == pytest.approx(1, abs=1e-6)
 
 
 def test_ridge_rises_where_the_normal_equations_cannot_be_solved():

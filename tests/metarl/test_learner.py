@@ -8,7 +8,7 @@ import torch
 from gymnasium.spaces import Box, Discrete
 from torch import nn
 
-from envs import Navigation2D
+from envs import AntVelocity, Navigation2D
 from metarl import (
     PPO,
     TRPO,
@@ -200,6 +200,7 @@ def test_frozen_parameters_stay_as_they_are():
     ("changes", "message"),
     [
         ({"budget": "episode"}, "budget = 'episode'; allowed: episodes, steps"),
+        ({"baseline": "cubic"}, "baseline = 'cubic'; allowed: linear, quadratic"),
         ({"weighting": "step"}, "weighting = 'step'; allowed: timestep, episode"),
         ({"discount": 1.5}, "discount = 1.5; allowed: 0 to 1"),
         ({"gae_lambda": -3.0}, "gae_lambda = -3.0; allowed: 0 to 1"),
@@ -212,6 +213,15 @@ def test_frozen_parameters_stay_as_they_are():
 def test_settings_out_of_bounds_get_one_line(changes, message):
     with pytest.raises(ValueError, match=message):
         navigation_learner(**changes)
+
+
+def test_products_of_many_numbers_are_refused():
+    ants = AntVelocity("paper")
+    policy = GaussianMLP(ants.observation_space, ants.action_space, (4,))
+    with pytest.raises(
+        ValueError, match="baseline = 'quadratic' with observations of 125 numbers; allowed: at most 40"
+    ):
+        Learner(ants, policy, baseline="quadratic")
 
 
 @pytest.mark.parametrize(
@@ -464,11 +474,12 @@ def test_several_trained_steps_lead_to_the_policies_that_sampled():
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"discount": 0.9, "gae_lambda": 0.7, "weighting": "episode"}, {"bootstrap": True}]
+    "changes",
+    [{}, {"discount": 0.9, "gae_lambda": 0.7, "weighting": "episode"}, {"bootstrap": True}, {"baseline": "quadratic"}],
 )
 def test_samples_are_made_as_the_settings_say(changes):
     learner = navigation_learner(**changes)
-    settings = {"discount": 0.99, "gae_lambda": 1.0, "bootstrap": False, "weighting": "timestep", **changes}
+    settings = {"discount": 0.99, "gae_lambda": 1.0, "weighting": "timestep", **changes}
     weighting = settings.pop("weighting")
     for stage in learner.adapt(held_out_tasks(learner, 4), 1):
         advantages, explained, deviation = estimate_advantages(stage.episodes, **settings)

@@ -87,7 +87,7 @@ def baseline_features(observations: Tensor, steps: Tensor, baseline: str = "line
     Args:
         observations: (..., O), or (..., *shape) of any shape with O numbers.
         steps: time step t of each, (...).
-        baseline: `linear`: these; `quadratic`: also the products o_i o_j, i < j.
+        baseline: `linear`: these; `quadratic`: the products o_i o_j, i <= j, in place of o^2.
 
     Returns:
         (..., 2 * O + 4), or (..., 4), or (..., 2 * O + 4 + O * (O - 1) / 2); float64: the normal equations square the
@@ -98,11 +98,10 @@ def baseline_features(observations: Tensor, steps: Tensor, baseline: str = "line
     if observations.shape[steps.ndim :].numel() > _LARGEST_LINEAR:
         return torch.cat(of_time, dim=-1)
     o = observations.double().clamp(-10, 10).reshape(*steps.shape, -1)
-    of_state = [o, o.square()]
+    squares = [o.square()]
     if baseline == "quadratic":
-        i, j = torch.triu_indices(o.shape[-1], o.shape[-1], offset=1, device=o.device)
-        of_state.append(o[..., i] * o[..., j])
-    return torch.cat([*of_state, *of_time], dim=-1)
+        squares = [o[..., i : i + 1] * o[..., i:] for i in range(o.shape[-1])]
+    return torch.cat([o, *squares, *of_time], dim=-1)
 
 
 def fit_linear_baseline(

@@ -174,7 +174,7 @@ def test_baseline_features_by_hand():
     found = baseline_features(torch.tensor([[20.0, -3.0]]), torch.tensor([50]))
     np.testing.assert_allclose(found.numpy(), [[10, -3, 100, 9, 0.5, 0.25, 0.125, 1]])
     quadratic = baseline_features(torch.tensor([[20.0, -3.0, 2.0]]), torch.tensor([50]), "quadratic")
-    np.testing.assert_allclose(quadratic.numpy(), [[10, -3, 2, 100, 9, 4, -30, 20, -6, 0.5, 0.25, 0.125, 1]])
+    np.testing.assert_allclose(quadratic.numpy(), [[10, -3, 2, 100, -30, 20, 9, -6, 4, 0.5, 0.25, 0.125, 1]])
 
 
 def test_a_quadratic_baseline_explains_returns_of_products():

@@ -12,7 +12,7 @@ import torch
 from metarl.adaptation import GradientDescent, LayerStepSizes, MetaSGD, adapt_step
 from metarl.distributions import DiagonalGaussian
 from metarl.episodes import Samples
-from metarl.estimators import clipped_surrogate, dice, lvc, outcomes, policy_loss, score, surrogate
+from metarl.estimators import clipped_surrogate, dice, lvc, outcomes, policy_loss, sampling_term, score, surrogate
 from metarl.objective import MetaObjective, _thin, _thin_episodes
 from metarl.parameters import call_per_task, expand_over_tasks, ravel, unravel
 from tests.probes import TinyGaussian, finite_differences, random_samples, tiny_theta
@@ -164,6 +164,9 @@ def test_padding_plays_no_part(estimator):
     )
     loss = ESTIMATORS[estimator]
     torch.testing.assert_close(hessian(loss, problem, longer), hessian(loss, problem, samples))
+    returns = torch.arange(1.0, TASKS + 1)
+    terms = [sampling_term(FAMILY, [of.distribution + 0.1], [of], returns) for of in (samples, longer)]
+    torch.testing.assert_close(*terms)
 
 
 def test_dice_of_episodes_of_one_step_is_lvc():

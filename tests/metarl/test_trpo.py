@@ -33,6 +33,17 @@ def test_the_residual_is_what_it_says_after_any_number_of_steps():
         torch.testing.assert_close(residual, b - a @ x)
 
 
+def test_stops_at_the_first_residual_below_the_tolerance():
+    a, b = positive_definite(12), torch.randn(12, dtype=torch.float64)
+    squares = [conjugate_gradient(lambda v: a @ v, b, n)[1].square().sum() for n in range(10)]
+    tolerance = 0.01 * float(squares[0])
+    last = next(n for n, square in enumerate(squares) if square <= tolerance)
+    assert 1 < last < 9
+    x, residual = conjugate_gradient(lambda v: a @ v, b, 20, tolerance)
+    assert torch.equal(x, conjugate_gradient(lambda v: a @ v, b, last)[0])
+    assert residual.square().sum() == squares[last]
+
+
 def test_stays_put_once_converged_and_leaves_its_input_alone():
     a, b = positive_definite(3), torch.randn(3, dtype=torch.float64)
     original = b.clone()
@@ -54,13 +65,14 @@ def quadratic_problem(n=5, scale=1.0):
     return a, g, evaluate
 
 
-def test_step_has_the_closed_form_on_a_quadratic():
+@pytest.mark.parametrize("damping", [0.0, 0.7])
+def test_step_has_the_closed_form_on_a_quadratic(damping):
     a, g, evaluate = quadratic_problem()
     start = torch.zeros(5, dtype=torch.float64)
-    region = TrustRegion(bound=0.02, damping=0.0, iterations=20)
+    region = TrustRegion(bound=0.02, damping=damping, iterations=20)
     new, outcome = region.step(start, g @ start, g, lambda v: a @ v, evaluate)
-    natural = torch.linalg.solve(a, g)
-    length = math.sqrt(2 * 0.02 / (g @ natural))
+    natural = torch.linalg.solve(a + damping * torch.eye(5, dtype=torch.float64), g)
+    length = math.sqrt(2 * 0.02 / (natural @ a @ natural))
     assert (outcome.status, outcome.line_search_steps) == ("accepted", 1)
     torch.testing.assert_close(new, -math.sqrt(region.aim) * length * natural)
     assert outcome.constraint == pytest.approx(0.02 * region.aim)

@@ -60,7 +60,9 @@ class Criterion:
 
 
 def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Mean squared error of each task, (M,)."""
+    """Mean squared error of each task, (M,); ValueError where outputs would be broadcast to the targets."""
+    if outputs.shape != targets.shape:
+        raise ValueError(f"outputs {tuple(outputs.shape)} for targets {tuple(targets.shape)}, which must be alike")
     return (outputs - targets).square().flatten(1).mean(dim=1)
 
 
@@ -227,7 +229,8 @@ class FewShotLearner:
 
     Attributes:
         distribution: where tasks come from.
-        module: any module that maps inputs (N, ...) to outputs (N, ...); batch norm must use the batch at hand.
+        module: any module that maps inputs (N, ...) to outputs (N, ...), as `torch.func.vmap` can do it: no dropout,
+            and batch norm with the statistics of the batch at hand (`track_running_stats=False`).
         criterion: loss and score.
         tasks: M, tasks in a meta-batch.
         rule: the inner loop.
@@ -321,6 +324,7 @@ class FewShotLearner:
         if not same or held != self._fingerprint:
             self._recordings, self._recorded, self._fingerprint = {}, learns_by, held
         if steps not in self._recordings:
+            self._check_module(tasks.query.of_tasks(slice(2)))
             self._recordings[steps] = Recording(partial(self._sums, steps))
         fixed = [*self.theta.values(), *torch.tensor(list(weights.values()), device=self.device)]
 
@@ -416,6 +420,24 @@ class FewShotLearner:
         weighed = dict(zip(steps, weights, strict=True))
         gradients, losses, scores = self.meta_gradient(self.model, self.rule, theta, tasks, weighed)
         return ravel([rows.sum(dim=0, dtype=torch.float64) for rows in gradients.values()]), losses, scores
+
+    def _check_module(self, examples: Examples) -> None:
+        """ValueError unless the module maps these inputs, of all tasks at once, to what the criterion can judge."""
+        phi = self.rule.start(expand_over_tasks(self.theta, len(examples.targets)))
+        try:
+            with torch.no_grad():
+                outputs = call_per_task(self.module, phi, examples.inputs)
+                for judge in (self.criterion.loss, self.criterion.score):
+                    if (found := judge(outputs, examples.targets)).shape != (len(outputs),):
+                        raise ValueError(f"{judge.__name__} has shape {tuple(found.shape)}, not one number per task")
+        except Exception as error:  # whatever a stranger's module and criterion do
+            inputs, targets = (tuple(values.shape[1:]) for values in (examples.inputs, examples.targets))
+            kind, reason = type(self.module).__name__, str(error).strip().split("\n")[0]
+            raise ValueError(
+                f"the module {kind} cannot learn a task of inputs {inputs} and targets {targets} ({reason}); allowed: "
+                "what torch.func.vmap can do, without chance and running statistics, with outputs that the criterion "
+                f"{self.criterion.name} takes"
+            ) from error
 
     def _learning_rate(self) -> float:
         if self.final_learning_rate is None:

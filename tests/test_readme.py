@@ -14,7 +14,7 @@ from metarl.check import check
 from metarl.evaluation import evaluate, held_out_tasks
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
-FIRST, CART_POLE, OTHERS, FEW_SHOT = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+FIRST, CART_POLE, OTHERS, FEW_SHOT, CURVES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 def run(example: str) -> dict:
@@ -58,6 +58,14 @@ def test_the_few_shot_example_learns_and_predicts(capsys):
     assert names["logits"].shape == (100, 75, 5)
     accuracy = (names["logits"].argmax(dim=2) == names["tasks"].query.targets).float().mean()
     assert accuracy.item() == pytest.approx(names["learner"].scores(names["tasks"], 2)[2].mean().item())
+
+
+def test_the_example_of_curves_learns(capsys):
+    assert len([line for line in CURVES.splitlines() if line.strip() and not line.startswith("import")]) < 20
+    learner = run(CURVES.replace("range(1000)", "range(100)"))["learner"]
+    capsys.readouterr()
+    errors = learner.scores(learner.sample(100, "test"), steps=5).mean(dim=1)
+    assert errors[5] < 0.7 * errors[0]
 
 
 def test_its_tables_of_results_are_those_of_the_summary():

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from metarl import capture, few_shot
 from metarl.adaptation import GradientDescent, LayerStepSizes, MetaSGD
@@ -13,9 +14,11 @@ from metarl.episodes import NonFiniteError
 from metarl.few_shot import (
     CLASSIFICATION,
     REGRESSION,
+    Criterion,
     FewShotLearner,
     MAMLGradient,
     ReptileGradient,
+    accuracy,
     nearest_neighbour,
 )
 from metarl.few_shot_tasks import Examples, FewShotTasks, ImageEpisodes, Sine
@@ -396,6 +399,36 @@ def test_a_foreign_state_is_refused():
     learner = sine_learner(GradientDescent())
     with pytest.raises(ValueError, match="the state holds the parameters"):
         learner.load_state_dict(image_learner(GradientDescent()).state_dict())
+
+
+@pytest.mark.parametrize(
+    ("module", "criterion", "reason"),
+    [
+        (
+            nn.Sequential(nn.Flatten(0), nn.Unflatten(0, (-1, 1))),
+            REGRESSION,
+            r"outputs \(\d, 5, 1\) for targets \(\d, 5\)",
+        ),
+        (nn.Sequential(nn.Linear(1, 9), nn.Dropout()), CLASSIFICATION, "randomness"),
+        (nn.Sequential(nn.Linear(1, 9), nn.BatchNorm1d(9)), CLASSIFICATION, "running"),
+        (nn.Linear(1, 3), CLASSIFICATION, "out of bounds"),
+        (nn.Linear(2, 9), CLASSIFICATION, "Expected size"),
+        (nn.Linear(1, 9), Criterion("whole", lambda o, t: o.mean(), accuracy), r"shape \(\), not one number per task"),
+    ],
+)
+@pytest.mark.parametrize("tasks", [1, 3])
+def test_a_module_that_cannot_learn_gets_one_line(module, criterion, reason, tasks):
+    class Numbers:
+        def sample(self, tasks, split, rng):
+            examples = Examples(torch.ones(tasks, 5, 1), torch.arange(5).expand(tasks, 5))
+            return FewShotTasks(examples, examples)
+
+    module = nn.Sequential(nn.Linear(1, 1), module) if criterion is REGRESSION else module
+    learner = FewShotLearner(Numbers(), module.double(), criterion, tasks=tasks)
+    with pytest.raises(
+        ValueError, match=rf"cannot learn a task of inputs \(5, 1\) and targets \(5,\) \(.*{reason}.*\)"
+    ):
+        learner.step()
 
 
 def test_a_broken_loss_says_which_task():

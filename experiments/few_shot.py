@@ -109,6 +109,11 @@ class FewShotEvaluation:
         """Of the mean over tasks, (S + 1,); NaN for a single task, or where a task's figure is infinite."""
         return np.array([_standard_error(values) for values in self.per_task])
 
+    @property
+    def uncertainty(self) -> tuple[str, np.ndarray]:
+        """What is shown beside the mean: half of its 95 % interval over tasks, (S + 1,)."""
+        return "95 %", 1.96 * self.standard_error
+
     def to_json(self) -> dict[str, Any]:
         """Plain data: per gradient step the mean, half of its 95 % interval, and each task; None if not finite."""
 

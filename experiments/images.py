@@ -156,7 +156,7 @@ def _decode(read: Callable[[], bytes], path: str, mode: str, size: tuple[int, in
         with Image.open(io.BytesIO(read())) as image:
             converted = image.convert(mode)
             return np.asarray(converted.resize(size, Image.Resampling.LANCZOS))
-    except (OSError, UnidentifiedImageError, zipfile.BadZipFile, SyntaxError) as error:
+    except (OSError, UnidentifiedImageError, zipfile.BadZipFile, SyntaxError, ValueError) as error:
         raise RunError(f"{path} is damaged: {error}") from error
 
 
@@ -186,6 +186,10 @@ def _read_listed(folder: Path, name: str) -> dict[str, np.ndarray]:
             rows = [(row["label"], folder / "images" / row["filename"]) for row in csv.DictReader(file)]
         except KeyError as error:
             raise RunError(f"{folder / name} has no column {error}; allowed: columns filename and label") from error
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise RunError(f"{folder / name} is damaged: {error}") from error
+    if not rows:
+        raise RunError(f"{folder / name} lists no images; allowed: columns filename and label, a line per image")
     labels = dict.fromkeys(label for label, _ in rows)
     return {label: _read_files([path for of, path in rows if of == label]) for label in labels}
 

@@ -10,14 +10,15 @@ from metarl.runs import write_atomically
 
 
 def adaptation(evaluation: Any) -> Figure:
-    """Performance against gradient steps: the mean with its standard error, over the tasks one by one."""
+    """Performance against gradient steps: the mean with its uncertainty, over the tasks one by one."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
     steps = range(len(evaluation.mean))
     axes.plot(steps, evaluation.per_task, color="0.85", linewidth=0.8, zorder=1)
-    axes.errorbar(steps, evaluation.mean, evaluation.standard_error, marker="o", capsize=3, zorder=2)
+    uncertainty, errors = evaluation.uncertainty
+    axes.errorbar(steps, evaluation.mean, errors, marker="o", capsize=3, zorder=2)
     axes.set(xlabel="gradient steps", ylabel=evaluation.name, xticks=list(steps))
-    axes.set_title(f"mean and standard error over {evaluation.per_task.shape[1]} test tasks (grey: each task)")
+    axes.set_title(f"mean ± {uncertainty} over {evaluation.per_task.shape[1]} test tasks (grey: each task)")
     return figure
 
 

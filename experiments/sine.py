@@ -65,9 +65,11 @@ def curves(evaluation: FewShotEvaluation) -> dict[str, Figure]:
         x = query.inputs[task, :, 0].cpu()
         axes.plot(x, query.targets[task, :, 0].cpu(), color="tab:red", label="truth")
         for (step, fit), style in zip(fits.items(), (":", "--", "-"), strict=False):
-            axes.plot(x, fit[task], style, color="tab:green", label=f"{step} steps")
+            axes.plot(x, fit[task], style, color="tab:green", label=f"{step} step{'s' * (step != 1)}")
+        axes.set(xlabel="x", title=f"test curve {task}, K = {len(shown.support.targets[task])}")
         points = (of[task, :, 0].cpu() for of in (shown.support.inputs, shown.support.targets))
         axes.plot(*points, "^", color="tab:purple", label="support")
+    panels[0].set_ylabel("y")
     panels[0].legend(fontsize=7)
     return {"curves": figure}
 

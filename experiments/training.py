@@ -125,6 +125,10 @@ def main(experiment: Experiment, arguments: Sequence[str] | None = None) -> bool
                 with _writer(run, learner) as writer:
                     for step, mean in enumerate(evaluation.mean.tolist()):
                         writer.add_scalar(f"test/{evaluation.name}/step_{step}", mean, learner.iteration)
+                    nearest = getattr(evaluation, "nearest_neighbour", None)
+                    if nearest is not None:
+                        name = f"test/{evaluation.name}/nearest_neighbour"
+                        writer.add_scalar(name, nearest.mean(), learner.iteration)
                     _draw(experiment, evaluation, writer, learner.iteration, "test/")
                 print(table(evaluation))
                 print(f"results in {run.directory}; tensorboard --logdir {run.directory}")
@@ -295,15 +299,19 @@ def evaluate_run(experiment: Experiment, settings: RunSettings, learner: Any, fo
 def table(evaluation: Any) -> str:
     """Performance after each gradient step, as text."""
     digits = 2 if evaluation.name == "return" else 4
-    rows = [f"{'steps':>5} {evaluation.name:>10} {'s.e.':>8}"]
+    uncertainty, errors = evaluation.uncertainty
+    rows = [f"{'steps':>5} {evaluation.name:>10} {'± ' + uncertainty:>8}"]
     rows += [
         f"{step:>5} {mean:>10.{digits}f} {error:>8.{digits}f}"
-        for step, (mean, error) in enumerate(zip(evaluation.mean, evaluation.standard_error, strict=True))
+        for step, (mean, error) in enumerate(zip(evaluation.mean, errors, strict=True))
     ]
     successes = getattr(evaluation, "successes", None)
     if successes is not None:
         shares = ["success", *(f"{rate:.0%}" for rate in successes.mean(axis=1))]
         rows = [f"{row} {share:>8}" for row, share in zip(rows, shares, strict=True)]
+    nearest = getattr(evaluation, "nearest_neighbour", None)
+    if nearest is not None:
+        rows.append(f"nearest neighbour {nearest.mean():.{digits}f}")
     return "\n".join(rows)
 
 

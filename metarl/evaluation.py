@@ -49,6 +49,11 @@ class Evaluation:
         count = self.returns.shape[1]
         return self.returns.std(axis=1, ddof=1) / math.sqrt(count) if count > 1 else np.full(len(self.returns), np.nan)
 
+    @property
+    def uncertainty(self) -> tuple[str, np.ndarray]:
+        """What is shown beside the mean: its standard error over tasks, (S + 1,)."""
+        return "s.e.", self.standard_error
+
     def to_json(self) -> dict[str, Any]:
         """Plain data: per gradient step the mean, the standard error over tasks, and the return of every task."""
         steps = {

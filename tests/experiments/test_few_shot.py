@@ -7,6 +7,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from experiments import benchmark, evaluate, mini_imagenet, omniglot, reproduce_few_shot, sine
 from experiments.configuration import SettingError
@@ -143,6 +144,11 @@ def test_mini_imagenet_from_a_folder(tmp_path, capsys):
     assert torch.equal(judged.theta["blocks.0.norm.shift"], classifier.theta["blocks.0.norm.shift"])
     record = json.loads((tmp_path / "baseline" / "evaluation.json").read_text())
     assert record["accuracy/nearest_neighbour"]["mean"] == 1  # classes are of one colour each
+    shown = capsys.readouterr().out.splitlines()
+    assert "nearest neighbour 1.0000" in shown
+    assert next(line for line in shown if line.startswith("steps")).split() == ["steps", "accuracy", "±", "95", "%"]
+    scalars = EventAccumulator(str(tmp_path / "baseline")).Reload().Scalars("test/accuracy/nearest_neighbour")
+    assert [scalar.value for scalar in scalars] == [1]
     assert record["accuracy/step_0"]["mean"] == 0.5
 
     for flag, message in (

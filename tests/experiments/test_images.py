@@ -130,6 +130,21 @@ def test_mini_imagenet_as_the_ravi_split_lists_it(tmp_path):
     assert found[:, :, 0, 0].tolist() == [[[0, 9, 7], [2, 9, 7]], [[1, 9, 7], [3, 9, 7]]]
 
 
+@pytest.mark.parametrize(
+    ("listed", "message"),
+    [
+        (b"", r"train.csv lists no images; allowed: columns filename and label, a line per image"),
+        (b"a.png,n1\nb.png,n1\n", r"train.csv has no column '(label|filename)'; allowed: columns filename and label"),
+        (b"filename,label\n\xff\xfe\x00\x81,n1\n", r"train.csv is damaged: .*codec can't decode"),
+        (b"filename,label\nim\x00age.png,n1\n", r"(train.csv|age.png) is damaged: .*(NUL|null)"),
+    ],
+)
+def test_a_damaged_list_gets_one_line(tmp_path, listed, message):
+    (tmp_path / "train.csv").write_bytes(listed)
+    with pytest.raises(RunError, match=message):
+        images.mini_imagenet(tmp_path, tmp_path / "cache")
+
+
 class Hostile:
     """Runs a command when it is unpickled by a careless reader."""
 

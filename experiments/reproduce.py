@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments import evaluate, training
@@ -26,6 +27,7 @@ from experiments.reproduction import (
     RUNS,
     choose,
     command,
+    commits,
     common,
     keep_summary,
     seed_folders,
@@ -279,7 +281,7 @@ def _summarise(figure: str, name: str, folders: Sequence[Path]) -> dict[str, Any
         "dynamics": records[0]["dynamics"],
         "seconds": [curve["seconds"] for curve in curves],
         "machine": curves[0]["machine"],
-        "commit": common([config.get("commit") for config in configs]),
+        "commit": common([commits(config) for config in configs]),
         "command": command("reproduce", figure, name, seeds, iterations),
         "flags": method.flags,
     }
@@ -337,16 +339,8 @@ def _draw(figure: str, methods: dict[str, Any]) -> Figure:
         errors = [entry[key]["standard_error"] for key in keys] if entry and len(entry["seeds"]) > 1 else None
         lowest[name] = min([*means, *published])
         highest.append(max([*means, *published]))
-        curves = [_curve(folder) for folder in seed_folders(RESULTS / figure, name)]
         for step, style in ((0, "--"), (1, "-")):
-            if runs := [curve[f"return/step_{step}"] for curve in curves if f"return/step_{step}" in curve]:
-                shared = np.array([values[: min(map(len, runs))] for values in runs])
-                iterations, mean = range(1, shared.shape[1] + 1), shared.mean(axis=0)
-                curve_axes.plot(iterations, mean, color=color, linestyle=style, linewidth=1)
-                if len(runs) > 1:
-                    error = shared.std(axis=0, ddof=1) / len(seeds) ** 0.5
-                    band = {"color": color, "alpha": 0.2, "linewidth": 0}
-                    curve_axes.fill_between(iterations, mean - error, mean + error, **band)
+            _draw_curves(curve_axes, figure, name, step, {"color": color, "linestyle": style})
         if len(keys) == 1:
             steps_axes.axhline(means[0], color=color, label=label)
             if published:
@@ -374,9 +368,31 @@ def _draw(figure: str, methods: dict[str, Any]) -> Figure:
     steps_axes.set(xlabel="gradient steps", ylabel="return", title=title)
     steps_axes.set_xticks(range(4))
     picture.legend(fontsize=8, loc="outside left center")
-    curve_axes.set(xlabel="meta-iteration", title="training: dashed before, solid after one step")
+    curve_axes.set(xlabel="environment steps (millions)", title="training: dashed before, solid after one step")
+    curve_axes.set_visible(curve_axes.has_data())
     picture.suptitle(f"{figure.replace('_', ' ')}: mean over seeds and, of several, its standard error")
     return picture
+
+
+def _draw_curves(axes: Axes, figure: str, name: str, step: int, line: dict[str, Any]) -> None:
+    """Returns of training after a step: a moving average over 2 % of the iterations; faint, the mean or the spread."""
+    key, folders = f"return/step_{step}", seed_folders(RESULTS / figure, name)
+    runs = [curve[key] for curve in map(_curve, folders) if curve.get(key)]
+    if not runs:
+        return
+    shared = np.array([values[: min(map(len, runs))] for values in runs])
+    record = json.loads((folders[0] / "evaluation.json").read_text())  # iterations take about as many steps each
+    steps = np.arange(1, shared.shape[1] + 1) * record["env_steps"] / record["iteration"] / 1e6
+    mean, faint = shared.mean(axis=0), {"color": line["color"], "alpha": 0.2}
+    if len(runs) > 1:
+        error = shared.std(axis=0, ddof=1) / len(runs) ** 0.5
+        axes.fill_between(steps, mean - error, mean + error, linewidth=0, **faint)
+    else:
+        axes.plot(steps, mean, linewidth=1, **faint)
+    width = max(1, len(mean) // 50)
+    before = (width - 1) // 2
+    smooth = np.convolve(mean, np.full(width, 1 / width), "valid")
+    axes.plot(steps[before : before + len(smooth)], smooth, linewidth=1, **line)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from experiments.reproduction import (
     RUNS,
     choose,
     command,
+    commits,
     common,
     keep_summary,
     seed_folders,
@@ -164,7 +165,7 @@ def _summarise(figure: str, name: str, folders: Sequence[Path]) -> dict[str, Any
     entry: dict[str, Any] = {
         "seconds": [curve["seconds"] for curve in curves],
         "machine": curves[0]["machine"],
-        "commit": common([config["commit"] for config in configs]),
+        "commit": common([commits(config) for config in configs]),
         "flags": method.flags,
     }
     for shots in method.shots or (None,):

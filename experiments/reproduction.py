@@ -23,7 +23,7 @@ def choose(
     arguments: Sequence[str] | None,
     more: Sequence[str] = (),
 ) -> argparse.Namespace:
-    """Read figure, methods, seeds and whether to report from the command line; SettingError for what is not known.
+    """Read figure, methods and seeds, or that a report is wanted, from the command line; SettingError for the unknown.
 
     Args:
         parser: the script's.
@@ -37,18 +37,27 @@ def choose(
     """
     parser.add_argument("figure", nargs="?", choices=tuple(known), help="the experiment of the figure or table")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="INT", help="(default 0 1 2)")
-    parser.add_argument("--methods", nargs="+", metavar="NAME", help="of the figure (default: the paper's)")
-    parser.add_argument("--report", action="store_true", help="tables and figures of all that has been run")
-    parser.add_argument("--iterations", type=int, metavar="INT", help="continue runs up to this (default: the paper's)")
+    names = ", ".join(repr(name) for name in dict.fromkeys(name for methods in known.values() for name in methods))
+    parser.add_argument(
+        "--methods", nargs="+", metavar="NAME", help=f"of the figure (default: the paper's): those it has of {names}"
+    )
+    parser.add_argument("--report", action="store_true", help="only tables and figures of all that has been kept")
+    parser.add_argument(
+        "--iterations",
+        type=int,
+        metavar="INT",
+        help="continue runs up to this (default: the paper's); those that have come as far are evaluated and kept",
+    )
     parser.add_argument("--threads", type=int, metavar="INT", help="passed on to the runs")
     for name in more:
         parser.add_argument(f"--{name}", metavar="PATH", help="passed on to the runs")
     chosen = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
     passed = {name: getattr(chosen, name) for name in ("iterations", "threads", *more)}
     chosen.flags = [word for name, value in passed.items() if value is not None for word in (f"--{name}", str(value))]
-    if chosen.figure is None:
-        if not chosen.report:
-            raise SettingError(f"nothing to do; allowed: a figure ({', '.join(known)}), --report, or both")
+    if (chosen.figure is not None) == chosen.report:
+        wrong = "a figure's runs end with a report" if chosen.report else "nothing to do"
+        raise SettingError(f"{wrong}; allowed: either a figure ({', '.join(known)}) or --report")
+    if chosen.report:
         chosen.methods = []
         return chosen
     chosen.methods = chosen.methods or list(usual[chosen.figure])
@@ -96,14 +105,20 @@ def keep_summary(path: Path, summary: dict[str, dict[str, Any]]) -> None:
 
 
 def seed_folders(figure: Path, name: str) -> list[Path]:
-    """The folders of a method's seeds, of those that the figure's folder holds."""
-    return sorted((figure / slug(name)).glob("seed*"))
+    """The folders of a method's seeds, of those that the figure's folder holds; `curve.json` is written last."""
+    return sorted(curve.parent for curve in (figure / slug(name)).glob("seed*/curve.json"))
 
 
 def command(script: str, figure: str, name: str, seeds: Sequence[int], iterations: int | None) -> str:
     """What makes a method's results, with None for runs without training."""
     words = f"python experiments/{script}.py {figure} --methods {name!r} --seeds {' '.join(map(str, seeds))}"
     return words if iterations is None else f"{words} --iterations {iterations}"
+
+
+def commits(config: Mapping[str, Any]) -> str | None:
+    """The versions that made a run: of its start, and those that continued it after an iteration."""
+    later = [f"{part['commit']} after {part['iteration']}" for part in config.get("resumed", [])]
+    return ", ".join([str(config["commit"]), *later]) if later else config["commit"]
 
 
 def common(values: Sequence[Any]) -> Any:

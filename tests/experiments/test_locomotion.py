@@ -244,6 +244,10 @@ def test_reproduction_runs_keeps_and_reports(tmp_path, monkeypatch, capsys):
 
 
 def test_reproduce_refuses_what_it_does_not_know(capsys):
-    assert error_of(capsys, reproduce.main, []).startswith("error: nothing to do; allowed: a figure (navigation_2d")
+    assert error_of(capsys, reproduce.main, []).startswith(
+        "error: nothing to do; allowed: either a figure (navigation_2d"
+    )
+    line = error_of(capsys, reproduce.main, ["navigation_2d", "--report"])
+    assert line.startswith("error: a figure's runs end with a report; allowed: either a figure (navigation_2d")
     line = error_of(capsys, reproduce.main, ["navigation_2d", "--methods", "mamml"])
     assert line.startswith("error: --methods = 'mamml'; allowed: 'maml', 'pretrained'")

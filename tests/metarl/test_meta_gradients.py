@@ -27,6 +27,9 @@ VARIANTS = {
     "lvc": (lvc, True, False),
     "dice": (dice, True, False),
     "first order": (score, False, False),
+    "first order, likelihood ratio": (surrogate, False, False),
+    "first order, lvc": (lvc, False, False),
+    "first order, dice": (dice, False, False),
     "first order with the sampling term": (score, False, True),
 }
 FINITE = [(1, 1), (2, 1), (1, 2), (1, 3)]  # (E, S)

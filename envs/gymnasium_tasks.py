@@ -163,7 +163,7 @@ class GymnasiumTasks(VectorTasks):
         horizon: int | None = None,
         sample_test: Sampler | None = None,
     ):
-        """Try the environment, the sampler, and the setter on 20 tasks.
+        """Try the environment, the samplers, and the setter on 20 tasks of each.
 
         Args:
             env: id of a registered environment, or a function that makes an environment.
@@ -181,11 +181,14 @@ class GymnasiumTasks(VectorTasks):
         if limit is None:
             raise ValueError(f"{_name(env)} has no time limit of its own; allowed: with horizon")
         super().__init__(self._lanes, sample, self._set_lanes, limit, sample_test, _name(env))
-        tasks = self.sample(_TRIED, np.random.default_rng(0))
-        for number in range(_TRIED):
-            task = {name: values[number] for name, values in tasks.items()}
-            self._set(trial, task, number)
-            trial.reset(seed=number)
+        for sampler in dict.fromkeys((sample, sample_test or sample)):
+            tasks = self._sample(sampler, _TRIED, np.random.default_rng(0))
+            for number in range(_TRIED):
+                self._set(trial, {name: values[number] for name, values in tasks.items()}, number)
+                try:
+                    trial.reset(seed=number)
+                except Exception as error:  # whatever a stranger's environment does
+                    raise ValueError(f"{self.name} cannot be reset with a seed: {_described(error)}") from error
         trial.close()
 
     def _lanes(self, num_envs: int) -> SyncVectorEnv:
@@ -200,8 +203,11 @@ class GymnasiumTasks(VectorTasks):
             self.set_task(env.unwrapped, task)
         except Exception as error:
             values = {name: np.asarray(value).tolist() for name, value in task.items()}
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            raise ValueError(f"set_task fails for the task {values}, of lane {number}: {reason}") from error
+            raise ValueError(f"set_task fails for the task {values}, of lane {number}: {_described(error)}") from error
+
+
+def _described(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 class Lane(gymnasium.Wrapper):

@@ -24,7 +24,7 @@ from metarl.policies import ACTIVATIONS
 class Settings:
     """Settings of a meta-reinforcement-learning run; experiments change the defaults that the paper changes."""
 
-    seed: int = setting(0, "names all randomness of the run", at_least=0)
+    seed: int = setting(0, "names all randomness of the run", at_least=0, at_most=10**18)
     iterations: int = setting(100, "meta-iterations in all", at_least=1, changeable=True, source="paper")
     tasks: int = setting(20, "tasks in a meta-batch", at_least=1, source="paper")
     episodes: int = setting(20, "episodes per task, before and after each inner step", at_least=1, source="paper")

@@ -149,8 +149,9 @@ def one_line_errors() -> Iterator[None]:
         yield
     except (SettingError, RunError) as error:
         leave(2, str(error), patient=distributed.local_rank() > 0)
-    except (FileNotFoundError, NotADirectoryError, PermissionError, FileExistsError, IsADirectoryError) as error:
-        leave(2, f"{error.filename} cannot be used: {error.strerror}", patient=distributed.local_rank() > 0)
+    except OSError as error:
+        reason = f"{error.filename or 'a file'} cannot be used: {error.strerror or error}"
+        leave(2, reason, patient=distributed.local_rank() > 0)
     except (metarl.NonFiniteError, metarl.SimulationError, ArithmeticError, DeviceMemoryError) as error:
         leave(1, f"{error}; the last checkpoint is as it was")
     except LostProcessError as error:
@@ -255,7 +256,8 @@ def train(experiment: Experiment, run: Run, settings: RunSettings, learner: Any,
             start = learner.state_dict() if experiment.merit_of_start else None
             figures, evaluation = experiment.advance(settings, learner), None
             if settings.evaluate_every and learner.iteration % settings.evaluate_every == 0:
-                evaluation = experiment.evaluate(settings, learner, "validation")
+                evaluation = _evaluate(experiment, settings, learner, bar)
+            if evaluation is not None:
                 means = enumerate(evaluation.mean.tolist())
                 figures |= {f"evaluation/{evaluation.name}/step_{k}": mean for k, mean in means}
             stopped = processes.most(len(stop)) > 0
@@ -281,6 +283,17 @@ def train(experiment: Experiment, run: Run, settings: RunSettings, learner: Any,
             print(f"stopped after iteration {learner.iteration}; continue with --resume {run.directory}")
         return False
     return True
+
+
+def _evaluate(experiment: Experiment, settings: RunSettings, learner: Any, bar: tqdm) -> Any:
+    """Evaluate on the validation tasks; None where adaptation diverges there, which leaves training as it is."""
+    try:
+        return experiment.evaluate(settings, learner, "validation")
+    except metarl.NonFiniteError as error:
+        if learner.processes.size > 1:  # the others wait for this one's share
+            raise
+        bar.write(f"no evaluation after iteration {learner.iteration}: {error}", file=sys.stderr)
+        return None
 
 
 def evaluate_run(experiment: Experiment, settings: RunSettings, learner: Any, folder: Path) -> Any:
@@ -396,8 +409,7 @@ def _hardware(learner: Any) -> str:
 
 
 def _check_failures(figures: dict[str, float], settings: Settings) -> None:
-    episodes = settings.tasks * settings.episodes * (settings.inner_steps + 1)
-    failed = int(figures["failed_episodes"])
+    episodes, failed = int(figures["episodes"]), int(figures["failed_episodes"])
     if failed > settings.max_failed * episodes:
         raise metarl.SimulationError(
             f"{failed} of {episodes} episodes of iteration {figures['iteration']} blew up; "

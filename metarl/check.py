@@ -183,6 +183,11 @@ def _episode_defects(distribution: Any) -> list[str]:
             f"the episode of lane {lane} never ends: after horizon = {distribution.horizon} steps it is neither "
             "terminated nor truncated"
         )
+    if hasattr(distribution, "sample_test"):
+        test_tasks = distribution.sample_test(_TASKS, keyed_generator(0, "check/tasks"))
+        played = _play(batch, test_tasks, seeds, actions)
+        wrong = [f"a step fails: {played.error}"] if played.error else _value_defects(distribution, played)
+        defects += [f"with test tasks {defect}" for defect in wrong]
     defects += _autoreset_defects(batch, tasks, seeds, actions)
     if not defects:
         alike = _play(batch, tasks, [0] * _TASKS, np.repeat(actions[:, :1], _TASKS, axis=1))

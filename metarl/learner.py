@@ -196,7 +196,11 @@ class Learner:
             S + 1 stages, the last one without a step after it.
         """
         clock = clock or Clock(self.device)
-        episodes = episodes or self.episodes
+        episodes = self.episodes if episodes is None else episodes
+        require_whole("episodes", episodes)
+        require_whole("steps", steps, at_least=0)
+        if not tasks:
+            raise ValueError("tasks = {}; allowed: a dict of arrays, a row per task")
         share = processes.share(len(next(iter(tasks.values()))))
         tasks = {name: values[share] for name, values in tasks.items()}
         count = share.stop - share.start
@@ -343,6 +347,7 @@ class Learner:
             | {name: value * steps for name, value in summary.items()}
             | {"query_steps": steps, "query_episodes": int(query.episodes.valid.any(dim=1).sum())}
             | {"env_steps": sum(stage.episodes.steps for stage in stages)}
+            | {"episodes": sum(int(stage.episodes.valid.any(dim=1).sum()) for stage in stages)}
             | {"failed_episodes": sum(int(stage.episodes.failed.sum()) for stage in stages)}
         )
         means = {name: total[name] / self.tasks for name in per_task}
@@ -353,6 +358,7 @@ class Learner:
             **means,
             "adaptation_gain": means[f"return/step_{len(stages) - 1}"] - means["return/step_0"],
             "episode_length": total["query_steps"] / total["query_episodes"],
+            "episodes": int(total["episodes"]),
             "failed_episodes": int(total["failed_episodes"]),
             "kl": outcome.kl,
             **outcome.details,

@@ -118,6 +118,7 @@ def rollout(
         valid[:, t] = running
         flat_action = ferry.to_host(action).reshape(envs.num_envs, *action.shape[2:])
         if not np.isfinite(flat_action).all():
+            _check_finite("observation", observations[:, : t + 1], torch.from_numpy(valid[:, : t + 1]), key)
             _check_finite("action", actions[:, : t + 1], torch.from_numpy(valid[:, : t + 1]), key)
             flat_action = np.nan_to_num(flat_action)  # of episodes that have ended
         raw, reward, terminations, truncations, infos = envs.step(distribution.to_environment(flat_action))

@@ -260,6 +260,13 @@ class NoSpace(NoStep):
         return np.zeros(1), 0.0, False, False, {}
 
 
+class OldReset(NoSpace):
+    action_space, observation_space = Discrete(2), Box(0, 1, (2,))
+
+    def reset(self):
+        return np.zeros(2)
+
+
 class Sequences(NoSpace):
     action_space, observation_space = Discrete(2), gymnasium.spaces.Sequence(Box(0, 1, (2,)))
 
@@ -288,6 +295,17 @@ def refuse_some(pendulum, task):
             ("Pendulum-v1", draw_pendulum, refuse_some),
             r"^set_task fails for the task \{'gravity': 10.2\d+\}, of lane 0: RuntimeError: too heavy$",
         ),
+        (
+            (
+                "Pendulum-v1",
+                lambda n, rng: {"gravity": np.ones(n)},
+                refuse_some,
+                None,
+                lambda n, rng: {"gravity": 11.0 + np.zeros(n)},
+            ),
+            r"^set_task fails for the task \{'gravity': 11.0\}, of lane 0: RuntimeError: too heavy$",
+        ),
+        ((OldReset, draw_factor, set_factor, 5), r"^OldReset cannot be reset with a seed: TypeError: .*'seed'"),
         (
             ("Pendulum-v1", lambda count, rng: {"gravity": rng.random(3)}, set_pendulum),
             r"^the sampler returned 'gravity' with shape \(3,\) of float64; allowed for 2 tasks: \(2, ...\) of numbe",

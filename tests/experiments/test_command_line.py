@@ -41,6 +41,10 @@ def train(*arguments):
     ("arguments", "line"),
     [
         ("--iteratoins 3", "error: unknown argument --iteratoins; the nearest is --iterations; --help lists all"),
+        (
+            "--seed 18446744073709551616",
+            "error: --seed = 18446744073709551616; allowed: at least 0 and at most 1e+18",
+        ),
         ("--tasks 0", "error: --tasks = 0; allowed: at least 1"),
         ("--episodes -2", "error: --episodes = -2; allowed: at least 1"),
         ("--hidden-sizes 64 0", "error: --hidden-sizes = 64 0; allowed: at least 1"),

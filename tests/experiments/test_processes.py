@@ -169,5 +169,5 @@ def test_an_interrupt_ends_the_iteration_in_all_processes_and_saves_it(tmp_path)
         running.send_signal(signal.SIGINT)
         output, _ = running.communicate(timeout=60)
     assert "stopped after iteration" in output
-    assert output.count("stopping after this iteration") == 1
+    assert output.count("stopping at the next line of metrics.jsonl") == 1
     assert load_checkpoint(directory / "checkpoint.pt")["learner"]["iteration"] == done(directory)

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 import metarl
 from experiments import navigation_2d, omniglot, sine
@@ -28,6 +29,12 @@ def test_the_defaults_are_the_papers():
     assert settings == (0.99, 1.0, False, "timestep", "episodes")
     assert learner.baseline == "linear"
     assert not learner.initial_sampling
+
+
+def test_every_seed_has_its_own_policy():
+    first, again, other = (build(seed=seed).theta["mean.0.weight"] for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.isclose(first, other).any()
 
 
 def test_the_inner_loop_is_as_asked():

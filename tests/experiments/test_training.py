@@ -1,5 +1,6 @@
 """Whole runs: what they write, that they continue exactly, and that no kill loses them."""
 
+import errno
 import json
 import os
 import random
@@ -14,7 +15,9 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from experiments import evaluate, navigation_2d
-from experiments.training import main, open_run
+from experiments.training import Experiment, main, open_run
+from metarl import evaluation
+from metarl.episodes import NonFiniteError
 from metarl.learner import Learner
 from metarl.runs import Run, RunError, load_checkpoint
 from tests.experiments.test_command_line import TINY, error_of
@@ -40,6 +43,9 @@ def assert_same_run(a, b):
     left, right = parameters(a), parameters(b)
     assert left.keys() == right.keys()
     assert all(torch.equal(left[name], right[name]) for name in left)
+    best, other = (load_checkpoint(run / "best.pt") for run in (a, b))
+    assert best["progress"] == other["progress"]
+    assert all(torch.equal(best["learner"]["theta"][name], value) for name, value in other["learner"]["theta"].items())
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +111,10 @@ def test_evaluation_file_matches_a_fresh_evaluation(unbroken, tmp_path, capsys):
     evaluate.main([str(unbroken), "--steps", "1", "--tasks", "2", "--best", "--output", str(tmp_path / "best")])
     best = json.loads((tmp_path / "best" / "evaluation.json").read_text())
     assert len(best["return/step_1"]["per_task"]) == 2
+    assert best["iteration"] == load_checkpoint(unbroken / "best.pt")["learner"]["iteration"]
+    _, settings, learner = open_run(unbroken)
+    again = evaluation.evaluate(learner, 2, evaluation.held_out_tasks(learner, settings.evaluation_tasks), 3)
+    assert record["return/step_2"]["per_task"] == again.returns[2].tolist()
     assert "return/step_2" not in best
 
 
@@ -170,6 +180,32 @@ def test_resuming_forgets_iterations_after_the_checkpoint(unbroken, tmp_path):
     (directory / "checkpoint.pt").write_bytes((early / "checkpoint.pt").read_bytes())
     main(navigation_2d.EXPERIMENT, ["--resume", str(directory), "--iterations", "6"])
     assert_same_run(directory, unbroken)
+    scalars = EventAccumulator(str(directory)).Reload().Scalars("return/step_1")
+    assert [scalar.step for scalar in scalars] == [1, 2, 3, 4, 5, 6]
+
+
+def test_an_evaluation_that_diverges_does_not_stop_training(tmp_path, monkeypatch, capsys):
+    evaluate_all = Experiment.evaluate
+
+    def diverging(experiment, settings, learner, split):
+        if learner.iteration == 3:
+            raise NonFiniteError("the parameters of task 1 are not finite")
+        return evaluate_all(experiment, settings, learner, split)
+
+    monkeypatch.setattr(Experiment, "evaluate", diverging)
+    train("--iterations", 6, "--evaluate-every", 3, "--run-dir", tmp_path / "run")
+    assert "no evaluation after iteration 3: the parameters of task 1 are not finite" in capsys.readouterr().err
+    lines = timeless_metrics(tmp_path / "run")
+    assert [any(name.startswith("evaluation/") for name in line) for line in lines] == [False] * 5 + [True]
+
+
+def test_a_full_disk_gets_one_line(unbroken, tmp_path, monkeypatch, capsys):
+    def full(*arguments, **settings):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
+    line = error_of(capsys, evaluate.main, [str(unbroken), "--output", str(tmp_path / "there")])
+    assert line == "error: a file cannot be used: No space left on device"
 
 
 def test_checkpoints_come_as_often_as_asked(tmp_path, monkeypatch):

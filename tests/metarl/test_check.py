@@ -103,6 +103,13 @@ class Hasty(Lanes):
     metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
 
 
+class Shortsighted(Lanes):
+    """Cannot see where the goal is at 2."""
+
+    def observe(self):
+        return np.where(self.goals[:, None] == 2, np.nan, super().observe())
+
+
 def plain_corridor(mode):
     """Gymnasium's own vector environment, whose lanes may not go on without autoreset."""
 
@@ -213,6 +220,10 @@ DEFECTS = [
     ),
     (lanes_but(reset=unseeded), "give other episodes in the same batch: seeding does not repeat"),
     (lanes_but(reset=counted), "give other episodes in a new batch: seeding does not repeat"),
+    (
+        sound_but(sample_test=lambda self, n, rng: {"goal": np.full(n, 2.0)}, lanes=Shortsighted),
+        "with test tasks the observation of lane 0 after step 0 is not finite",
+    ),
     (
         changed_step(3, lambda self, e: e & (np.arange(self.num_envs) != 7)),
         "the episode of lane 7 never ends: after horizon = 6 steps it is neither terminated nor truncated",

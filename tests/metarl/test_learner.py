@@ -1,5 +1,6 @@
 """The learner as a whole: one data flow, keyed randomness, states that continue exactly, and learning."""
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -505,6 +506,34 @@ def test_emaml_weighs_the_support_by_what_came_after():
     returns = discounted_returns(query.rewards, 0.99)[:, 0]
     expected = outcomes(returns, query.lengths, stages[-1].advantage_deviation)
     torch.testing.assert_close(learner.objective(stages).outcomes, expected)
+
+
+def test_every_iteration_takes_other_samples_for_its_products(monkeypatch):
+    learner, drawn = navigation_learner(), []
+    update = TRPO.update
+
+    def noted(self, objective, vector, rng, state=None):
+        drawn.append(copy.deepcopy(rng).random())
+        return update(self, objective, vector, rng, state)
+
+    monkeypatch.setattr(TRPO, "update", noted)
+    for _ in range(3):
+        learner.step()
+    assert len(set(drawn)) == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"episodes": 0}, "episodes = 0; allowed: a whole number, at least 1"),
+        ({"steps": -1}, "steps = -1; allowed: a whole number, at least 0"),
+        ({"tasks": {}}, r"tasks = \{\}; allowed: a dict of arrays, a row per task"),
+    ],
+)
+def test_adapting_to_nothing_gets_one_line(changes, message):
+    learner = navigation_learner()
+    with pytest.raises(ValueError, match=message):
+        learner.adapt(**{"tasks": held_out_tasks(learner, 2), "steps": 1, **changes})
 
 
 def test_every_iteration_has_new_tasks(monkeypatch):

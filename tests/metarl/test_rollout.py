@@ -162,6 +162,27 @@ def test_an_observation_that_is_not_finite_is_named():
         corridor_rollout(broken="observation")
 
 
+class Blinded(VectorWrapper):
+    """One lane sees nothing after the second step."""
+
+    steps = 0
+
+    def step(self, actions):
+        observations, *others = self.env.step(actions)
+        self.steps += 1
+        observations[5] += np.nan if self.steps == 2 else 0
+        return observations, *others
+
+
+def test_not_the_action_but_the_observation_that_made_it_is_named():
+    navigation = Navigation2D(horizon=6)
+    policy = GaussianMLP(navigation.observation_space, navigation.action_space, (5,))
+    tasks = {"goal": np.zeros((3, 2))}
+    family = DiagonalGaussian(navigation.action_space)
+    with pytest.raises(NonFiniteError, match=r"observation .*: task 1, episode 1, step 2"):
+        rollout(Blinded(navigation.make(12)), policy, family, per_task(policy, 3), tasks, 6, KEY)
+
+
 @pytest.mark.parametrize("autoreset", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
 def test_success_counts_up_to_the_end_of_the_episode(autoreset):
     """Lengths 2, 9 and 4, success from step 4 on; later episodes of the same lane must not count."""

@@ -76,6 +76,7 @@ class Reproduction:
         return {"adaptation": list(self.paper), "comparison": ["maml", *self.comparison]}
 
 
+COLORS = (*(f"C{number}" for number in range(10)), "black", "gold", "lightgreen")
 PRETRAINED, RANDOM = "--inner-steps 0 --inner-step-size", "--iterations 1 --inner-step-size"
 HALVED = "--later-factor 0.5"  # published returns that go on changing after one step had no factor of 0.01
 ORACLE = "--inner-steps 0 --observe-task --evaluation-steps 0"
@@ -332,7 +333,7 @@ def _draw(figure: str, methods: dict[str, Any]) -> Figure:
     steps_axes, curve_axes = picture.subplots(1, 2, sharey=True)
     lowest, highest = {}, []
     for index, (name, entry) in enumerate(methods.items()):
-        color, published = f"C{index}", FIGURES[figure].methods[name].published
+        color, published = COLORS[index], FIGURES[figure].methods[name].published
         seeds = f"{len(entry['seeds'])} seed{'s' * (len(entry['seeds']) > 1)}" if entry else ""
         label = f"{name} ({shown(entry['iterations'])} iterations, {seeds})" if entry else ""
         keys = sorted(key for key in entry if key.startswith("return/step_"))

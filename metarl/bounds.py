@@ -1,5 +1,6 @@
 """A setting out of bounds gets one line: its value, and what is allowed."""
 
+import math
 from collections.abc import Collection
 from numbers import Integral
 from typing import Any
@@ -19,6 +20,11 @@ def require_one_of(choices: Collection[str], name: str, value: str) -> None:
 def require_share(name: str, value: float) -> None:
     """ValueError unless it is between 0 and 1, both included."""
     require(0 <= value <= 1, name, value, "0 to 1")
+
+
+def require_positive(name: str, value: float) -> None:
+    """ValueError unless it is more than 0, and finite."""
+    require(0 < value < math.inf, name, value, "more than 0")
 
 
 def require_whole(name: str, value: int, at_least: int = 1) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metarl.bounds import require, require_whole
+from metarl.bounds import require, require_positive, require_whole
 from metarl.estimators import clipped_surrogate
 from metarl.objective import MetaObjective
 from metarl.trpo import TrustRegion
@@ -74,7 +74,7 @@ class TRPO:
     product_fraction: float = 0.1
 
     def __post_init__(self) -> None:
-        require(self.max_kl > 0, "max_kl", self.max_kl, "more than 0")
+        require_positive("max_kl", self.max_kl)
         require(0 < self.product_fraction <= 1, "product_fraction", self.product_fraction, "more than 0, at most 1")
 
     def update(
@@ -100,6 +100,9 @@ class Adam:
     """
 
     step_size: float = 1e-3
+
+    def __post_init__(self) -> None:
+        require_positive("step_size", self.step_size)
 
     def update(
         self, objective: MetaObjective, vector: Tensor, rng: np.random.Generator, state: State | None = None
@@ -138,7 +141,9 @@ class PPO:
 
     def __post_init__(self) -> None:
         require_whole("epochs", self.epochs)
-        require(self.clip > 0, "clip", self.clip, "more than 0")
+        require_positive("step_size", self.step_size)
+        require_positive("clip", self.clip)
+        require_positive("inner_kl", self.inner_kl)
 
     def update(
         self, objective: MetaObjective, vector: Tensor, rng: np.random.Generator, state: State | None = None
@@ -175,6 +180,9 @@ class Reptile:
     """
 
     step_size: float = 0.1
+
+    def __post_init__(self) -> None:
+        require_positive("step_size", self.step_size)
 
     def update(
         self, objective: MetaObjective, vector: Tensor, rng: np.random.Generator, state: State | None = None

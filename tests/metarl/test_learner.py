@@ -1,6 +1,7 @@
 """The learner as a whole: one data flow, keyed randomness, states that continue exactly, and learning."""
 
 import copy
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -21,6 +22,7 @@ from metarl import (
     LayerStepSizes,
     Learner,
     MetaSGD,
+    Reptile,
     WithContext,
     keyed_generator,
 )
@@ -231,6 +233,13 @@ def test_products_of_many_numbers_are_refused():
         (lambda: GradientDescent(steps=-1), "steps = -1; allowed: a whole number, at least 0"),
         (lambda: MetaSGD(steps=0.5), "steps = 0.5; allowed: a whole number, at least 0"),
         (lambda: TRPO(max_kl=-1.0), "max_kl = -1.0; allowed: more than 0"),
+        (lambda: TRPO(max_kl=math.inf), "max_kl = inf; allowed: more than 0"),
+        (lambda: GradientDescent(math.nan), "step_size = nan; allowed: more than 0"),
+        (lambda: LayerStepSizes(0.0), "step_size = 0.0; allowed: more than 0"),
+        (lambda: GradientDescent(later_factor=-0.5), "later_factor = -0.5; allowed: more than 0"),
+        (lambda: Adam(-1.0), "step_size = -1.0; allowed: more than 0"),
+        (lambda: PPO(inner_kl=0.0), "inner_kl = 0.0; allowed: more than 0"),
+        (lambda: Reptile(0.0), "step_size = 0.0; allowed: more than 0"),
         (lambda: TRPO(product_fraction=0), "product_fraction = 0; allowed: more than 0, at most 1"),
         (lambda: PPO(epochs=0), "epochs = 0; allowed: a whole number, at least 1"),
         (lambda: PPO(clip=0.0), "clip = 0.0; allowed: more than 0"),
@@ -546,13 +555,13 @@ def test_every_iteration_has_new_tasks(monkeypatch):
 
 
 def test_parameters_that_are_not_finite_name_step_and_task():
-    learner = navigation_learner(rule=GradientDescent(float("inf")))
+    learner = navigation_learner(rule=GradientDescent(1e300))
     with pytest.raises(NonFiniteError, match="the parameters of task 0 after inner step 1 are not finite"):
         evaluate(learner, 2, held_out_tasks(learner, 2), 3)
 
 
 def test_meta_parameters_that_are_not_finite_are_not_taken():
-    learner = navigation_learner(outer=Adam(float("nan")))
+    learner = navigation_learner(outer=Adam(1e300))
     before = learner.theta
     with pytest.raises(NonFiniteError, match="the meta-parameters after iteration 1 are not finite"):
         learner.step()

@@ -341,8 +341,11 @@ def _draw(figure: str, methods: dict[str, Any]) -> Figure:
         errors = [entry[key]["standard_error"] for key in keys] if entry and len(entry["seeds"]) > 1 else None
         lowest[name] = min([*means, *published])
         highest.append(max([*means, *published]))
+        curves = [_curve(folder) for folder in seed_folders(RESULTS / figure, name)]
         for step, style in ((0, "--"), (1, "-")):
-            _draw_curves(curve_axes, figure, name, step, {"color": color, "linestyle": style})
+            if runs := [curve[key] for curve in curves if curve.get(key := f"return/step_{step}")]:
+                steps = np.mean(entry["env_steps"]) / np.mean(entry["iterations"])  # iterations take about as many each
+                _draw_curves(curve_axes, runs, float(steps) / 1e6, {"color": color, "linestyle": style})
         if len(keys) == 1:
             steps_axes.axhline(means[0], color=color, label=label)
             if published:
@@ -376,15 +379,10 @@ def _draw(figure: str, methods: dict[str, Any]) -> Figure:
     return picture
 
 
-def _draw_curves(axes: Axes, figure: str, name: str, step: int, line: dict[str, Any]) -> None:
-    """Returns of training after a step: a moving average over 2 % of the iterations; faint, the mean or the spread."""
-    key, folders = f"return/step_{step}", seed_folders(RESULTS / figure, name)
-    runs = [curve[key] for curve in map(_curve, folders) if curve.get(key)]
-    if not runs:
-        return
+def _draw_curves(axes: Axes, runs: Sequence[Sequence[float]], per_iteration: float, line: dict[str, Any]) -> None:
+    """Returns of training by seed: a moving average over 2 % of the iterations; faint, the mean or the spread."""
     shared = np.array([values[: min(map(len, runs))] for values in runs])
-    record = json.loads((folders[0] / "evaluation.json").read_text())  # iterations take about as many steps each
-    steps = np.arange(1, shared.shape[1] + 1) * record["env_steps"] / record["iteration"] / 1e6
+    steps = per_iteration * np.arange(1, shared.shape[1] + 1)
     mean, faint = shared.mean(axis=0), {"color": line["color"], "alpha": 0.2}
     if len(runs) > 1:
         error = shared.std(axis=0, ddof=1) / len(runs) ** 0.5

@@ -89,6 +89,14 @@ SHORT_COMPARISON = {
 }
 LATER = {"maml, later factor 0.3": Method("--later-factor 0.3")}  # the best on other tasks than the test tasks
 QUADRATIC = {"first-order, GAE 0.95, quadratic": Method("--order first --gae-lambda 0.95 --baseline quadratic")}
+
+
+def small_batches(tasks: int, iterations: int) -> dict[str, Method]:
+    """More updates from as many environment steps: a part of the paper's tasks in each, and more iterations."""
+    flags = f"--order first --gae-lambda 0.95 --max-kl 0.02 --tasks {tasks} --iterations {iterations}"
+    return {"first-order, GAE 0.95, small batches": Method(f"{flags} --evaluate-every 250")}
+
+
 COMPARISON = {
     "exact products": Method("--product-fraction 1"),
     **SHORT_COMPARISON,
@@ -119,7 +127,7 @@ FIGURES = {
             "oracle": Method(ORACLE, (442.69,)),
             "context vector": Method(CONTEXT, (-40.49, -44.08, -38.27, -42.50)),
         },
-        COMPARISON,
+        {**COMPARISON, **small_batches(8, 500)},
     ),
     "half_cheetah_velocity": Reproduction(
         {
@@ -128,7 +136,7 @@ FIGURES = {
             "random": Method(f"{RANDOM} 0.1", (-254.83, -254.33, -246.79, -230.83), trained=False),
             "oracle": Method(ORACLE, (-54.47,)),
         },
-        {**SHORT_COMPARISON, **QUADRATIC},
+        {**SHORT_COMPARISON, **QUADRATIC, **small_batches(20, 950)},
     ),
     "ant_velocity": Reproduction(
         {
@@ -137,7 +145,7 @@ FIGURES = {
             "random": Method(f"{RANDOM} 1.0", (-78.64, -62.81, -48.55, -35.57), trained=False),
             "oracle": Method(ORACLE, (107.89,)),
         },
-        SHORT_COMPARISON,
+        {**SHORT_COMPARISON, **small_batches(20, 750)},
     ),
     "ant_direction": Reproduction(
         {
@@ -146,7 +154,7 @@ FIGURES = {
             "random": Method(f"{RANDOM} 1.0 {HALVED}", (3.11, 9.25, 15.96, 26.12), trained=False),
             "oracle": Method(ORACLE, (524.80,)),
         },
-        SHORT_COMPARISON,
+        {**SHORT_COMPARISON, **small_batches(8, 2875)},
     ),
 }
 
@@ -238,12 +246,12 @@ def table(figure: str, group: str, methods: dict[str, Any]) -> str:
     """A Markdown table: ours, mean and standard error over seeds, with the published number in brackets.
 
     Of a method without results it has the published numbers alone. A comparison has a column more: the mean return of
-    training after one step over the last ten iterations that all methods have done, so at equal environment steps.
+    training after one step over the last fifth of the environment steps that all methods have taken.
     """
     columns = ["0 steps", "1 step", "2 steps", "3 steps", "iterations", "seeds", "environment steps", "hours"]
     if group == "comparison":
-        [first, last] = next(entry["training"]["iterations"] for entry in methods.values() if entry)
-        columns.append(f"training, iterations {first} to {last}")
+        first, last = next(entry["training"]["env_steps"] for entry in methods.values() if entry)
+        columns.append(f"training, {first / 1e6:.1f} to {last / 1e6:.1f} million steps")
     rows = [f"| {figure} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
     for name, entry in methods.items():
         for label, prefix in ((name, ""), (f"{name}, best iterate", "best/")):
@@ -303,16 +311,22 @@ def _summarise(figure: str, name: str, folders: Sequence[Path]) -> dict[str, Any
 
 
 def _compare_training(figure: str, methods: dict[str, Any]) -> None:
-    """Note in each entry what training returned after one step over the last ten iterations that all have done."""
+    """Note in each entry what training returned after one step over the last fifth of the steps that all have taken."""
     curves = {
         name: [_curve(folder)["return/step_1"] for folder in seed_folders(RESULTS / figure, name)] for name in methods
     }
-    last = min(len(curve) for seeds in curves.values() for curve in seeds)
-    first = max(last - 9, 1)
+    budget = min(np.min(methods[name]["env_steps"]) for name, seeds in curves.items() if seeds)
     for name, seeds in curves.items():
         if seeds:
+            last = max(1, round(budget / _steps_per_iteration(methods[name])))
+            first = min(last, round(0.8 * last) + 1)
             means = [float(np.mean(curve[first - 1 : last])) for curve in seeds]
-            methods[name]["training"] = {"iterations": [first, last], **_over_seeds(means)}
+            methods[name]["training"] = {"env_steps": [int(0.8 * budget), int(budget)], **_over_seeds(means)}
+
+
+def _steps_per_iteration(entry: dict[str, Any]) -> float:
+    """Environment steps; iterations take about as many each."""
+    return float(np.mean(entry["env_steps"]) / np.mean(entry["iterations"]))
 
 
 def _over_seeds(values: Sequence[float]) -> dict[str, Any]:
@@ -344,8 +358,8 @@ def _draw(figure: str, methods: dict[str, Any]) -> Figure:
         curves = [_curve(folder) for folder in seed_folders(RESULTS / figure, name)]
         for step, style in ((0, "--"), (1, "-")):
             if runs := [curve[key] for curve in curves if curve.get(key := f"return/step_{step}")]:
-                steps = np.mean(entry["env_steps"]) / np.mean(entry["iterations"])  # iterations take about as many each
-                _draw_curves(curve_axes, runs, float(steps) / 1e6, {"color": color, "linestyle": style})
+                line = {"color": color, "linestyle": style}
+                _draw_curves(curve_axes, runs, _steps_per_iteration(entry) / 1e6, line)
         if len(keys) == 1:
             steps_axes.axhline(means[0], color=color, label=label)
             if published:

@@ -225,18 +225,19 @@ def test_reproduction_runs_keeps_and_reports(tmp_path, monkeypatch, capsys):
     reproduce.main(["navigation_2d", "--seeds", "0", "--methods", "first-order"])  # no less for asking for less
     summary = json.loads((tmp_path / "results" / "summary.json").read_text())["navigation_2d"]
     assert (summary["first-order"]["iterations"], summary["maml"]["iterations"]) == (3, 2)
-    for name, seeds in (("first-order", 1), ("maml", 2)):  # training is compared where both have been
+    taken = min(summary["maml"]["env_steps"])  # of both seeds, less than first order's
+    for name, seeds in (("first-order", 1), ("maml", 2)):  # training is compared over steps that both have taken
         lines = [
             (tmp_path / f"runs/reproduce/navigation_2d/{name}/seed{seed}/metrics.jsonl").read_text().splitlines()
             for seed in range(seeds)
         ]
-        per_seed = [np.mean([json.loads(line)["return/step_1"] for line in run[:2]]) for run in lines]
+        per_seed = [json.loads(run[1])["return/step_1"] for run in lines]
         training_return = summary[name]["training"]
-        assert training_return["iterations"] == [1, 2]
+        assert training_return["env_steps"] == [int(0.8 * taken), taken]
         assert training_return["per_seed"] == pytest.approx(per_seed, abs=2e-3)
         assert training_return["mean"] == pytest.approx(np.mean(per_seed), abs=2e-3)
     comparison = capsys.readouterr().out.split("| navigation_2d |")[-1]
-    assert comparison.splitlines()[0].endswith("| hours | training, iterations 1 to 2 |")
+    assert comparison.splitlines()[0].endswith("| hours | training, 0.0 to 0.0 million steps |")
     assert comparison.splitlines()[4].endswith(f"| {summary['first-order']['training']['mean']:.1f} |")
     shutil.rmtree(kept)  # as long as nothing is known of maml its published numbers stand beside the others
     reproduce.main(["--report"])

@@ -38,7 +38,7 @@ def setting(
     """Declare a field of a configuration.
 
     Args:
-        default: its value when no flag is given.
+        default: its value when no flag is given; None, of an optional field, where it then plays no part.
         help: its meaning, one sentence.
         source: where the default comes from.
         unit: of the value, where it has one.
@@ -158,7 +158,9 @@ def from_json(kind: type[Configuration], values: Any) -> Configuration:
         raise SettingError(f"unknown setting {unknown[0]}; allowed: {', '.join(sorted(types))}")
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     for name, value in values.items():
-        [wanted, *_] = typing.get_args(types[name]) or [types[name]]
+        [wanted, *others] = typing.get_args(types[name]) or [types[name]]
+        if value is None and type(None) in others:
+            continue
         kinds = (int, float) if wanted is float else (wanted,)
         parts = value if isinstance(value, tuple) and typing.get_args(types[name]) else (value,)
         if any(type(part) not in kinds for part in parts):
@@ -170,11 +172,11 @@ def from_json(kind: type[Configuration], values: Any) -> Configuration:
 
 def _add_flag(group: Any, field: dataclasses.Field) -> None:
     kind, repeated = field.type, False
-    if typing.get_origin(kind) is tuple:
-        kind, repeated = typing.get_args(kind)[0], True
+    if arguments := typing.get_args(kind):  # a tuple, or a type or None
+        kind, repeated = arguments[0], typing.get_origin(kind) is tuple
     assert isinstance(kind, type), f"{field.name}: unsupported type"
     default: typing.Any = field.default
-    shown = " ".join(map(str, default)) if repeated else default
+    shown = " ".join(map(str, default)) if repeated else "none" if default is None else default
     notes = [f"default {shown}", field.metadata["unit"], _allowed(field), field.metadata["source"]]
     options: dict[str, Any] = {"dest": field.name, "default": argparse.SUPPRESS}
     text = f"{field.metadata['help']} ({'; '.join(note for note in notes if note)})".replace("%", "%%")
@@ -200,7 +202,7 @@ _NAMES = {int: "whole number", float: "number", str: "text"}
 
 
 def _within(value: Any, field: dataclasses.Field) -> bool:
-    if isinstance(value, str | bool):
+    if value is None or isinstance(value, str | bool):
         return True
     low, least, most = (field.metadata[name] for name in ("more_than", "at_least", "at_most"))
     return (

@@ -38,6 +38,9 @@ class Settings:
     horizon: int = setting(100, "length of an episode", unit="steps", at_least=1, source="paper")
     discount: float = setting(0.99, "factor of later rewards", at_least=0, at_most=1, source="paper's code")
     gae_lambda: float = setting(1.0, "factor of later advantages", at_least=0, at_most=1, source="paper's code")
+    support_lambda: float | None = setting(
+        None, "that factor in the data of inner steps, if it is to be another", at_least=0, at_most=1, source="paper"
+    )
     bootstrap: bool = setting(False, "value the state at the time limit instead of taking 0 there", source="paper")
     baseline: str = setting(
         "linear",
@@ -195,6 +198,7 @@ def build_learner(settings: Settings, distribution: TaskDistribution) -> metarl.
         outer=build_outer(settings),
         discount=settings.discount,
         gae_lambda=settings.gae_lambda,
+        support_lambda=settings.support_lambda,
         bootstrap=settings.bootstrap,
         baseline=settings.baseline,
         weighting=settings.weighting,

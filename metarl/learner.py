@@ -81,6 +81,9 @@ class Learner:
         initial_sampling: whether E-MAML's term for the sampling of the support data joins the meta-gradient; for
             estimators that lack it.
         discount, gae_lambda, bootstrap, baseline: see `metarl.advantages.estimate_advantages`.
+        support_lambda: in place of `gae_lambda` for the support data; None for the same. An inner gradient comes from
+            the few episodes of one task and is mostly noise, which a smaller lambda reduces; the meta-gradient
+            averages over all tasks, and keeps the larger one's smaller bias.
         weighting: of the steps within a task, see `metarl.episodes.to_samples`.
         budget: `episodes`: E episodes per task; `steps`: as many whole ones as it takes to have E times the horizon
             in steps, see `metarl.rollout.collect`.
@@ -105,6 +108,7 @@ class Learner:
     initial_sampling: bool = False
     discount: float = 0.99
     gae_lambda: float = 1.0
+    support_lambda: float | None = None
     bootstrap: bool = False
     baseline: str = "linear"
     weighting: str = "timestep"
@@ -121,6 +125,8 @@ class Learner:
         require_whole("seed", self.seed, at_least=0)
         require_share("discount", self.discount)
         require_share("gae_lambda", self.gae_lambda)
+        if self.support_lambda is not None:
+            require_share("support_lambda", self.support_lambda)
         require_one_of(BASELINES, "baseline", self.baseline)
         require_one_of(WEIGHTINGS, "weighting", self.weighting)
         require_one_of(("episodes", "steps"), "budget", self.budget)
@@ -214,8 +220,10 @@ class Learner:
             with clock.phase("rollout"):
                 sampled = self._sample(envs, phi, tasks, key, processes)
             with clock.phase("adapt"):
+                own = self.support_lambda if step < steps else None
+                gae_lambda = self.gae_lambda if own is None else own
                 advantages, explained, deviation = estimate_advantages(
-                    sampled, self.discount, self.gae_lambda, self.bootstrap, self.baseline, share.start
+                    sampled, self.discount, gae_lambda, self.bootstrap, self.baseline, share.start
                 )
                 samples = to_samples(sampled, advantages, self.weighting)
                 if self.estimator not in EPISODIC:

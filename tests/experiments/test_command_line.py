@@ -115,9 +115,12 @@ def test_the_required_flags_exist():
 
 def test_flags_become_typed_settings():
     _, settings = parse(
-        NavigationSettings, ["--max-kl", "0.02", "--hidden-sizes", "64", "32", "--bootstrap"], OneLineParser(""), {}
+        NavigationSettings,
+        ["--max-kl", "0.02", "--hidden-sizes", "64", "32", "--bootstrap", "--support-lambda", "0"],
+        OneLineParser(""),
+        {},
     )
-    assert settings == NavigationSettings(max_kl=0.02, hidden_sizes=(64, 32), bootstrap=True)
+    assert settings == NavigationSettings(max_kl=0.02, hidden_sizes=(64, 32), bootstrap=True, support_lambda=0.0)
 
 
 def test_defaults_are_the_papers():
@@ -127,8 +130,13 @@ def test_defaults_are_the_papers():
 
 
 def test_settings_survive_json():
-    settings = NavigationSettings(hidden_sizes=(7, 8), seed=3)
-    assert from_json(NavigationSettings, to_json(settings)) == settings
+    for support_lambda in (None, 0.5):
+        settings = NavigationSettings(hidden_sizes=(7, 8), seed=3, support_lambda=support_lambda)
+        assert from_json(NavigationSettings, to_json(settings)) == settings
+    with pytest.raises(SettingError, match="--support-lambda = 'none'; allowed: float"):
+        from_json(NavigationSettings, {"support_lambda": "none"})
+    with pytest.raises(SettingError, match="--gae-lambda = None; allowed: float"):
+        from_json(NavigationSettings, {"gae_lambda": None})
     with pytest.raises(SettingError, match=r"unknown setting speed; allowed: .*seed"):
         from_json(NavigationSettings, {"speed": 3})
     with pytest.raises(SettingError, match="--tasks = -1; allowed: at least 1"):

@@ -67,6 +67,7 @@ def test_rollouts_and_advantages_are_as_asked():
     assert found == (0.9, 0.8, True, "episode", "steps")
     assert (learner.seed, learner.task_chunk, learner.tasks, learner.episodes) == (7, 1, 2, 2)
     assert build(baseline="quadratic").baseline == "quadratic"
+    assert (learner.support_lambda, build(support_lambda=0.0).support_lambda) == (None, 0.0)
     assert build(initial_sampling=True).initial_sampling
 
 

@@ -207,6 +207,7 @@ def test_frozen_parameters_stay_as_they_are():
         ({"weighting": "step"}, "weighting = 'step'; allowed: timestep, episode"),
         ({"discount": 1.5}, "discount = 1.5; allowed: 0 to 1"),
         ({"gae_lambda": -3.0}, "gae_lambda = -3.0; allowed: 0 to 1"),
+        ({"support_lambda": 1.1}, "support_lambda = 1.1; allowed: 0 to 1"),
         ({"seed": -1}, "seed = -1; allowed: a whole number, at least 0"),
         ({"tasks": 0}, "tasks = 0; allowed: a whole number, at least 1"),
         ({"episodes": 2.5}, "episodes = 2.5; allowed: a whole number, at least 1"),
@@ -485,14 +486,22 @@ def test_several_trained_steps_lead_to_the_policies_that_sampled():
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"discount": 0.9, "gae_lambda": 0.7, "weighting": "episode"}, {"bootstrap": True}, {"baseline": "quadratic"}],
+    [
+        {},
+        {"discount": 0.9, "gae_lambda": 0.7, "weighting": "episode"},
+        {"gae_lambda": 0.9, "support_lambda": 0.0},
+        {"bootstrap": True},
+        {"baseline": "quadratic"},
+    ],
 )
 def test_samples_are_made_as_the_settings_say(changes):
     learner = navigation_learner(**changes)
     settings = {"discount": 0.99, "gae_lambda": 1.0, "weighting": "timestep", **changes}
     weighting = settings.pop("weighting")
-    for stage in learner.adapt(held_out_tasks(learner, 4), 1):
-        advantages, explained, deviation = estimate_advantages(stage.episodes, **settings)
+    support = settings.pop("support_lambda", settings["gae_lambda"])
+    for stage, gae_lambda in zip(learner.adapt(held_out_tasks(learner, 4), 2), [support, support, None], strict=True):
+        own = settings if gae_lambda is None else {**settings, "gae_lambda": gae_lambda}
+        advantages, explained, deviation = estimate_advantages(stage.episodes, **own)
         expected = to_samples(stage.episodes, advantages, weighting).packed()
         assert torch.equal(stage.samples.advantages, expected.advantages)
         assert torch.equal(stage.samples.weights, expected.weights)

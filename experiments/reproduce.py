@@ -226,6 +226,7 @@ def report() -> None:
         if group == "comparison":
             _compare_training(figure, methods)
     keep_summary(RESULTS / "summary.json", summary)
+    print(overview(summary))
     for figure, group, methods in groups(summary):
         _draw(figure, methods).savefig(RESULTS / figure / f"{group}.png", dpi=120)
         print(table(figure, group, methods))
@@ -239,6 +240,21 @@ def groups(summary: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str,
             chosen = {name: methods.get(name, {}) for name in names if name in methods or name == "maml"}
             if chosen.keys() - {"maml"} or (group == "adaptation" and chosen["maml"]):
                 yield figure, group, chosen
+
+
+def overview(summary: Mapping[str, Mapping[str, Any]]) -> str:
+    """A Markdown table: of each figure the method with the best mean return over the gradient steps 1 to 3."""
+    columns = ["1 step", "2 steps", "3 steps", "iterations", "seeds", "environment steps"]
+    rows = [f"| environment | best method | {' | '.join(columns)} |", "|---" * (len(columns) + 2) + "|"]
+    keys = [f"return/step_{step}" for step in (1, 2, 3)]
+    for figure, reproduction in FIGURES.items():
+        adapted = {name: entry for name, entry in summary.get(figure, {}).items() if keys[-1] in entry}
+        if adapted:
+            best = max(adapted, key=lambda name: sum(adapted[name][key]["mean"] for key in keys))
+            published = dict(zip(keys, reproduction.paper["maml"].published[1:], strict=False))
+            cells = [_beside(adapted[best][key], published.get(key)) for key in keys]
+            rows.append(f"| {figure.replace('_', ' ')} | {' | '.join([best, *cells, *_effort(adapted[best], '')])} |")
+    return "\n".join(rows) + "\n"
 
 
 def table(figure: str, group: str, methods: dict[str, Any]) -> str:
@@ -258,17 +274,26 @@ def table(figure: str, group: str, methods: dict[str, Any]) -> str:
             cells = []
             for step in range(4):
                 value = entry.get(f"{prefix}return/step_{step}")
-                paper = f"({published[step]:.1f})" if step < len(published) and (value or not entry) else ""
-                cells.append(f"{_cell(value)} {paper}".strip())
+                known = step < len(published) and (value or not entry)
+                cells.append(_beside(value, published[step] if known else None))
             if f"{prefix}iterations" in entry:
-                iterations, steps = (shown(entry[f"{prefix}{key}"]) for key in ("iterations", "env_steps"))
-                cells += [iterations, str(len(entry["seeds"])), steps, f"{np.mean(entry['seconds']) / 3600:.2f}"]
+                cells += [*_effort(entry, prefix), f"{np.mean(entry['seconds']) / 3600:.2f}"]
                 if group == "comparison":
                     cells.append("" if prefix else _cell(entry["training"]))
             elif entry or prefix:
                 continue
             rows.append(f"| {' | '.join([label, *cells, *[''] * (len(columns) - len(cells))])} |")
     return "\n".join(rows) + "\n"
+
+
+def _effort(entry: dict[str, Any], prefix: str) -> list[str]:
+    """Iterations, seeds and environment steps, of the last iterates or, with the prefix `best/`, the best ones."""
+    return [shown(entry[f"{prefix}iterations"]), str(len(entry["seeds"])), shown(entry[f"{prefix}env_steps"])]
+
+
+def _beside(value: dict[str, Any] | None, published: float | None) -> str:
+    paper = "" if published is None else f"({published:.1f})"
+    return f"{_cell(value)} {paper}".strip()
 
 
 def _cell(value: dict[str, Any] | None) -> str:

@@ -71,6 +71,7 @@ def test_the_example_of_curves_learns(capsys):
 def test_its_tables_of_results_are_those_of_the_summary():
     summary = json.loads((reproduce.RESULTS / "summary.json").read_text())
     tables = [reproduce.table(figure, group, methods) for figure, group, methods in reproduce.groups(summary)]
+    tables.append(reproduce.overview(summary))
     tables += [reproduce_few_shot.table(figure, summary[figure]) for figure in ("sine", "omniglot")]
     assert len(tables) > 5
     for table in tables:

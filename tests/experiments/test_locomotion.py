@@ -244,6 +244,17 @@ def test_reproduction_runs_keeps_and_reports(tmp_path, monkeypatch, capsys):
     assert "| maml | (-40.0) | (-11.0) |  |  |  |  |  |  |  |\n| first-order | " in capsys.readouterr().out
 
 
+def test_the_overview_shows_the_best_method_beside_the_published_one():
+    def entry(*returns):
+        means = {f"return/step_{step}": {"mean": mean, "standard_error": 0.5} for step, mean in enumerate(returns)}
+        return {**means, "iterations": [90, 100], "env_steps": 7_000, "seeds": [0, 1]}
+
+    methods = {"maml": entry(-30.0, -9.0, -8.0, -7.0), "first-order": entry(-40.0, -12.0, -3.0, -2.0)}
+    summary = {"navigation_2d": {**methods, "oracle": {"return/step_0": {"mean": -0.5}}}, "sine": {}}
+    row = "| navigation 2d | first-order | -12.0 ± 0.5 (-11.7) | -3.0 ± 0.5 (-3.3) | -2.0 ± 0.5 (-3.2) |"
+    assert reproduce.overview(summary).splitlines()[2:] == [f"{row} 90 to 100 | 2 | 7,000 |"]
+
+
 def test_reproduce_refuses_what_it_does_not_know(capsys):
     assert error_of(capsys, reproduce.main, []).startswith(
         "error: nothing to do; allowed: either a figure (navigation_2d"

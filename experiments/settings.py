@@ -39,7 +39,7 @@ class Settings:
     discount: float = setting(0.99, "factor of later rewards", at_least=0, at_most=1, source="paper's code")
     gae_lambda: float = setting(1.0, "factor of later advantages", at_least=0, at_most=1, source="paper's code")
     support_lambda: float | None = setting(
-        None, "that factor in the data of inner steps, if it is to be another", at_least=0, at_most=1, source="paper"
+        None, "--gae-lambda of the data of inner steps, if another", at_least=0, at_most=1, source="paper"
     )
     bootstrap: bool = setting(False, "value the state at the time limit instead of taking 0 there", source="paper")
     baseline: str = setting(

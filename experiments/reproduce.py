@@ -3,7 +3,8 @@
 `--methods 'maml, lvc' first-order ProMP DiCE E-MAML Meta-SGD ANIL` runs other meta-learners beside `maml`, at equal
 environment steps, and `--methods 'exact products'` runs `maml` with Hessian products from all samples. For each method
 and seed a run is trained under runs/reproduce (continued if it was stopped), evaluated, and what matters of it is kept
-under experiments/results. `--report` makes the tables and figures from what is there.
+under experiments/results. What is kept can be continued where the runs are not: copy its folder to the same place under
+runs/reproduce first. `--report` makes the tables and figures from what is there.
 """
 
 import json
@@ -202,6 +203,10 @@ def keep_run(figure: str, name: str, seed: int) -> None:
     lines = Run(directory).metrics()
     curve = {key: [round(line[key], 3) for line in lines] for key in (lines[0] if lines else {}) if "return/" in key}
     seconds = sum(line["seconds/rollout"] + line["seconds/adapt"] + line["seconds/update"] for line in lines)
+    if lines and (before := lines[0]["iteration"] - 1):  # the folder of a kept run was copied here and continued
+        earlier = _curve(kept)
+        seconds += earlier["seconds"] * before / len(earlier["return/step_0"])
+        curve = {key: earlier[key][:before] + values for key, values in curve.items()}
     machine = f"{platform.machine()}, {os.cpu_count()} cores"
     save_json(kept / "curve.json", {**curve, "seconds": round(seconds), "machine": machine})
 

@@ -239,6 +239,20 @@ def test_reproduction_runs_keeps_and_reports(tmp_path, monkeypatch, capsys):
     comparison = capsys.readouterr().out.split("| navigation_2d |")[-1]
     assert comparison.splitlines()[0].endswith("| hours | training, 0.0 to 0.0 million steps |")
     assert comparison.splitlines()[4].endswith(f"| {summary['first-order']['training']['mean']:.1f} |")
+    first_order, run = (
+        base / "navigation_2d" / "first-order" / "seed0" for base in (reproduce.RESULTS, reproduce.RUNS)
+    )
+    before = json.loads((first_order / "curve.json").read_text())
+    shutil.rmtree(run)
+    shutil.copytree(first_order, run)  # what is kept can be continued, elsewhere too
+    reproduce.main(["navigation_2d", "--seeds", "0", "--methods", "first-order", "--iterations", "4"])
+    after = json.loads((first_order / "curve.json").read_text())
+    [line] = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    assert line["iteration"] == 4
+    assert after["return/step_1"] == [*before["return/step_1"], round(line["return/step_1"], 3)]
+    assert after["seconds"] >= before["seconds"]
+    assert json.loads((first_order / "evaluation.json").read_text())["iteration"] == 4
+    capsys.readouterr()
     shutil.rmtree(kept)  # as long as nothing is known of maml its published numbers stand beside the others
     reproduce.main(["--report"])
     assert "| maml | (-40.0) | (-11.0) |  |  |  |  |  |  |  |\n| first-order | " in capsys.readouterr().out

@@ -158,11 +158,11 @@ def from_json(kind: type[Configuration], values: Any) -> Configuration:
         raise SettingError(f"unknown setting {unknown[0]}; allowed: {', '.join(sorted(types))}")
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     for name, value in values.items():
-        [wanted, *others] = typing.get_args(types[name]) or [types[name]]
-        if value is None and type(None) in others:
+        wanted, several, optional = _kind(types[name])
+        if value is None and optional:
             continue
         kinds = (int, float) if wanted is float else (wanted,)
-        parts = value if isinstance(value, tuple) and typing.get_args(types[name]) else (value,)
+        parts = value if several and isinstance(value, tuple) else (value,)
         if any(type(part) not in kinds for part in parts):
             raise SettingError(f"{_flag(name)} = {value!r}; allowed: {wanted.__name__}")
     configuration = kind(**values)
@@ -171,9 +171,7 @@ def from_json(kind: type[Configuration], values: Any) -> Configuration:
 
 
 def _add_flag(group: Any, field: dataclasses.Field) -> None:
-    kind, repeated = field.type, False
-    if arguments := typing.get_args(kind):  # a tuple, or a type or None
-        kind, repeated = arguments[0], typing.get_origin(kind) is tuple
+    kind, repeated, _ = _kind(field.type)
     assert isinstance(kind, type), f"{field.name}: unsupported type"
     default: typing.Any = field.default
     shown = " ".join(map(str, default)) if repeated else "none" if default is None else default
@@ -186,6 +184,12 @@ def _add_flag(group: Any, field: dataclasses.Field) -> None:
     reader = _reader(kind)
     options |= {"type": reader, "metavar": kind.__name__.upper(), "help": text}
     group.add_argument(_flag(field.name), nargs="+" if repeated else None, **options)
+
+
+def _kind(declared: Any) -> tuple[Any, bool, bool]:
+    """Of a type such as int, tuple[int, ...] or float | None: that of one value, whether several, whether optional."""
+    [one, *others] = typing.get_args(declared) or [declared]
+    return one, typing.get_origin(declared) is tuple, type(None) in others
 
 
 def _reader(kind: type) -> Any:

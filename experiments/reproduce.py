@@ -17,10 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
-from experiments import evaluate, training
+from experiments import evaluate, pictures, training
 from experiments.configuration import OneLineParser
 from experiments.pictures import save_json
 from experiments.reproduction import (
@@ -77,7 +75,6 @@ class Reproduction:
         return {"adaptation": list(self.paper), "comparison": ["maml", *self.comparison]}
 
 
-COLORS = (*(f"C{number}" for number in range(10)), "black", "gold", "lightgreen")
 PRETRAINED, RANDOM = "--inner-steps 0 --inner-step-size", "--iterations 1 --inner-step-size"
 HALVED = "--later-factor 0.5"  # published returns that go on changing after one step had no factor of 0.01
 ORACLE = "--inner-steps 0 --observe-task --evaluation-steps 0"
@@ -233,7 +230,9 @@ def report() -> None:
     keep_summary(RESULTS / "summary.json", summary)
     print(overview(summary))
     for figure, group, methods in groups(summary):
-        _draw(figure, methods).savefig(RESULTS / figure / f"{group}.png", dpi=120)
+        compared = [_compared(figure, name, entry) for name, entry in methods.items()]
+        picture = pictures.comparison(figure.replace("_", " "), compared)
+        picture.savefig(RESULTS / figure / f"{group}.png", dpi=120)
         print(table(figure, group, methods))
 
 
@@ -371,71 +370,23 @@ def _curve(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "curve.json").read_text())
 
 
-def _draw(figure: str, methods: dict[str, Any]) -> Figure:
-    picture = Figure(figsize=(12, 4.5), layout="constrained")
-    steps_axes, curve_axes = picture.subplots(1, 2, sharey=True)
-    lowest, highest = {}, []
-    for index, (name, entry) in enumerate(methods.items()):
-        color, published = COLORS[index], FIGURES[figure].methods[name].published
-        seeds = f"{len(entry['seeds'])} seed{'s' * (len(entry['seeds']) > 1)}" if entry else ""
-        label = f"{name} ({shown(entry['iterations'])} iterations, {seeds})" if entry else ""
-        keys = sorted(key for key in entry if key.startswith("return/step_"))
-        means = [entry[key]["mean"] for key in keys]
-        errors = [entry[key]["standard_error"] for key in keys] if entry and len(entry["seeds"]) > 1 else None
-        lowest[name] = min([*means, *published])
-        highest.append(max([*means, *published]))
-        curves = [_curve(folder) for folder in seed_folders(RESULTS / figure, name)]
-        for step, style in ((0, "--"), (1, "-")):
-            if runs := [curve[key] for curve in curves if curve.get(key := f"return/step_{step}")]:
-                line = {"color": color, "linestyle": style}
-                _draw_curves(curve_axes, runs, _steps_per_iteration(entry) / 1e6, line)
-        if len(keys) == 1:
-            steps_axes.axhline(means[0], color=color, label=label)
-            if published:
-                steps_axes.axhline(published[0], color=color, linestyle=":", label=f"{name}, published")
-            continue
-        beside = 0.04 * (index - len(methods) / 2)  # so that no marker hides another
-        steps = np.arange(len(keys)) + beside
-        if entry:
-            steps_axes.errorbar(steps, means, errors, color=color, marker="o", markersize=4, capsize=3, label=label)
-        if published:
-            steps_axes.plot(
-                np.arange(len(published)) + beside,
-                published,
-                color=color,
-                marker="x",
-                linestyle=":",
-                label=f"{name}, published",
-            )
-    title = "test tasks"
-    worst, *others = sorted(lowest, key=lambda name: lowest[name])
-    bottom, top = lowest[others[0]] if others else lowest[worst], max(highest)
-    if len(others) > 1 and lowest[worst] < 2 * bottom - top:  # it would flatten all others
-        steps_axes.set_ylim(bottom - 0.2 * (top - bottom), top + 0.1 * (top - bottom))
-        title += f" ({worst} goes on below)"
-    steps_axes.set(xlabel="gradient steps", ylabel="return", title=title)
-    steps_axes.set_xticks(range(4))
-    picture.legend(fontsize=8, loc="outside left center")
-    curve_axes.set(xlabel="environment steps (millions)", title="training: dashed before, solid after one step")
-    curve_axes.set_visible(curve_axes.has_data())
-    picture.suptitle(f"{figure.replace('_', ' ')}: mean over seeds and, of several, its standard error")
-    return picture
-
-
-def _draw_curves(axes: Axes, runs: Sequence[Sequence[float]], per_iteration: float, line: dict[str, Any]) -> None:
-    """Returns of training by seed: a moving average over 2 % of the iterations; faint, the mean or the spread."""
-    shared = np.array([values[: min(map(len, runs))] for values in runs])
-    steps = per_iteration * np.arange(1, shared.shape[1] + 1)
-    mean, faint = shared.mean(axis=0), {"color": line["color"], "alpha": 0.2}
-    if len(runs) > 1:
-        error = shared.std(axis=0, ddof=1) / len(runs) ** 0.5
-        axes.fill_between(steps, mean - error, mean + error, linewidth=0, **faint)
-    else:
-        axes.plot(steps, mean, linewidth=1, **faint)
-    width = max(1, len(mean) // 50)
-    before = (width - 1) // 2
-    smooth = np.convolve(mean, np.full(width, 1 / width), "valid")
-    axes.plot(steps[before : before + len(smooth)], smooth, linewidth=1, **line)
+def _compared(figure: str, name: str, entry: dict[str, Any]) -> pictures.Compared:
+    published = FIGURES[figure].methods[name].published
+    if not entry:
+        return pictures.Compared(name, published)
+    count = len(entry["seeds"])
+    returns = [entry[key] for key in sorted(entry) if key.startswith("return/step_")]
+    curves = [_curve(folder) for folder in seed_folders(RESULTS / figure, name)]
+    training = [[curve[key] for curve in curves if curve.get(key)] for key in ("return/step_0", "return/step_1")]
+    return pictures.Compared(
+        name,
+        published,
+        label=f"{name} ({shown(entry['iterations'])} iterations, {count} seed{'s' * (count > 1)})",
+        means=[value["mean"] for value in returns],
+        errors=[value["standard_error"] for value in returns] if count > 1 else None,
+        training=training,
+        steps_per_iteration=_steps_per_iteration(entry) if any(training) else 0.0,
+    )
 
 
 if __name__ == "__main__":

@@ -214,16 +214,20 @@ class Learner:
         iteration = self.iteration if purpose == "train" else 0
         phi = self.rule.start(expand_over_tasks(self.theta, count))
         norm = torch.zeros(count)
+        support_lambda = self.gae_lambda if self.support_lambda is None else self.support_lambda
         stages = []
         for step in range(steps + 1):
             key = RolloutKey(self.seed, f"{purpose}/step_{step}", iteration, share.start)
             with clock.phase("rollout"):
                 sampled = self._sample(envs, phi, tasks, key, processes)
             with clock.phase("adapt"):
-                own = self.support_lambda if step < steps else None
-                gae_lambda = self.gae_lambda if own is None else own
                 advantages, explained, deviation = estimate_advantages(
-                    sampled, self.discount, gae_lambda, self.bootstrap, self.baseline, share.start
+                    sampled,
+                    self.discount,
+                    support_lambda if step < steps else self.gae_lambda,
+                    self.bootstrap,
+                    self.baseline,
+                    share.start,
                 )
                 samples = to_samples(sampled, advantages, self.weighting)
                 if self.estimator not in EPISODIC:

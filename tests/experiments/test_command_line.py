@@ -135,6 +135,8 @@ def test_settings_survive_json():
         assert from_json(NavigationSettings, to_json(settings)) == settings
     with pytest.raises(SettingError, match="--support-lambda = 'none'; allowed: float"):
         from_json(NavigationSettings, {"support_lambda": "none"})
+    with pytest.raises(SettingError, match=r"--support-lambda = \(0.5,\); allowed: float"):
+        from_json(NavigationSettings, {"support_lambda": [0.5]})
     with pytest.raises(SettingError, match="--gae-lambda = None; allowed: float"):
         from_json(NavigationSettings, {"gae_lambda": None})
     with pytest.raises(SettingError, match=r"unknown setting speed; allowed: .*seed"):

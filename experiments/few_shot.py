@@ -114,6 +114,14 @@ class FewShotEvaluation:
         """What is shown beside the mean: half of its 95 % interval over tasks, (S + 1,)."""
         return "95 %", 1.96 * self.standard_error
 
+    @property
+    def figures(self) -> dict[str, float]:
+        """Means over tasks by name, as `metrics.jsonl` and TensorBoard show them."""
+        found = {f"{self.name}/step_{step}": float(mean) for step, mean in enumerate(self.mean)}
+        if self.nearest_neighbour is not None:
+            found[f"{self.name}/nearest_neighbour"] = float(self.nearest_neighbour.mean())
+        return found
+
     def to_json(self) -> dict[str, Any]:
         """Plain data: per gradient step the mean, half of its 95 % interval, and each task; None if not finite."""
 

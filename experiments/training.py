@@ -123,12 +123,8 @@ def main(experiment: Experiment, arguments: Sequence[str] | None = None) -> bool
             evaluation = evaluate_run(experiment, settings, learner, run.directory)
             if learner.processes.rank == 0:
                 with _writer(run, learner) as writer:
-                    for step, mean in enumerate(evaluation.mean.tolist()):
-                        writer.add_scalar(f"test/{evaluation.name}/step_{step}", mean, learner.iteration)
-                    nearest = getattr(evaluation, "nearest_neighbour", None)
-                    if nearest is not None:
-                        name = f"test/{evaluation.name}/nearest_neighbour"
-                        writer.add_scalar(name, nearest.mean(), learner.iteration)
+                    for name, value in evaluation.figures.items():
+                        writer.add_scalar(f"test/{name}", value, learner.iteration)
                     _draw(experiment, evaluation, writer, learner.iteration, "test/")
                 print(table(evaluation))
                 print(f"results in {run.directory}; tensorboard --logdir {run.directory}")
@@ -258,8 +254,7 @@ def train(experiment: Experiment, run: Run, settings: RunSettings, learner: Any,
             if settings.evaluate_every and learner.iteration % settings.evaluate_every == 0:
                 evaluation = _evaluate(experiment, settings, learner, bar)
             if evaluation is not None:
-                means = enumerate(evaluation.mean.tolist())
-                figures |= {f"evaluation/{evaluation.name}/step_{k}": mean for k, mean in means}
+                figures |= {f"evaluation/{name}": value for name, value in evaluation.figures.items()}
             stopped = processes.most(len(stop)) > 0
             if writer is None:
                 continue

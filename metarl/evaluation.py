@@ -54,6 +54,16 @@ class Evaluation:
         """What is shown beside the mean: its standard error over tasks, (S + 1,)."""
         return "s.e.", self.standard_error
 
+    @property
+    def figures(self) -> dict[str, float]:
+        """Means over tasks by name, as `metrics.jsonl` and TensorBoard show them."""
+        measured = {"return": self.returns} | ({} if self.successes is None else {"success": self.successes})
+        return {
+            f"{name}/step_{step}": float(values.mean())
+            for name, per_task in measured.items()
+            for step, values in enumerate(per_task)
+        }
+
     def to_json(self) -> dict[str, Any]:
         """Plain data: per gradient step the mean, the standard error over tasks, and the return of every task."""
         steps = {

@@ -466,6 +466,8 @@ def test_success_stands_beside_the_return():
     evaluation = evaluate(learner, 1, {"length": np.array([2, 3, 4, 8])}, 3)
     assert evaluation.successes.tolist() == [[0, 0, 1, 1]] * 2
     assert evaluation.to_json()["success/step_1"] == {"mean": 0.5, "per_task": [0, 0, 1, 1]}
+    returns = dict(zip(("return/step_0", "return/step_1"), evaluation.mean, strict=True))
+    assert evaluation.figures == returns | {"success/step_0": 0.5, "success/step_1": 0.5}
 
 
 def test_each_step_goes_on_from_a_tasks_own_parameters_and_later_ones_are_half_as_long():

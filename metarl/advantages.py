@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from metarl.episodes import Episodes, task_chunks
+from metarl.parallel import parallel_map, workers
 
 _FEATURE_BUDGET = 4_000_000  # numbers in a chunk of baseline features: 32 MB
 # numbers of an observation; more would explain the noise of the very episodes that the baseline is fitted on
@@ -164,10 +165,13 @@ def estimate_advantages(
     first = (slice(1), slice(1), slice(1))
     features = baseline_features(episodes.observations[first], episodes.rewards[first], baseline).shape[-1]
     size = max(1, _FEATURE_BUDGET // (features * episodes.valid[0].numel()))
-    parts = [
-        _advantages_of(episodes.of_tasks(tasks), discount, gae_lambda, bootstrap, baseline, first_task + tasks.start)
-        for tasks in task_chunks(len(episodes.valid), size)
-    ]
+
+    def of_chunk(tasks: slice) -> tuple[Tensor, Tensor, Tensor]:
+        first = first_task + tasks.start
+        return _advantages_of(episodes.of_tasks(tasks), discount, gae_lambda, bootstrap, baseline, first)
+
+    device = episodes.valid.device
+    parts = parallel_map(of_chunk, task_chunks(len(episodes.valid), size, workers(device)), device)
     advantages, explained_variance, deviations = (torch.cat(part) for part in zip(*parts, strict=True))
     return advantages, explained_variance, deviations
 

@@ -124,11 +124,10 @@ class Episodes:
         return self.returns.sum(dim=1) / self.valid.any(dim=1).sum(dim=1)
 
     @property
-    def success_rates(self) -> Tensor | None:
-        """Share of each task's episodes that succeeded, (M,); None where the environment does not tell."""
-        if self.succeeded is None:
-            return None
-        return self.succeeded.sum(dim=1).double() / self.valid.any(dim=1).sum(dim=1)
+    def success_rates(self) -> Tensor:
+        """Share of each task's episodes that succeeded, (M,); 0 where the environment has not told of any."""
+        succeeded = torch.zeros_like(self.failed) if self.succeeded is None else self.succeeded
+        return succeeded.sum(dim=1).double() / self.valid.any(dim=1).sum(dim=1)
 
     @property
     def lengths(self) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from metarl.learner import Learner, Stage
+from metarl.learner import Learner, Stage, tells_success
 from metarl.protocol import Tasks
 from metarl.randomness import keyed_generator
 
@@ -108,5 +108,6 @@ def evaluate(learner: Learner, steps: int, tasks: Tasks, episodes: int) -> Evalu
         return learner.processes.join(torch.stack(own, dim=1).cpu(), count).T.numpy()
 
     returns = of_all_tasks([stage.episodes.mean_returns for stage in stages])
-    rates = [rate for stage in stages if (rate := stage.episodes.success_rates) is not None]
-    return Evaluation(tasks, returns, stages, of_all_tasks(rates) if rates else None)
+    told = tells_success(stages, learner.processes)
+    rates = of_all_tasks([stage.episodes.success_rates for stage in stages]) if told else None
+    return Evaluation(tasks, returns, stages, rates)

@@ -90,9 +90,10 @@ class Learner:
         seed: names all randomness of a run.
         threads: that step the physics.
         device: where adaptation and updates happen.
-        task_chunk: tasks handled at a time; None chooses by the size of the cache. On a CPU it changes nothing.
+        task_chunk: tasks handled at a time; None chooses by the size of the cache. On a CPU it changes nothing, but that
+            a task by itself may be rounded otherwise.
         processes: that divide the tasks of a meta-batch; by default all that torch.distributed knows. On CPUs their
-            number changes nothing.
+            number changes nothing, with the same exception.
         theta: meta-parameters.
         iteration: meta-iterations done.
         env_steps: environment steps taken in training.
@@ -342,16 +343,11 @@ class Learner:
 
     def _figures(self, stages: list[Stage], outcome: UpdateOutcome, clock: "Clock") -> dict[str, float]:
         query = stages[-1]
-        per_task = {
-            **{f"return/step_{step}": stage.episodes.mean_returns for step, stage in enumerate(stages)},
-            **{
-                f"success/step_{step}": rates
-                for step, stage in enumerate(stages)
-                if (rates := stage.episodes.success_rates) is not None
-            },
-            "inner_gradient_norm": query.gradient_norm,
-            "explained_variance": query.explained_variance,
-        }
+        per_task = {f"return/step_{step}": stage.episodes.mean_returns for step, stage in enumerate(stages)}
+        if tells_success(stages, self.processes):
+            per_task |= {f"success/step_{step}": stage.episodes.success_rates for step, stage in enumerate(stages)}
+        per_task["inner_gradient_norm"] = query.gradient_norm
+        per_task["explained_variance"] = query.explained_variance
         steps = query.episodes.steps
         summary = self.actions.summary(query.episodes.distribution[query.episodes.valid])
         total = self._over_processes(
@@ -386,6 +382,11 @@ class Learner:
         """Each figure summed."""
         summed = self.processes.sum(torch.tensor(list(figures.values()), dtype=torch.float64))
         return dict(zip(figures, summed.tolist(), strict=True))
+
+
+def tells_success(stages: Sequence[Stage], processes: Processes) -> bool:
+    """Whether the environment has told of `success` in any of the stages, in any process."""
+    return processes.most(int(any(stage.episodes.succeeded is not None for stage in stages))) > 0
 
 
 def _check_finite(phi: Parameters, step: int, first_task: int) -> None:

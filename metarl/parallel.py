@@ -24,13 +24,16 @@ def parallel_map(
 ) -> list[Result]:
     """[function(item) for item in items], side by side; a function that calls a module calls its `own_copy`.
 
-    A device other than the CPU takes one item after the other: there, chunks are for memory that cannot hold them all.
+    A single item, too, has one thread: some operations round differently on several. A device other than the CPU takes
+    one item after the other: there, chunks are for memory that cannot hold them all.
     """
     threads = workers(device)
-    if threads == 1 or len(items) == 1:
+    if threads == 1:
         return [function(item) for item in items]
     torch.set_num_threads(1)
     try:
+        if len(items) == 1:
+            return [function(items[0])]
         with ThreadPoolExecutor(min(threads, len(items)), initializer=_start) as pool:
             return list(pool.map(function, items))
     finally:

@@ -39,7 +39,9 @@ class Corridor(gymnasium.Env):
         reward = float(action * self.steps)
         if self.broken == "reward" and self.lane == 3 and self.steps == 2:
             reward = np.nan
-        infos = {"success": self.steps >= 4 or self.episodes > 1} if self.broken == "tells success" else {}
+        succeeded = self.steps >= 4 or self.episodes > 1
+        told = self.broken == "tells success" or (self.broken == "tells of success alone" and succeeded)
+        infos = {"success": succeeded} if told else {}
         return self._observation(), reward, self.steps >= self.length, False, infos
 
     def _observation(self):

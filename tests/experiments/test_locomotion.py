@@ -48,18 +48,17 @@ def test_unknown_dynamics_get_one_line(capsys, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_number_of_threads_changes_nothing(tmp_path):
+@pytest.mark.parametrize("words", ["half_cheetah_velocity --baseline quadratic", "ant_velocity --tasks 4"])
+def test_the_number_of_threads_changes_nothing(tmp_path, words):
+    """Not a bit, after two iterations, with more features in the baseline than a matrix is factored at a time."""
+    name, *flags = words.split()
+    runs = []
     for threads in ("1", "2"):
-        arguments = [*TINY, "--threads", threads, "--run-dir", str(tmp_path / threads)]
-        main(find_experiment("half_cheetah_velocity"), arguments)
-    first, second = (
-        [json.loads(line) for line in (tmp_path / threads / "metrics.jsonl").read_text().splitlines()]
-        for threads in ("1", "2")
-    )
-    for a, b in zip(first, second, strict=True):
-        for name in ("return/step_0", "return/step_1", "loss_after"):
-            assert a[name] == pytest.approx(b[name], rel=1e-4), name
-    assert first[0]["return/step_0"] == second[0]["return/step_0"]  # the episodes before any update, exactly
+        directory = tmp_path / threads
+        main(find_experiment(name), [*TINY, *flags, "--threads", threads, "--run-dir", str(directory)])
+        state = load_checkpoint(directory / "checkpoint.pt")["learner"]
+        runs.append({name: value.tolist() for name, value in state["theta"].items()})
+    assert runs[0] == runs[1]
 
 
 def test_too_many_failed_episodes_stop_the_run(tmp_path, monkeypatch, capsys):

@@ -46,9 +46,9 @@ def navigation(**changes):
     return Learner(distribution, policy, **{"tasks": TASKS, "episodes": 4, "rule": GradientDescent(0.5), **changes})
 
 
-def corridor(**changes):
+def corridor(broken="", **changes):
     """Episodes of different lengths, so that the shares of the processes differ in T."""
-    distribution = CorridorTasks()
+    distribution = CorridorTasks(broken=broken)
     torch.manual_seed(0)
     policy = CategoricalMLP(distribution.observation_space, distribution.action_space, (8,), "tanh")
     return Learner(distribution, policy, **{"tasks": TASKS, "episodes": 4, **changes})
@@ -62,6 +62,7 @@ LEARNERS = {
     "reptile": lambda: navigation(outer=Reptile()),
     "e-maml": lambda: navigation(initial_sampling=True, rule=LayerStepSizes(0.3)),
     "corridor": lambda: corridor(outer=TRPO(product_fraction=0.5)),
+    "success": lambda: corridor("tells of success alone", seed=35),
     "steps": lambda: corridor(budget="steps", outer=TRPO(product_fraction=0.5)),
     "dice": lambda: corridor(budget="steps", estimator=dice, outer=TRPO(product_fraction=0.5)),
     "few-shot": lambda: FewShotLearner(Sine(), MLP((1, 8, 1)), REGRESSION, tasks=2 * TASKS),
@@ -72,7 +73,7 @@ LEARNERS = {
 
 
 def trained(name):
-    """Episodes of all tasks in the first iteration, figures and parameters after two, returns on test tasks."""
+    """Episodes of all tasks in the first iteration, figures and parameters after two, returns and successes on test tasks."""
     torch.manual_seed(0)
     learner = LEARNERS[name]()
     processes, episodes, returns = learner.processes, {}, None
@@ -84,7 +85,9 @@ def trained(name):
                 values = getattr(data, part)
                 valid = data.valid.view(*data.valid.shape, *[1] * (values.ndim - 3))
                 episodes[f"{part}/{step}"] = processes.join(torch.where(valid, values, 0), TASKS)
-        returns = evaluate(learner, 2, held_out_tasks(learner, 6), 3).returns.tolist()
+        evaluation = evaluate(learner, 2, held_out_tasks(learner, 6), 3)
+        successes = evaluation.successes
+        returns = evaluation.returns.tolist(), None if successes is None else successes.tolist()
     figures = [learner.step() for _ in range(2)]
     timeless = [{name: value for name, value in line.items() if "seconds" not in name} for line in figures]
     vector = ravel([value.detach() for value in learner.theta.values()])
@@ -135,7 +138,7 @@ ALL = tuple(LEARNERS)
 @pytest.mark.parametrize(
     ("size", "names"),
     [
-        (2, ("steps", "ppo", "few-shot")),
+        (2, ("steps", "success", "ppo", "few-shot")),
         pytest.param(2, ALL, marks=pytest.mark.slow),
         pytest.param(3, ALL, marks=pytest.mark.slow),
         pytest.param(4, ALL, marks=pytest.mark.slow),

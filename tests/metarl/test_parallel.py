@@ -32,6 +32,11 @@ def test_two_items_run_at_the_same_time_on_one_thread_each():
     assert torch.get_num_threads() == 2
 
 
+def test_a_single_item_has_one_thread_as_well():
+    assert parallel_map(lambda _: torch.get_num_threads(), [0]) == [1]
+    assert torch.get_num_threads() == 2
+
+
 def test_a_gpu_takes_one_item_after_the_other():
     """So that its memory holds one chunk at a time."""
     main = threading.get_ident()

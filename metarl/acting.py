@@ -11,6 +11,7 @@ from torch import nn
 from torch.func import functional_call
 
 from metarl.distributions import distribution_for
+from metarl.episodes import NonFiniteError
 from metarl.parameters import Parameters, constants_of, parameters_of, require_alike, restore_constants
 from metarl.policies import describe, from_description
 from metarl.runs import RunError, load_checkpoint, save_checkpoint
@@ -39,7 +40,7 @@ class Agent:
 
     @torch.no_grad()
     def __call__(self, observation: np.ndarray) -> np.ndarray:
-        """The most likely action, within the bounds of the action space."""
+        """The most likely action, within the bounds of the action space; NonFiniteError where the policy has none."""
         if np.shape(observation) != self.observation_shape:
             raise ValueError(
                 f"the observation has shape {np.shape(observation)}; allowed: {self.observation_shape} "
@@ -48,6 +49,8 @@ class Agent:
         device = next(iter(self.parameters.values())).device
         batch = torch.from_numpy(np.array(observation, np.float32, order="C")).to(device)[None]
         output = functional_call(self.policy, self.parameters, (batch,))
+        if output.isnan().any():
+            raise NonFiniteError("the output of the policy is not a number")
         return self.distribution.to_environment(self.distribution.mode(output).cpu().numpy())[0]
 
     def save(self, path: Path | str) -> None:

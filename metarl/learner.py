@@ -90,8 +90,8 @@ class Learner:
         seed: names all randomness of a run.
         threads: that step the physics.
         device: where adaptation and updates happen.
-        task_chunk: tasks handled at a time; None chooses by the size of the cache. On a CPU it changes nothing, but that
-            a task by itself may be rounded otherwise.
+        task_chunk: tasks handled at a time; None chooses by the size of the cache. On a CPU it changes nothing, except
+            that a task by itself may be rounded otherwise.
         processes: that divide the tasks of a meta-batch; by default all that torch.distributed knows. On CPUs their
             number changes nothing, with the same exception.
         theta: meta-parameters.

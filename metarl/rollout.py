@@ -70,7 +70,8 @@ def rollout(
         Episodes on the device of the parameters, cut after the longest episode of all processes.
 
     Raises:
-        NonFiniteError: naming task, episode and step of the first observation, action or reward that is not finite.
+        NonFiniteError: naming task, episode and step of the first observation, action, its log-probability or reward
+            that is not finite.
     """
     device = next(iter(parameters.values())).device
     count = len(next(iter(tasks.values())))
@@ -156,6 +157,7 @@ def rollout(
     )
     _check_finite("reward", episodes.rewards, episodes.valid, key)
     _check_finite("observation", episodes.observations, episodes.valid, key)
+    _check_finite("log-probability of the action", episodes.log_probs, episodes.valid, key)
     return episodes
 
 

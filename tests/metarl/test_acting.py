@@ -6,7 +6,7 @@ import torch
 from gymnasium.spaces import Box, Discrete
 from torch import nn
 
-from metarl import Agent, CategoricalMLP, GaussianMLP, WithContext
+from metarl import Agent, CategoricalMLP, GaussianMLP, NonFiniteError, WithContext
 from metarl.parameters import parameters_of
 from metarl.runs import RunError, save_checkpoint
 
@@ -39,6 +39,16 @@ def test_a_loaded_agent_acts_the_same(policy, space, tmp_path):
     for one, other in ((agent, loaded),):
         outputs = [torch.func.functional_call(a.policy, a.parameters, (inputs,)) for a in (one, other)]
         assert torch.equal(*outputs)  # the deviations too
+
+
+@pytest.mark.parametrize("space", [PUSH, CHOICE])
+def test_an_agent_that_has_diverged_does_not_act(space):
+    policy = (GaussianMLP if space is PUSH else CategoricalMLP)(PLANE, space, (4,))
+    agent = Agent(
+        policy, {name: torch.full_like(value, torch.nan) for name, value in randomised(policy).items()}, space, (2,)
+    )
+    with pytest.raises(NonFiniteError, match="the output of the policy is not a number"):
+        agent(np.zeros(2))
 
 
 def test_a_module_of_ones_own_must_be_given(tmp_path):

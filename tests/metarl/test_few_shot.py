@@ -395,6 +395,15 @@ def test_the_nearest_neighbour_gives_the_class():
     assert nearest_neighbour(support, torch.tensor([[4, 7], [1, 2]]), query).tolist() == [[4, 7], [2, 1]]
 
 
+def test_training_validation_and_test_tasks_come_from_different_streams():
+    """Sine has no classes that could keep them apart."""
+    learner = sine_learner(GradientDescent(0.01))
+    drawn = [learner.sample(4, split).query.targets for split in ("train", "validation", "test")]
+    assert not any(
+        torch.isin(a, b).any() for a, b in ((drawn[0], drawn[1]), (drawn[0], drawn[2]), (drawn[1], drawn[2]))
+    )
+
+
 def test_a_foreign_state_is_refused():
     learner = sine_learner(GradientDescent())
     with pytest.raises(ValueError, match="the state holds the parameters"):

@@ -285,6 +285,8 @@ def test_evaluation_adapts_without_changing_the_learner():
     record = evaluation.to_json()
     assert record["return/step_2"]["mean"] == pytest.approx(np.mean(record["return/step_2"]["per_task"]))
     assert np.array(record["tasks"]["goal"]).shape == (6, 2)
+    [alike, *_] = learner.adapt(held_out_tasks(learner, 6), 1, 3, purpose="train")
+    assert not (alike.episodes.actions == evaluation.stages[0].episodes.actions).any(), "noise of training"
 
 
 def test_first_order_and_second_order_learn_differently():
@@ -528,18 +530,34 @@ def test_emaml_weighs_the_support_by_what_came_after():
     torch.testing.assert_close(learner.objective(stages).outcomes, expected)
 
 
-def test_every_iteration_takes_other_samples_for_its_products(monkeypatch):
-    learner, drawn = navigation_learner(), []
-    update = TRPO.update
+def test_every_iteration_takes_its_share_of_other_samples_for_its_products(monkeypatch):
+    learner, drawn = navigation_learner(outer=TRPO(product_fraction=0.3)), []
+    products = MetaObjective.kl_products
 
-    def noted(self, objective, vector, rng, state=None):
-        drawn.append(copy.deepcopy(rng).random())
-        return update(self, objective, vector, rng, state)
+    def noted(self, vector, fraction, rng):
+        drawn.append((fraction, copy.deepcopy(rng).random()))
+        return products(self, vector, fraction, rng)
 
-    monkeypatch.setattr(TRPO, "update", noted)
+    monkeypatch.setattr(MetaObjective, "kl_products", noted)
     for _ in range(3):
         learner.step()
     assert len(set(drawn)) == 3
+    assert {fraction for fraction, _ in drawn} == {0.3}
+
+
+def test_failed_episodes_count_at_every_stage_and_explained_variance_is_that_of_the_last(monkeypatch):
+    learner, sample = navigation_learner(), Learner._sample
+
+    def failing(self, envs, phi, tasks, key, processes):
+        episodes = sample(self, envs, phi, tasks, key, processes)
+        failed = torch.tensor([[True] * 5, [False] * 5, [True, False] * 2 + [False], [False] * 5])
+        return replace(episodes, failed=failed if key.purpose == "train/step_0" else failed.roll(1, 0))
+
+    monkeypatch.setattr(Learner, "_sample", failing)
+    *_, last = learner.adapt(learner.distribution.sample(4, learner._rng("train/tasks")), 1, purpose="train")
+    figures = learner.step()
+    assert figures["failed_episodes"] == 14
+    assert figures["explained_variance"] == pytest.approx(last.explained_variance.mean().item())
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,18 @@ def test_a_share_of_the_tasks_gets_the_same_noise_and_seeds():
     assert (whole.uniform(4, 3, 2, 1)[2:] == share.uniform(2, 3, 2, 1)).all()
 
 
+def test_later_episodes_of_a_task_have_their_own_noise_and_seeds():
+    whole, later = RolloutKey(5, "p", 2), RolloutKey(5, "p", 2, first_episode=2)
+    assert (whole.normal(3, 4, 5, 2)[:, :, 2:] == later.normal(3, 4, 3, 2)).all()
+    assert (whole.uniform(3, 4, 5, 1)[:, :, 2:] == later.uniform(3, 4, 3, 1)).all()
+    assert np.array(whole.reset_seeds(3, 5)).reshape(3, 5)[:, 2:].ravel().tolist() == later.reset_seeds(3, 3)
+
+
+def test_resets_have_a_stream_of_their_own():
+    seeds = RolloutKey(5, "train/step_0", 2).reset_seeds(tasks=3, episodes=2)
+    assert seeds[3] == keyed_generator(5, "train/step_0/reset", 2, task=1, episode=1).integers(2**31)
+
+
 def test_noise_never_repeats_over_lanes_iterations_and_steps():
     draws = [RolloutKey(0, f"train/step_{k}", i).normal(4, 50, 5, 2).ravel() for i in range(3) for k in range(2)]
     values = np.concatenate(draws)

@@ -253,6 +253,25 @@ def test_collect_stops_with_the_episode_that_reaches_the_budget():
     assert collected.lengths.tolist() == [[3, 3, 3], [6, 6, 0]]
 
 
+def test_an_episode_beyond_the_budget_has_not_failed():
+    *_, episodes = corridor_rollout()
+    shortened = replace(episodes, failed=torch.ones_like(episodes.failed)).up_to(7)
+    present = shortened.valid.any(dim=1)
+    assert torch.equal(shortened.failed, present)
+    assert not present.all()
+
+
+def test_a_discrete_policy_that_has_diverged_is_named():
+    """Logits that are no numbers would all choose the first action."""
+    distribution = CorridorTasks()
+    policy = CategoricalMLP(distribution.observation_space, distribution.action_space, (5,))
+    phi = per_task(policy, 3)
+    next(iter(phi.values()))[1] = torch.nan
+    tasks, family = {"length": np.array([2, 9, 4])}, Categorical(distribution.action_space)
+    with pytest.raises(NonFiniteError, match=r"log-probability of the action is .*: task 1, episode 0, step 0"):
+        rollout(distribution.make(12), policy, family, phi, tasks, 6, KEY)
+
+
 def test_the_time_limit_terminates_nothing():
     policy = GaussianMLP(Navigation2D().observation_space, Navigation2D().action_space, (4,))
     episodes = navigation_rollout({"goal": np.array([[0.5, 0.5]])}, per_task(policy, 1), policy, KEY, horizon=5)

@@ -47,7 +47,8 @@ def check(distribution: Any) -> list[str]:
     wrong that the rest cannot be looked at, it stops there.
     """
     defects: list[str] = []
-    for examine in (lambda it: protocol_defects(it, _TASKS), _task_defects, _batch_defects, _episode_defects):
+    numbers = (lambda it: protocol_defects(it, _TASKS), lambda it: protocol_defects(it, _DRAWN))
+    for examine in (*numbers, _task_defects, _batch_defects, _episode_defects):
         defects += examine(distribution)
         if defects:
             break
@@ -105,7 +106,6 @@ def _task_defects(distribution: Any) -> list[str]:
 
 def _batch_defects(distribution: Any) -> list[str]:
     """What the batch is, and what it returns."""
-    tasks = distribution.sample(_TASKS, keyed_generator(0, "check/tasks"))
     try:
         batch = distribution.make(_TASKS)
     except Exception as error:
@@ -119,19 +119,21 @@ def _batch_defects(distribution: Any) -> list[str]:
         ours, theirs = getattr(distribution, name), getattr(batch, f"single_{name}")
         if ours != theirs:
             defects.append(f"the batch has the single_{name} {theirs}, the distribution the {name} {ours}")
-    if defects:
-        return defects
+    return defects or [*_step_defects(distribution, batch), *_close(batch)]
+
+
+def _step_defects(distribution: Any, batch: Any) -> list[str]:
+    """What a reset and a step return."""
+    tasks = distribution.sample(_TASKS, keyed_generator(0, "check/tasks"))
     try:
-        observations, _ = batch.reset(seed=list(range(_TASKS)), options={"tasks": tasks})  # type: ignore[arg-type]
-        defects += _observation_defects(distribution, observations, "reset")
+        observations, _ = batch.reset(seed=list(range(_TASKS)), options={"tasks": tasks})
+        defects = _observation_defects(distribution, observations, "reset")
         if defects:
             return defects
         observations, rewards, terminations, truncations, _ = batch.step(_actions(distribution, 1)[0])
+        defects = _observation_defects(distribution, observations, "step")
     except Exception as error:
         return [f"the batch fails with tasks set: {describe_error(error)}"]
-    finally:
-        batch.close()
-    defects += _observation_defects(distribution, observations, "step")
     for name, values, kinds in (
         ("rewards", rewards, "fiu"),
         ("terminations", terminations, "b"),
@@ -159,18 +161,25 @@ def _observation_defects(distribution: Any, observations: Any, call: str) -> lis
 
 def _episode_defects(distribution: Any) -> list[str]:
     """What episodes with random actions show."""
+    batches = [distribution.make(_TASKS) for _ in range(2)]
+    defects = _played_defects(distribution, *batches)
+    return [*defects, *(defect for batch in batches for defect in _close(batch))]
+
+
+def _played_defects(distribution: Any, batch: Any, other: Any) -> list[str]:
     tasks = distribution.sample(_TASKS, keyed_generator(0, "check/tasks"))
     actions, seeds = _actions(distribution, distribution.horizon), list(range(_TASKS))
-    batch = distribution.make(_TASKS)
     first = _play(batch, tasks, seeds, actions)
     if first.error:
         autoreset = batch.metadata.get("autoreset_mode")
         waits = " (autoreset is off, and lanes whose episode has ended cannot be stepped)"
-        return [f"a step fails: {first.error}" + (waits if autoreset == AutoresetMode.DISABLED else "")]
+        return [first.error + (waits if autoreset == AutoresetMode.DISABLED else "")]
     if wrong := _value_defects(distribution, first):
         return wrong
     defects = []
-    again, elsewhere = _play(batch, tasks, seeds, actions), _play(distribution.make(_TASKS), tasks, seeds, actions)
+    again, elsewhere = _play(batch, tasks, seeds, actions), _play(other, tasks, seeds, actions)
+    if error := again.error or elsewhere.error:
+        return [f"in a second round of episodes {error}"]
     if not _same(first, again):
         defects.append(
             "the same seeds, tasks and actions give other episodes in the same batch: seeding does not repeat"
@@ -186,14 +195,21 @@ def _episode_defects(distribution: Any) -> list[str]:
     if hasattr(distribution, "sample_test"):
         test_tasks = distribution.sample_test(_TASKS, keyed_generator(0, "check/tasks"))
         played = _play(batch, test_tasks, seeds, actions)
-        wrong = [f"a step fails: {played.error}"] if played.error else _value_defects(distribution, played)
+        wrong = [played.error] if played.error else _value_defects(distribution, played)
         defects += [f"with test tasks {defect}" for defect in wrong]
     defects += _autoreset_defects(batch, tasks, seeds, actions)
     if not defects:
         alike = _play(batch, tasks, [0] * _TASKS, np.repeat(actions[:, :1], _TASKS, axis=1))
         defects += _task_effect_defects(tasks, alike)
-    batch.close()
     return defects
+
+
+def _close(batch: Any) -> list[str]:
+    try:
+        batch.close()
+    except Exception as error:
+        return [f"the batch cannot be closed: {describe_error(error)}"]
+    return []
 
 
 def _value_defects(distribution: Any, record: Record) -> list[str]:
@@ -249,14 +265,18 @@ def _task_effect_defects(tasks: Tasks, alike: Record) -> list[str]:
 
 def _play(batch: Any, tasks: Tasks, seeds: list[int], actions: np.ndarray) -> Record:
     """Run all lanes for the length of the actions, or until every episode has ended."""
-    observations, _ = batch.reset(seed=seeds, options={"tasks": tasks})
+    try:
+        observations, _ = batch.reset(seed=seeds, options={"tasks": tasks})
+    except Exception as failure:
+        none = np.empty((0, len(seeds)))
+        return Record(none, none, none, none, f"a reset fails: {describe_error(failure)}")
     seen, rewards, ends, error = [np.array(observations)], [], [], ""
     running = [np.ones(len(seeds), bool)]
     for action in actions:
         try:
             observations, reward, terminations, truncations, infos = batch.step(action)
         except Exception as failure:
-            error = describe_error(failure)
+            error = f"a step fails: {describe_error(failure)}"
             break
         last = infos.get("final_obs", [None] * len(seeds))
         seen.append(np.stack([now if end is None else end for now, end in zip(observations, last, strict=True)]))

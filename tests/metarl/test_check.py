@@ -97,6 +97,18 @@ def raising(self, *args, **kwargs):
     raise KeyError("no such\nthing")
 
 
+def just_once(self, *, seed=None, options=None):
+    if hasattr(self, "x"):
+        raise KeyError("again")
+    return Lanes.reset(self, seed=seed, options=options)
+
+
+def near(self, *, seed=None, options=None):
+    if (options["tasks"]["goal"] > 2).any():
+        raise KeyError("too far")
+    return Lanes.reset(self, seed=seed, options=options)
+
+
 class Hasty(Lanes):
     """Starts the next episode in the step that ends one, and keeps the last observation to itself."""
 
@@ -178,6 +190,24 @@ DEFECTS = [
         "sample gives tasks whose 'goal' is outside its task_space Box(-2.0, 2.0, (), float64): 2",
     ),
     (split([0.0, 1.0, 2.0], [-1.0, 1.0]), "1 of 2 test tasks are among the training tasks, such as (1.0,)"),
+    (
+        sound_but(sample=lambda self, n, rng: {"goal": rng.choice(np.linspace(-2, 2, 50), n, replace=False)}),
+        "sample(200) fails: ValueError: Cannot take a larger sample than population",
+    ),
+    (
+        sound_but(sample_test=lambda self, n, rng: {"goal": rng.random(n)[:40]}),
+        "sample_test(200) returned 'goal' (40,) of float64; allowed: (200, ...) of numbers",
+    ),
+    (lanes_but(close=raising), "the batch cannot be closed: KeyError: "),
+    (lanes_but(reset=just_once), "in a second round of episodes a reset fails: KeyError: 'again'"),
+    (
+        sound_but(
+            task_space={},
+            sample_test=lambda self, n, rng: {"goal": rng.uniform(3, 4, n)},
+            lanes=type("Near", (Lanes,), {"reset": near}),
+        ),
+        "with test tasks a reset fails: KeyError: 'too far'",
+    ),
     (sound_but(make=raising), "make(16) fails: KeyError: "),
     (sound_but(make=lambda self, n: 3), "make(16) returned a int; allowed: a gymnasium.vector.VectorEnv"),
     (sound_but(make=lambda self, n: Lanes(self, 4)), "make(16) returned 4 lanes"),

@@ -73,7 +73,7 @@ LEARNERS = {
 
 
 def trained(name):
-    """Episodes of all tasks in the first iteration, figures and parameters after two, returns and successes in a test."""
+    """Episodes of all tasks in the first iteration, figures and parameters after two; returns, successes in a test."""
     torch.manual_seed(0)
     learner = LEARNERS[name]()
     processes, episodes, returns = learner.processes, {}, None

@@ -25,8 +25,14 @@ _TRIED = 20  # tasks that a new distribution sets and resets before anything is 
 
 
 def choose_from(tasks: Tasks) -> Sampler:
-    """A sampler of a finite set of tasks (M, ...): in random order, none again before all have been drawn."""
-    size = len(next(iter(tasks.values())))
+    """A sampler of a finite set of tasks (M, ...): in random order, none again before all have been drawn.
+
+    ValueError if they are none, or if their arrays differ in length.
+    """
+    lengths = {name: len(values) for name, values in tasks.items()}
+    if len(set(lengths.values())) != 1 or 0 in lengths.values():
+        raise ValueError(f"tasks with rows {lengths}; allowed: as many in all arrays, at least 1")
+    size = next(iter(lengths.values()))
 
     def sample(count: int, rng: np.random.Generator) -> Tasks:
         rounds = [rng.permutation(size) for _ in range(-(-count // size))]
@@ -126,7 +132,12 @@ class VectorTasksBatch(gymnasium.vector.VectorWrapper):
             self.tasks = tasks_of_lanes(tasks, self.distribution.task_space, self.num_envs)
         if not self.tasks:
             raise ValueError("the lanes have no tasks; allowed: a first reset with options={'tasks': ...}")
-        self.distribution.set_tasks(self.lanes, self.tasks)
+        try:
+            self.distribution.set_tasks(self.lanes, self.tasks)
+        except ValueError:
+            raise
+        except Exception as error:  # whatever a stranger's setter does
+            raise ValueError(f"set_tasks fails: {_described(error)}") from error
         self.elapsed = 0
         return self.env.reset(seed=seed, options=others)
 

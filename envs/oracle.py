@@ -16,6 +16,10 @@ class ObservedTasks(TaskDistribution):
     """
 
     def __init__(self, distribution: TaskDistribution):
+        """ValueError for observations that are no vectors, such as images."""
+        shape = distribution.observation_space.shape
+        if len(shape) != 1:
+            raise ValueError(f"observations of shape {shape} cannot end with the task; allowed: vectors")
         self.distribution = distribution
         self.name, self.dynamics = distribution.name, distribution.dynamics
         self.horizon, self.action_space = distribution.horizon, distribution.action_space

@@ -259,7 +259,7 @@ def learner_parts(learner: metarl.Learner) -> Timings:
 
     def update() -> None:
         objective = learner.objective([support, query])
-        learner.outer.update(objective, vector, keyed_generator(0, "benchmark/products"))
+        learner.outer.update(objective, vector, keyed_generator(0, "benchmark/products"), learner.outer_state)
 
     return {
         "rollout_steps_per_s": rollout,

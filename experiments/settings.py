@@ -183,31 +183,33 @@ def choose_threads(threads: int) -> int:
 
 def build_learner(settings: Settings, distribution: TaskDistribution) -> metarl.Learner:
     """The learner of an experiment: by default a Gaussian MLP policy, MAML's inner loop, TRPO outside."""
-    _check_combination(settings)
     device = prepare_process(settings)
     if settings.observe_task:
         distribution = ObservedTasks(distribution)
-    return metarl.Learner(
-        distribution,
-        build_policy(settings, distribution),
-        tasks=settings.tasks,
-        episodes=settings.episodes,
-        rule=build_rule(settings),
-        estimator=ESTIMATORS[settings.estimator],
-        initial_sampling=settings.initial_sampling,
-        outer=build_outer(settings),
-        discount=settings.discount,
-        gae_lambda=settings.gae_lambda,
-        support_lambda=settings.support_lambda,
-        bootstrap=settings.bootstrap,
-        baseline=settings.baseline,
-        weighting=settings.weighting,
-        budget=settings.budget,
-        seed=settings.seed,
-        threads=choose_threads(settings.threads),
-        device=device,
-        task_chunk=settings.task_chunk or None,
-    )
+    try:
+        return metarl.Learner(
+            distribution,
+            build_policy(settings, distribution),
+            tasks=settings.tasks,
+            episodes=settings.episodes,
+            rule=build_rule(settings),
+            estimator=ESTIMATORS[settings.estimator],
+            initial_sampling=settings.initial_sampling,
+            outer=build_outer(settings),
+            discount=settings.discount,
+            gae_lambda=settings.gae_lambda,
+            support_lambda=settings.support_lambda,
+            bootstrap=settings.bootstrap,
+            baseline=settings.baseline,
+            weighting=settings.weighting,
+            budget=settings.budget,
+            seed=settings.seed,
+            threads=choose_threads(settings.threads),
+            device=device,
+            task_chunk=settings.task_chunk or None,
+        )
+    except ValueError as error:  # settings that do not go together
+        raise SettingError(str(error)) from error
 
 
 def build_policy(settings: Settings, distribution: TaskDistribution) -> nn.Module:
@@ -253,16 +255,3 @@ def build_outer(settings: Settings) -> OuterOptimiser:
             return metarl.Reptile(settings.reptile_step_size)
         case _:
             return metarl.TRPO(settings.max_kl, settings.product_fraction)
-
-
-def _check_combination(settings: Settings) -> None:
-    if settings.initial_sampling and settings.estimator != "score":
-        raise SettingError(
-            f"--initial-sampling with --estimator {settings.estimator}, which holds part of that term; allowed: score"
-        )
-    if settings.initial_sampling and settings.weighting != "timestep":
-        raise SettingError(f"--initial-sampling with --weighting {settings.weighting}; allowed: timestep")
-    if settings.outer == "reptile" and settings.adaptation != "maml":
-        raise SettingError(
-            f"--outer reptile with --adaptation {settings.adaptation}, which it learns only in part; allowed: maml"
-        )

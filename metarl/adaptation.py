@@ -14,7 +14,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from metarl.bounds import require_positive, require_whole
+from metarl.bounds import require, require_positive, require_whole
 from metarl.jacobian import Linearised, weighted_gradient
 from metarl.parameters import Parameters
 
@@ -82,6 +82,7 @@ class GradientDescent:
         require_whole("steps", self.steps, at_least=0)
         require_positive("step_size", self.step_size)
         require_positive("later_factor", self.later_factor)
+        require(not isinstance(self.adapted, str), "adapted", self.adapted, "a tuple of patterns")
 
     def meta_parameters(self, parameters: Parameters) -> Parameters:
         """The module's parameters alone; ValueError if a pattern of `adapted` fits none of them."""

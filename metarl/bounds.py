@@ -27,6 +27,16 @@ def require_positive(name: str, value: float) -> None:
     require(0 < value < math.inf, name, value, "more than 0")
 
 
+def require_seed(seed: int) -> None:
+    """ValueError unless a random generator's key can hold it."""
+    require(isinstance(seed, Integral) and 0 <= seed < 2**64, "seed", seed, "a whole number, 0 to 2^64 - 1")
+
+
+def require_part(name: str, part: Any, has: str, example: str) -> None:
+    """ValueError unless it is an object that has such an attribute."""
+    require(hasattr(part, has) and not isinstance(part, type), name, part, f"one such as {example}")
+
+
 def require_whole(name: str, value: int, at_least: int = 1) -> None:
     """ValueError unless it is a whole number, and large enough."""
     require(isinstance(value, Integral) and value >= at_least, name, value, f"a whole number, at least {at_least}")

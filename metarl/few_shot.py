@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from metarl.adaptation import AdaptationRule, GradientDescent, adapt_step, adaptation_path
-from metarl.bounds import require_whole
+from metarl.bounds import require_part, require_positive, require_seed, require_whole
 from metarl.capture import Recording, fingerprint
 from metarl.distributed import Processes, current
 from metarl.episodes import NonFiniteError, task_chunks
@@ -265,7 +265,14 @@ class FewShotLearner:
 
     def __post_init__(self) -> None:
         require_whole("tasks", self.tasks)
-        require_whole("seed", self.seed, at_least=0)
+        require_whole("iterations", self.iterations)
+        require_positive("learning_rate", self.learning_rate)
+        for name in ("final_learning_rate", "clip"):
+            if getattr(self, name) is not None:
+                require_positive(name, getattr(self, name))
+        require_seed(self.seed)
+        require_part("rule", self.rule, "meta_parameters", "metarl.GradientDescent(0.01)")
+        require_part("meta_gradient", self.meta_gradient, "weights", "metarl.MAMLGradient()")
         if self.task_chunk is not None:
             require_whole("task_chunk", self.task_chunk)
         if self.tasks < self.processes.size:

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from metarl.acting import Agent
 from metarl.adaptation import AdaptationRule, GradientDescent, adapt_step
 from metarl.advantages import BASELINES, LARGEST_QUADRATIC, discounted_returns, estimate_advantages
-from metarl.bounds import require, require_one_of, require_share, require_whole
+from metarl.bounds import require, require_one_of, require_part, require_seed, require_share, require_whole
 from metarl.distributed import ALONE, Processes, current
 from metarl.distributions import distribution_for
 from metarl.episodes import WEIGHTINGS, Episodes, NonFiniteError, Samples, task_chunks, to_samples
 from metarl.estimators import EPISODIC, WITH_SAMPLING, Estimator, outcomes, policy_loss, score
 from metarl.objective import MetaObjective
-from metarl.outer import TRPO, OuterOptimiser, State, UpdateOutcome
+from metarl.outer import TRPO, OuterOptimiser, Reptile, State, UpdateOutcome
 from metarl.parallel import parallel_map, workers
 from metarl.parameters import (
     Parameters,
@@ -37,11 +37,6 @@ from metarl.protocol import TaskDistribution, Tasks, protocol_defects
 from metarl.randomness import RolloutKey, keyed_generator
 from metarl.rollout import collect, rollout
 
-_PARTS = (  # what each of them has, and an example
-    ("rule", "meta_parameters", "metarl.GradientDescent(0.1)"),
-    ("outer", "update", "metarl.TRPO()"),
-    ("estimator", "__call__", "metarl.estimators.lvc"),
-)
 _CHUNK_SAMPLES = 16_384  # samples of one task chunk on a CPU: its activations stay in the cache
 
 
@@ -123,7 +118,7 @@ class Learner:
     def __post_init__(self) -> None:
         for name in ("tasks", "episodes", "threads"):
             require_whole(name, getattr(self, name))
-        require_whole("seed", self.seed, at_least=0)
+        require_seed(self.seed)
         require_share("discount", self.discount)
         require_share("gae_lambda", self.gae_lambda)
         if self.support_lambda is not None:
@@ -131,9 +126,9 @@ class Learner:
         require_one_of(BASELINES, "baseline", self.baseline)
         require_one_of(WEIGHTINGS, "weighting", self.weighting)
         require_one_of(("episodes", "steps"), "budget", self.budget)
-        for name, has, example in _PARTS:
-            part = getattr(self, name)
-            require(hasattr(part, has) and not isinstance(part, type), name, part, f"one such as {example}")
+        require_part("rule", self.rule, "meta_parameters", "metarl.GradientDescent(0.1)")
+        require_part("outer", self.outer, "update", "metarl.TRPO()")
+        require_part("estimator", self.estimator, "__call__", "metarl.estimators.lvc")
         if self.task_chunk is not None:
             require_whole("task_chunk", self.task_chunk)
         if defects := protocol_defects(self.distribution, self.tasks):
@@ -149,14 +144,10 @@ class Learner:
         self.actions = distribution_for(self.distribution.action_space)
         self.inner_loss = policy_loss(self.policy, self.actions, self.estimator)
         self.theta = self.rule.meta_parameters(parameters_of(self.policy))
-        self.outer_state: State | None = None
+        self.outer_state: State = self.outer.start(ravel(list(self.theta.values())), self.rule.steps)
         self.iteration = 0
         self.env_steps = 0
-        if self.initial_sampling and self.estimator in WITH_SAMPLING:
-            raise ValueError(
-                f"initial_sampling = True with the estimator {self.estimator.__name__}, which holds part of that term; "
-                "allowed: score"
-            )
+        self._check_combination()
         self._envs: dict[int, VectorEnv] = {}
         self._check_policy_output()
 
@@ -206,9 +197,11 @@ class Learner:
         episodes = self.episodes if episodes is None else episodes
         require_whole("episodes", episodes)
         require_whole("steps", steps, at_least=0)
-        if not tasks:
-            raise ValueError("tasks = {}; allowed: a dict of arrays, a row per task")
-        share = processes.share(len(next(iter(tasks.values()))))
+        rows = {name: np.shape(values)[:1] for name, values in tasks.items()}
+        if not rows or () in rows.values() or len(set(rows.values())) > 1:
+            raise ValueError(f"tasks = {tasks}; allowed: a dict of arrays, a row per task")
+        [count] = next(iter(rows.values()))
+        share = processes.share(count)
         tasks = {name: values[share] for name, values in tasks.items()}
         count = share.stop - share.start
         envs = self._lanes(count * episodes)
@@ -258,6 +251,8 @@ class Learner:
 
     def agent(self, stage: Stage, task: int = 0) -> Agent:
         """The policy of one task after adaptation, ready to act."""
+        tasks = len(stage.samples.weights)
+        require(task in range(tasks), "task", task, f"0 to {tasks - 1}")
         parameters = {name: value[task] for name, value in stage.parameters.items()}
         shape = self.distribution.observation_space.shape or ()
         return Agent(self.policy, parameters, self.distribution.action_space, shape)
@@ -273,12 +268,15 @@ class Learner:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a state; ValueError if its parameters or constants are not those of the policy."""
+        """Continue from a state; ValueError if it is that of another policy or another outer optimiser."""
         require_alike("parameters", state["theta"], self.theta)
+        outer = (
+            self.outer_state if state.get("outer") is None else state["outer"]
+        )  # none in early files without updates
+        require_alike("outer state", outer, self.outer_state)
         restore_constants(self.policy, state.get("constants"))
         self.theta = {name: state["theta"][name].to(self.device) for name in self.theta}
-        outer = state.get("outer")
-        self.outer_state = outer and {name: value.to(self.device) for name, value in outer.items()}
+        self.outer_state = {name: value.to(self.device) for name, value in outer.items()}
         self.iteration, self.env_steps = state["iteration"], state["env_steps"]
 
     def inner_step(self, phi: Parameters, samples: Samples, step: int) -> tuple[Parameters, Tensor]:
@@ -323,10 +321,25 @@ class Learner:
             return self.task_chunk or tasks
         return max(1, _CHUNK_SAMPLES // per_task)
 
+    def _check_combination(self) -> None:
+        if self.initial_sampling and self.estimator in WITH_SAMPLING:
+            raise ValueError(
+                f"initial_sampling = True with the estimator {self.estimator.__name__}, which holds part of that term; "
+                "allowed: score"
+            )
+        if self.initial_sampling and self.weighting != "timestep":
+            raise ValueError(f"initial_sampling = True with weighting = {self.weighting!r}; allowed: timestep")
+        adapted = self.rule.adapted_names(self.rule.start(expand_over_tasks(self.theta, 1)))
+        if isinstance(self.outer, Reptile) and (fixed := set(self.theta).difference(adapted)):
+            raise ValueError(
+                f"outer = {self.outer} would leave {min(fixed)} as it is; allowed: with a rule that adapts all, "
+                "such as metarl.GradientDescent(0.1)"
+            )
+
     def _check_policy_output(self) -> None:
         shape = self.distribution.observation_space.shape
         seen = (2, *(shape or ()))
-        inputs = torch.zeros(1, *seen, device=self.device)
+        inputs = torch.zeros(1, *seen, device=self.device, dtype=torch.float32)
         expected = f"{(2, self.actions.parameter_size)}, {self.actions.meaning}"
         try:
             with torch.no_grad():

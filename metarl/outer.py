@@ -1,7 +1,6 @@
 """Outer-loop optimisers: one update of the meta-parameters, given the meta-objective of an iteration.
 
-All have one method, `update(objective, vector, rng, state)`, and keep nothing: what one update hands to the next is the
-state that it returns.
+They keep nothing: what one update hands to the next is the state that it returns, and `start` gives the first one.
 """
 
 from dataclasses import dataclass, field
@@ -43,8 +42,12 @@ class UpdateOutcome:
 class OuterOptimiser(Protocol):
     """What the learner needs of an outer optimiser."""
 
+    def start(self, vector: Tensor, steps: int) -> State:
+        """The state before the first update, for theta (n,) and S inner steps; later ones have its names and shapes."""
+        ...
+
     def update(
-        self, objective: MetaObjective, vector: Tensor, rng: np.random.Generator, state: State | None = None
+        self, objective: MetaObjective, vector: Tensor, rng: np.random.Generator, state: State
     ) -> tuple[Tensor, State, UpdateOutcome]:
         """Update the meta-parameters.
 
@@ -52,7 +55,7 @@ class OuterOptimiser(Protocol):
             objective: of the iteration's data.
             vector: theta, (n,).
             rng: for whatever is drawn.
-            state: that the update before returned; None for the first.
+            state: that the update before returned, or `start`.
 
         Returns:
             the new theta, the new state, and what happened.
@@ -77,8 +80,12 @@ class TRPO:
         require_positive("max_kl", self.max_kl)
         require(0 < self.product_fraction <= 1, "product_fraction", self.product_fraction, "more than 0, at most 1")
 
+    def start(self, vector: Tensor, steps: int) -> State:
+        """Nothing."""
+        return {}
+
     def update(
-        self, objective: MetaObjective, vector: Tensor, rng: np.random.Generator, state: State | None = None
+        self, objective: MetaObjective, vector: Tensor, rng: np.random.Generator, state: State
     ) -> tuple[Tensor, State, UpdateOutcome]:
         """As in `OuterOptimiser`; a rejected step returns the old meta-parameters."""
         loss, gradient = objective.loss_and_gradient(vector)
@@ -104,12 +111,16 @@ class Adam:
     def __post_init__(self) -> None:
         require_positive("step_size", self.step_size)
 
+    def start(self, vector: Tensor, steps: int) -> State:
+        """Adam's moments."""
+        return adam_state(vector)
+
     def update(
-        self, objective: MetaObjective, vector: Tensor, rng: np.random.Generator, state: State | None = None
+        self, objective: MetaObjective, vector: Tensor, rng: np.random.Generator, state: State
     ) -> tuple[Tensor, State, UpdateOutcome]:
         """As in `OuterOptimiser`."""
         loss, gradient = objective.loss_and_gradient(vector)
-        vector, state = adam_step(vector, gradient, state or adam_state(vector), self.step_size)
+        vector, state = adam_step(vector, gradient, state, self.step_size)
         after, kl = objective.evaluate(vector)
         return vector, state, _accepted(loss, after, kl, gradient)
 
@@ -144,13 +155,16 @@ class PPO:
         require_positive("step_size", self.step_size)
         require_positive("clip", self.clip)
         require_positive("inner_kl", self.inner_kl)
+        require(0 <= self.penalty < np.inf, "penalty", self.penalty, "at least 0")
+
+    def start(self, vector: Tensor, steps: int) -> State:
+        """Adam's moments, and the penalties eta_s (S,)."""
+        return adam_state(vector) | {"penalties": vector.new_full((steps,), self.penalty)}
 
     def update(
-        self, objective: MetaObjective, vector: Tensor, rng: np.random.Generator, state: State | None = None
+        self, objective: MetaObjective, vector: Tensor, rng: np.random.Generator, state: State
     ) -> tuple[Tensor, State, UpdateOutcome]:
         """As in `OuterOptimiser`."""
-        if state is None:
-            state = adam_state(vector) | {"penalties": vector.new_full((len(objective.supports),), self.penalty)}
         penalties, moments = state["penalties"], {name: state[name] for name in ("count", "mean", "square")}
         loss = partial(clipped_surrogate, clip=self.clip)
         first = None
@@ -184,8 +198,12 @@ class Reptile:
     def __post_init__(self) -> None:
         require_positive("step_size", self.step_size)
 
+    def start(self, vector: Tensor, steps: int) -> State:
+        """Nothing."""
+        return {}
+
     def update(
-        self, objective: MetaObjective, vector: Tensor, rng: np.random.Generator, state: State | None = None
+        self, objective: MetaObjective, vector: Tensor, rng: np.random.Generator, state: State
     ) -> tuple[Tensor, State, UpdateOutcome]:
         """As in `OuterOptimiser`."""
         before, _ = objective.evaluate(vector)

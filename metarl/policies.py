@@ -14,6 +14,8 @@ import torch
 from gymnasium.spaces import Box
 from torch import Tensor, nn
 
+from metarl.bounds import require_positive
+
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
 
 
@@ -48,6 +50,8 @@ class GaussianMLP(nn.Module):
         minimum_std: float = 1e-6,
     ):
         super().__init__()
+        require_positive("initial_std", initial_std)
+        require_positive("minimum_std", minimum_std)
         self.settings = {"hidden_sizes": list(hidden_sizes), "activation": activation, "minimum_std": minimum_std}
         actions = _size(action_space, gymnasium.spaces.Box)
         self.mean = mlp(_size(observation_space, gymnasium.spaces.Box), hidden_sizes, actions, activation)

@@ -69,6 +69,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise RunError(f"{path} does not exist") from None
     except (RunError, MemoryError):
         raise
+    except OSError as error:
+        raise RunError(f"{path} cannot be read: {error.strerror or error}") from error
     except Exception as error:
         reason = "truncated or not a checkpoint" if isinstance(error, zipfile.BadZipFile) else "not plain tensors"
         raise RunError(f"{path} cannot be read: {reason}") from error

@@ -228,6 +228,22 @@ def test_a_convolution_is_a_policy_too():
     assert not torch.equal(learner.theta["0.weight"], before)
 
 
+@pytest.mark.parametrize("tasks", [{}, {"gravity": []}, {"gravity": [1.0, 2.0], "mass": [1.0]}])
+def test_a_finite_set_needs_tasks_of_equal_number(tasks):
+    rows = {name: len(values) for name, values in tasks.items()}
+    with pytest.raises(ValueError, match=rf"^tasks with rows {rows}; allowed: as many in all arrays, at least 1$"):
+        envs.choose_from(tasks)
+
+
+def test_a_setter_of_lanes_that_breaks_is_named():
+    distribution = envs.VectorTasks(
+        lambda count: SyncVectorEnv([CartPoleEnv] * count), draw_cart_pole, lambda batch, tasks: 1 / 0, 15
+    )
+    tasks = draw_cart_pole(2, np.random.default_rng(0))
+    with pytest.raises(ValueError, match=r"^set_tasks fails: ZeroDivisionError: division by zero$"):
+        distribution.make(2).reset(options={"tasks": tasks})
+
+
 def test_test_tasks_come_from_their_own_sampler():
     train, test = {"gravity": np.arange(1.0, 6.0)}, {"gravity": np.array([20.0, 30.0])}
     distribution = envs.GymnasiumTasks(

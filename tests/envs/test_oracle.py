@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode
 
 import envs
@@ -22,6 +23,15 @@ def test_observations_end_with_the_task_of_the_lane():
     np.testing.assert_array_equal(steps[1][1], steps[0][1])
     assert oracle.observation_space.shape == (127,)
     assert oracle.observation_space.contains(steps[1][0][0])
+
+
+def test_images_cannot_end_with_a_task():
+    distribution = envs.Navigation2D()
+    distribution.observation_space = Box(0, 1, (8, 8, 3))
+    with pytest.raises(
+        ValueError, match=r"observations of shape \(8, 8, 3\) cannot end with the task; allowed: vectors"
+    ):
+        envs.ObservedTasks(distribution)
 
 
 def test_a_scalar_task_takes_one_place():

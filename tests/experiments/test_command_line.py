@@ -63,11 +63,12 @@ def train(*arguments):
         ),
         (
             "--estimator dice --initial-sampling",
-            "error: --initial-sampling with --estimator dice, which holds part of that term; allowed: score",
+            "error: initial_sampling = True with the estimator dice, which holds part of that term; allowed: score",
         ),
         (
             "--outer reptile --adaptation anil",
-            "error: --outer reptile with --adaptation anil, which it learns only in part; allowed: maml",
+            "error: outer = Reptile(step_size=0.1) would leave mean.0.bias as it is; allowed: with a rule that "
+            "adapts all, such as metarl.GradientDescent(0.1)",
         ),
         ("--clip 0.5", "error: --clip has no effect with --outer trpo; allowed with: ppo"),
         ("--outer reptile --max-kl 0.1", "error: --max-kl has no effect with --outer reptile; allowed with: trpo"),

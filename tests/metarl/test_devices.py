@@ -59,7 +59,7 @@ def update(device, data):
     vector = ravel(list(learner.theta.values()))
     _, gradient = objective.loss_and_gradient(vector)
     product = objective.kl_products(vector, 0.5, np.random.default_rng(0))(gradient)
-    after, _, outcome = learner.outer.update(objective, vector, np.random.default_rng(0))
+    after, _, outcome = learner.outer.update(objective, vector, np.random.default_rng(0), learner.outer_state)
     return {"gradient": gradient, "product": product, "step": after - vector}, outcome
 
 

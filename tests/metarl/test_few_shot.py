@@ -404,6 +404,24 @@ def test_training_validation_and_test_tasks_come_from_different_streams():
     )
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"clip": -1.0}, "clip = -1.0; allowed: more than 0"),
+        ({"iterations": 0}, "iterations = 0; allowed: a whole number, at least 1"),
+        ({"learning_rate": 0.0}, "learning_rate = 0.0; allowed: more than 0"),
+        ({"final_learning_rate": -0.1}, "final_learning_rate = -0.1; allowed: more than 0"),
+        ({"seed": 2**64}, "seed = 18446744073709551616; allowed: a whole number, 0 to 2"),
+        ({"meta_gradient": "maml"}, r"meta_gradient = 'maml'; allowed: one such as metarl.MAMLGradient\(\)"),
+    ],
+)
+def test_settings_out_of_bounds_get_one_line(settings, message):
+    with pytest.raises(ValueError, match=message):
+        sine_learner(GradientDescent(0.01), **settings)
+    with pytest.raises(ValueError, match=r"rule = 0.1; allowed: one such as metarl.GradientDescent\(0.01\)"):
+        sine_learner(0.1)
+
+
 def test_a_foreign_state_is_refused():
     learner = sine_learner(GradientDescent())
     with pytest.raises(ValueError, match="the state holds the parameters"):

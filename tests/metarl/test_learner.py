@@ -208,7 +208,8 @@ def test_frozen_parameters_stay_as_they_are():
         ({"discount": 1.5}, "discount = 1.5; allowed: 0 to 1"),
         ({"gae_lambda": -3.0}, "gae_lambda = -3.0; allowed: 0 to 1"),
         ({"support_lambda": 1.1}, "support_lambda = 1.1; allowed: 0 to 1"),
-        ({"seed": -1}, "seed = -1; allowed: a whole number, at least 0"),
+        ({"seed": -1}, r"seed = -1; allowed: a whole number, 0 to 2\^64 - 1"),
+        ({"seed": 2**64}, r"seed = 18446744073709551616; allowed: a whole number, 0 to 2\^64 - 1"),
         ({"tasks": 0}, "tasks = 0; allowed: a whole number, at least 1"),
         ({"episodes": 2.5}, "episodes = 2.5; allowed: a whole number, at least 1"),
         ({"task_chunk": -1}, "task_chunk = -1; allowed: a whole number, at least 1"),
@@ -244,6 +245,12 @@ def test_products_of_many_numbers_are_refused():
         (lambda: TRPO(product_fraction=0), "product_fraction = 0; allowed: more than 0, at most 1"),
         (lambda: PPO(epochs=0), "epochs = 0; allowed: a whole number, at least 1"),
         (lambda: PPO(clip=0.0), "clip = 0.0; allowed: more than 0"),
+        (lambda: PPO(penalty=-1.0), "penalty = -1.0; allowed: at least 0"),
+        (lambda: GradientDescent(adapted="mean.*"), r"adapted = 'mean.\*'; allowed: a tuple of patterns"),
+        (
+            lambda: GaussianMLP(Box(-1, 1, (2,)), Box(-1, 1, (2,)), initial_std=0.0),
+            "initial_std = 0.0; allowed: more tha",
+        ),
     ],
 )
 def test_parts_out_of_bounds_get_one_line(make, message):
@@ -257,6 +264,23 @@ def test_a_distribution_that_makes_another_number_of_lanes_is_refused():
     learner.distribution.make = lambda count, threads: make(8, threads)
     with pytest.raises(ValueError, match=r"lanes of make\(20\) = 8; allowed: 20"):
         learner.step()
+
+
+@pytest.mark.parametrize(
+    ("then", "now"),
+    [
+        ({"outer": PPO()}, {"outer": Adam()}),
+        ({}, {"outer": PPO()}),
+        ({"outer": PPO()}, {"outer": PPO(), "rule": GradientDescent(0.5, steps=2)}),
+    ],
+)
+def test_a_state_of_another_outer_optimiser_is_refused(then, now):
+    learner = navigation_learner(**now)
+    before = learner.theta
+    state = {**navigation_learner(**then).state_dict(), "theta": {name: value + 1 for name, value in before.items()}}
+    with pytest.raises(ValueError, match="the state holds the outer state"):
+        learner.load_state_dict(state)
+    assert same(learner.theta, before)
 
 
 def test_a_state_of_another_policy_is_refused():
@@ -397,6 +421,14 @@ def test_a_policy_that_cannot_run_for_a_batch_of_tasks_is_refused(policy):
         ({"estimator": "lvc"}, "estimator = 'lvc'; allowed: one such as metarl.estimators.lvc"),
         ({"rule": 0.1}, r"rule = 0.1; allowed: one such as metarl.GradientDescent\(0.1\)"),
         ({"outer": TRPO}, r"outer = <class .*TRPO'>; allowed: one such as metarl.TRPO\(\)"),
+        (
+            {"initial_sampling": True, "weighting": "episode"},
+            "initial_sampling = True with weighting = 'episode'; allowed: timestep",
+        ),
+        (
+            {"outer": Reptile(), "rule": MetaSGD(0.1)},
+            r"outer = Reptile\(step_size=0.1\) would leave step_size.log_std as it is; allowed: with a rule that",
+        ),
     ],
 )
 def test_parts_of_the_wrong_kind_are_refused(changes, message):
@@ -422,6 +454,24 @@ def test_an_agent_acts_with_the_adapted_parameters_of_its_task():
         output = torch.func.functional_call(learner.policy, own, (torch.tensor([[0.1, -0.2]]),))
         np.testing.assert_allclose(action, 0.1 * output[0, :2].detach().clamp(-1, 1), rtol=1e-5)
     assert not np.allclose(*actions)
+
+
+def test_an_agent_needs_a_task_that_is_there():
+    learner = navigation_learner()
+    stages = learner.adapt(held_out_tasks(learner, 2), 1)
+    with pytest.raises(ValueError, match="task = 2; allowed: 0 to 1"):
+        learner.agent(stages[-1], task=2)
+
+
+def test_policies_of_float32_run_whatever_the_default_is():
+    torch.set_default_dtype(torch.float64)
+    try:
+        navigation_learner()
+    except ValueError as error:
+        message = str(error)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert "allowed: what torch.func.vmap can do, in float32" in message
 
 
 def test_a_discrete_agent_acts():
@@ -566,6 +616,8 @@ def test_failed_episodes_count_at_every_stage_and_explained_variance_is_that_of_
         ({"episodes": 0}, "episodes = 0; allowed: a whole number, at least 1"),
         ({"steps": -1}, "steps = -1; allowed: a whole number, at least 0"),
         ({"tasks": {}}, r"tasks = \{\}; allowed: a dict of arrays, a row per task"),
+        ({"tasks": {"goal": 0.3}}, r"tasks = \{'goal': 0.3\}; allowed: a dict of arrays, a row per task"),
+        ({"tasks": {"goal": [[0.0, 0.0]], "b": [1, 2]}}, r"tasks = .*; allowed: a dict of arrays, a row per task"),
     ],
 )
 def test_adapting_to_nothing_gets_one_line(changes, message):

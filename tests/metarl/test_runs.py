@@ -77,6 +77,11 @@ def test_a_file_that_would_execute_code_does_not(path, monkeypatch):
     assert not (path.parent / "executed").exists()
 
 
+def test_a_folder_is_no_file(tmp_path):
+    with pytest.raises(RunError, match=f"^{tmp_path} cannot be read: Is a directory$"):
+        load_checkpoint(tmp_path)
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(RunError, match=r"nothing\.pt does not exist"):
         load_checkpoint(tmp_path / "nothing.pt")

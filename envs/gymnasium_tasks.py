@@ -275,6 +275,9 @@ def _make(
     for space in ("observation_space", "action_space"):
         if not isinstance(getattr(made, space, None), gymnasium.Space):
             raise ValueError(f"{_kind(made)} has no {space}; needed: reset, step, observation_space, action_space")
+    own = getattr(made.spec, "max_episode_steps", None)
+    if horizon and own and own < horizon:
+        raise ValueError(f"horizon = {horizon}, but {_name(env)} ends after {own} steps; allowed: at most {own}")
     return gymnasium.wrappers.TimeLimit(made, horizon) if horizon else made
 
 

@@ -30,11 +30,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--video", type=int, nargs="*", metavar="TASK", help="film these test tasks before and after (default: 0 and 1)"
     )
-    parser.add_argument("--output", type=Path, metavar="DIR", help="where results go (default: in the run)")
+    parser.add_argument("--threads", type=int, metavar="INT", help="of physics and mathematics (default: the run's)")
+    parser.add_argument("--output", type=Path, metavar="DIR", help="where results go (default: a folder in the run)")
     chosen = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
     with one_line_errors():
         names = {name: f"evaluation_{name}" for name in ("steps", "tasks", "episodes", "shots", "statistics")}
-        names |= {"data": "data", "cache": "cache"}
+        names |= {name: name for name in ("data", "cache", "threads")}
         given = {name: value for name in names if (value := getattr(chosen, name)) is not None}
         changes = {names[name]: value for name, value in given.items()}
         experiment, settings, learner = open_run(chosen.run, "best.pt" if chosen.best else "checkpoint.pt", changes)
@@ -42,8 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise SettingError(f"--video means nothing in {experiment.name}; allowed: without it")
         if wrong := [task for task in chosen.video or [] if not 0 <= task < settings.evaluation_tasks]:
             raise SettingError(f"--video = {wrong[0]}; allowed: 0 to {settings.evaluation_tasks - 1}")
-        differs = ["best"] * chosen.best + [f"{k}_{v}" for k, v in given.items() if k not in ("data", "cache")]
-        output = chosen.output or (chosen.run / "-".join(["evaluation", *differs]) if differs else chosen.run)
+        differs = ["best"] * chosen.best + [f"{k}_{v}" for k, v in given.items() if k != names[k]]
+        output = chosen.output or chosen.run / "-".join(["evaluation", *differs])
         evaluation = evaluate_run(experiment, settings, learner, output)
         print(f"{experiment.name} after iteration {learner.iteration}, {settings.evaluation_tasks} test tasks")
         print(table(evaluation))

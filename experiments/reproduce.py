@@ -182,8 +182,8 @@ def run_method(figure: str, name: str, seed: int, flags: Sequence[str]) -> None:
         flags: of the experiment's script, besides those of the method.
     """
     method, experiment = FIGURES[figure].methods[name], training.find_experiment(figure)
-    directory = RUNS / figure / slug(name) / f"seed{seed}"
-    train_run(experiment, directory, seed, [*method.flags.split(), *flags], method.trained)
+    directory, kept = (base / figure / slug(name) / f"seed{seed}" for base in (RUNS, RESULTS))
+    train_run(experiment, directory, kept, seed, [*method.flags.split(), *flags], method.trained)
     keep_run(figure, name, seed)
 
 
@@ -216,7 +216,7 @@ def _evaluate_once(directory: Path, flags: list[str], kept: Path) -> None:
     iteration = load_checkpoint(directory / ("best.pt" if flags else "checkpoint.pt"))["learner"]["iteration"]
     made = directory / ("evaluation-best" if flags else "") / "evaluation.json"
     if not made.exists() or json.loads(made.read_text())["iteration"] != iteration:
-        evaluate.main([str(directory), *flags])
+        evaluate.main([str(directory), *flags, "--output", str(made.parent)])
     shutil.copy(made, kept)
 
 

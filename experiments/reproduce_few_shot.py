@@ -91,7 +91,7 @@ def run_method(figure: str, name: str, seed: int, flags: Sequence[str]) -> None:
     """Train, evaluate and keep one run; what is already trained is not trained again."""
     method = FIGURES[figure][name]
     directory, kept = (base / figure / slug(name) / f"seed{seed}" for base in (RUNS, RESULTS))
-    train_run(training.find_experiment(figure), directory, seed, [*method.flags.split(), *flags])
+    train_run(training.find_experiment(figure), directory, kept, seed, [*method.flags.split(), *flags])
     for shots in reversed(method.shots or (None,)):  # the first one's picture stays
         words = [] if shots is None else ["--shots", str(shots)]
         evaluate.main([str(directory), *words, "--output", str(kept)])

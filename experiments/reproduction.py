@@ -10,7 +10,7 @@ from typing import Any
 from experiments import training
 from experiments.configuration import OneLineParser, SettingError, parse
 from experiments.pictures import save_json
-from metarl.runs import Run
+from metarl.runs import load_checkpoint
 
 RESULTS = Path(__file__).parent / "results"
 RUNS = Path("runs/reproduce")
@@ -69,33 +69,37 @@ def choose(
 
 
 def train_run(
-    experiment: training.Experiment, directory: Path, seed: int, flags: Sequence[str], trained: bool = True
+    experiment: training.Experiment, directory: Path, kept: Path, seed: int, flags: Sequence[str], trained: bool = True
 ) -> None:
     """Start a run, or continue it up to the iterations that its flags or else its script ask for.
-
-    If the user stops it, all ends here.
 
     Args:
         experiment: the script.
         directory: of the run.
+        kept: where its results go; SettingError if there are those of more iterations already.
         seed: of the run.
         flags: of the script.
         trained: False to leave the run at its first checkpoint.
     """
-    finished = True
+    _, asked = parse(experiment.settings, flags, OneLineParser(""), {})
+    done = {place: _iterations(place) for place in (directory, kept)}
+    if trained and done[kept] > max(asked.iterations, done[directory]):
+        raise SettingError(f"{kept} holds {done[kept]} iterations; allowed: --iterations {done[kept]} or more")
     if not (directory / "checkpoint.pt").exists():
         new = ["--seed", str(seed), "--run-dir", str(directory), *flags]
         if trained:
-            finished = training.main(experiment, new)
+            training.main(experiment, new)
         else:
             training.prepare(experiment, new)
-    elif trained:
-        _, asked = parse(experiment.settings, flags, OneLineParser(""), {})
-        if Run.open(directory).load("checkpoint.pt")["learner"]["iteration"] < asked.iterations:
-            again = ["--resume", str(directory), *flags, "--iterations", str(asked.iterations)]
-            finished = training.main(experiment, again)
-    if not finished:
-        sys.exit(130)  # as of any program that an interrupt ended
+    elif trained and done[directory] < asked.iterations:
+        again = ["--resume", str(directory), *flags, "--iterations", str(asked.iterations)]
+        training.main(experiment, again)
+
+
+def _iterations(folder: Path) -> int:
+    """How many a run or its results have come to."""
+    path = folder / "checkpoint.pt"
+    return load_checkpoint(path)["learner"]["iteration"] if path.exists() else 0
 
 
 def keep_summary(path: Path, summary: dict[str, dict[str, Any]]) -> None:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import ModuleType
@@ -110,14 +110,15 @@ def find_experiment(name: str) -> Experiment:
         raise RunError(f"experiment {name!r} is not known to this version of metarl") from error
 
 
-def main(experiment: Experiment, arguments: Sequence[str] | None = None) -> bool:
+def main(experiment: Experiment, arguments: Sequence[str] | None = None) -> None:
     """Run a script: train, evaluate, and say where to look. Bad input ends with one line and exit status 2.
 
-    Returns:
-        whether training came to its end; False if the user stopped it before.
+    A run that the user stopped ends with 130, as of any program that an interrupt ended; with several processes it is
+    torchrun that says how it ended.
     """
-    with one_line_errors():
-        run, settings, learner, progress = _start(experiment, sys.argv[1:] if arguments is None else arguments)
+    with one_line_errors(), ExitStack() as held:
+        words = sys.argv[1:] if arguments is None else arguments
+        run, settings, learner, progress = _start(experiment, words, held)
         finished = train(experiment, run, settings, learner, progress)
         if finished:
             evaluation = evaluate_run(experiment, settings, learner, run.directory)
@@ -129,13 +130,14 @@ def main(experiment: Experiment, arguments: Sequence[str] | None = None) -> bool
                 print(table(evaluation))
                 print(f"results in {run.directory}; tensorboard --logdir {run.directory}")
         distributed.end()
-    return finished
+        if not finished and learner.processes.size == 1:
+            sys.exit(130)
 
 
 def prepare(experiment: Experiment, arguments: Sequence[str]) -> None:
     """Start a run and leave it untrained, with its first checkpoint."""
-    with one_line_errors():
-        _start(experiment, arguments)
+    with one_line_errors(), ExitStack() as held:
+        _start(experiment, arguments, held)
 
 
 @contextmanager
@@ -323,7 +325,8 @@ def table(evaluation: Any) -> str:
     return "\n".join(rows)
 
 
-def _start(experiment: Experiment, arguments: Sequence[str]) -> tuple[Run, Any, Any, Progress]:
+def _start(experiment: Experiment, arguments: Sequence[str], held: ExitStack) -> tuple[Run, Any, Any, Progress]:
+    """Begin or resume what the arguments ask for; the run is this process's own as long as `held` is open."""
     parser = OneLineParser(experiment.settings.__doc__ or "")
     parser.add_argument(
         "--run-dir", type=Path, metavar="DIR", help="new directory of the run (default runs/NAME-seedN-TIME)"
@@ -346,18 +349,31 @@ def _start(experiment: Experiment, arguments: Sequence[str]) -> tuple[Run, Any, 
             )
         _check_same(experiment, settings, learner)
         if learner.processes.rank == 0:
+            run.claim()
+            held.callback(run.release)
             run.rewind(learner.iteration)
             run.write_config({**run.config, "settings": to_json(settings), **_resumed(run, learner.iteration)})
         return run, settings, learner, progress
     learner, progress = _build(experiment, settings), Progress()
     _check_same(experiment, settings, learner)
-    name = f"{experiment.name}-seed{settings.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
-    directory = namespace.run_dir or Path("runs") / name
     if learner.processes.rank > 0:
-        return Run(directory), settings, learner, progress
+        return Run(namespace.run_dir or Path("runs")), settings, learner, progress
+    directory = namespace.run_dir or _new_directory(f"{experiment.name}-seed{settings.seed}")
     run = Run.create(directory, {"experiment": experiment.name, "commit": _commit(), "settings": to_json(settings)})
+    held.callback(run.release)
     run.save("checkpoint.pt", _state(learner.state_dict(), progress))
     return run, settings, learner, progress
+
+
+def _new_directory(name: str) -> Path:
+    """A directory in runs that nobody else has, named after the time."""
+    name = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    for suffix in ("", *(f"-{number}" for number in range(2, 1000))):
+        directory = Path("runs") / (name + suffix)
+        with suppress(FileExistsError):
+            directory.mkdir(parents=True)
+            return directory
+    raise RunError(f"runs holds 999 runs of the name {name}; allowed: --run-dir")
 
 
 def _build(experiment: Experiment, settings: Any) -> Any:

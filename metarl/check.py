@@ -107,14 +107,14 @@ def _task_defects(distribution: Any) -> list[str]:
 def _batch_defects(distribution: Any) -> list[str]:
     """What the batch is, and what it returns."""
     try:
-        batch = distribution.make(_TASKS)
+        batch = distribution.make(_TASKS, 1)
     except Exception as error:
-        return [f"make({_TASKS}) fails: {describe_error(error)}"]
+        return [f"make({_TASKS}, 1) fails: {describe_error(error)}"]
     if not isinstance(batch, VectorEnv):
-        return [f"make({_TASKS}) returned a {type(batch).__name__}; allowed: a gymnasium.vector.VectorEnv"]
+        return [f"make({_TASKS}, 1) returned a {type(batch).__name__}; allowed: a gymnasium.vector.VectorEnv"]
     defects = []
     if batch.num_envs != _TASKS:
-        defects.append(f"make({_TASKS}) returned {batch.num_envs} lanes")
+        defects.append(f"make({_TASKS}, 1) returned {batch.num_envs} lanes")
     for name in ("observation_space", "action_space"):
         ours, theirs = getattr(distribution, name), getattr(batch, f"single_{name}")
         if ours != theirs:
@@ -161,7 +161,7 @@ def _observation_defects(distribution: Any, observations: Any, call: str) -> lis
 
 def _episode_defects(distribution: Any) -> list[str]:
     """What episodes with random actions show."""
-    batches = [distribution.make(_TASKS) for _ in range(2)]
+    batches = [distribution.make(_TASKS, 1) for _ in range(2)]
     defects = _played_defects(distribution, *batches)
     return [*defects, *(defect for batch in batches for defect in _close(batch))]
 

@@ -41,7 +41,11 @@ def policy_loss(policy: nn.Module, distribution: ActionDistribution, estimator: 
     """The inner loss of a policy: (phi, samples) of M tasks to (M,)."""
 
     def loss(phi: Parameters, samples: Samples) -> Tensor:
-        return estimator(distribution, call_per_task(policy, phi, samples.observations), samples)
+        losses = estimator(distribution, call_per_task(policy, phi, samples.observations), samples)
+        if losses.shape != samples.weights.shape[:1]:
+            tasks = len(samples.weights)
+            raise ValueError(f"the estimator gives {tuple(losses.shape)} for {tasks} tasks; allowed: ({tasks},)")
+        return losses
 
     return loss
 

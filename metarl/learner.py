@@ -202,7 +202,7 @@ class Learner:
             raise ValueError(f"tasks = {tasks}; allowed: a dict of arrays, a row per task")
         [count] = next(iter(rows.values()))
         share = processes.share(count)
-        tasks = {name: values[share] for name, values in tasks.items()}
+        tasks = {name: np.asarray(values)[share] for name, values in tasks.items()}
         count = share.stop - share.start
         envs = self._lanes(count * episodes)
         iteration = self.iteration if purpose == "train" else 0

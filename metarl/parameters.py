@@ -18,8 +18,17 @@ Parameters = dict[str, Tensor]
 def parameters_of(module: nn.Module) -> Parameters:
     """Copy a module's parameters into a dict of tensors that are not part of any graph.
 
-    Those that require no gradient are frozen and left out; ValueError if all are.
+    Those that require no gradient are frozen and left out; ValueError if all are, or if a part of the module is in it
+    twice: a functional call would leave the first call's tensors in the second one.
     """
+    places: dict[nn.Module, str] = {}
+    for name, part in module.named_modules(remove_duplicate=False):
+        if part in places and (*part.parameters(), *part.buffers()):
+            raise ValueError(
+                f"{type(module).__name__} holds the same {type(part).__name__} as {places[part]!r} and as {name!r}; "
+                "allowed: once (two of them may share their parameters)"
+            )
+        places[part] = name
     found = {name: value.detach().clone() for name, value in module.named_parameters() if value.requires_grad}
     if not found:
         raise ValueError(f"{type(module).__name__} has no parameter that requires a gradient; allowed: at least one")

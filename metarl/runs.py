@@ -6,6 +6,7 @@ checkpoint.pt     the last state: written to a temporary file, synced and rename
 best.pt           the state with the highest return after adaptation in training
 """
 
+import fcntl
 import io
 import json
 import math
@@ -74,7 +75,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except Exception as error:
         reason = "truncated or not a checkpoint" if isinstance(error, zipfile.BadZipFile) else "not plain tensors"
         raise RunError(f"{path} cannot be read: {reason}") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    if not isinstance(content, dict) or content.get("format") != FORMAT or not {"version", "state"} <= content.keys():
         raise RunError(f"{path} was not written by metarl")
     if content["version"] > VERSION:
         raise RunError(f"{path} has format {content['version']}; this version of metarl reads up to {VERSION}")
@@ -87,6 +88,7 @@ class Run:
     def __init__(self, directory: Path):
         self.directory = directory
         self.metrics_path = directory / "metrics.jsonl"
+        self._held: int | None = None
 
     @classmethod
     def create(cls, directory: Path, config: dict[str, Any]) -> "Run":
@@ -104,8 +106,31 @@ class Run:
         except OSError as error:
             raise RunError(f"cannot make {directory}: {error.strerror}") from error
         run = cls(directory)
+        run.claim()
         run.write_config(config)
         return run
+
+    def claim(self) -> None:
+        """Be the only one to write the run, until `release` or the end of the process; RunError if another one does.
+
+        A lock of the operating system's on the directory; file systems that have none let all pass.
+        """
+        self._held = os.open(self.directory, os.O_RDONLY)
+        try:
+            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.release()
+            raise RunError(
+                f"{self.directory} is being written by another process; choose another one, or wait"
+            ) from None
+        except OSError:
+            pass
+
+    def release(self) -> None:
+        """Let others write the run."""
+        if self._held is not None:
+            os.close(self._held)
+            self._held = None
 
     @classmethod
     def open(cls, directory: Path) -> "Run":
@@ -142,7 +167,7 @@ class Run:
 
     def metrics(self, up_to: int | None = None) -> list[dict[str, Any]]:
         """The figures of all iterations, up to a number; a line that a kill left unfinished does not count."""
-        lines = self.metrics_path.read_text().splitlines() if self.metrics_path.exists() else []
+        lines = self.metrics_path.read_text(errors="replace").splitlines() if self.metrics_path.exists() else []
         figures = [parsed for parsed in map(_parse_line, lines) if parsed is not None]
         return [line for line in figures if up_to is None or line["iteration"] <= up_to]
 
@@ -178,4 +203,4 @@ def _parse_line(line: str) -> dict[str, Any] | None:
         figures = json.loads(line)
     except ValueError:
         return None
-    return figures if isinstance(figures, dict) and "iteration" in figures else None
+    return figures if isinstance(figures, dict) and isinstance(figures.get("iteration"), int) else None

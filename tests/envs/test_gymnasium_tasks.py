@@ -308,6 +308,10 @@ def refuse_some(pendulum, task):
         ),
         ((Parts, draw_factor, set_factor), r"^Parts has no time limit of its own; allowed: with horizon$"),
         (
+            (lambda: gymnasium.make("Pendulum-v1"), draw_pendulum, set_pendulum, 300),
+            r"^horizon = 300, but <lambda> ends after 200 steps; allowed: at most 200$",
+        ),
+        (
             ("Pendulum-v1", draw_pendulum, refuse_some),
             r"^set_task fails for the task \{'gravity': 10.2\d+\}, of lane 0: RuntimeError: too heavy$",
         ),

@@ -243,6 +243,9 @@ def test_reproduction_runs_keeps_and_reports(tmp_path, monkeypatch, capsys):
     )
     before = json.loads((first_order / "curve.json").read_text())
     shutil.rmtree(run)
+    line = error_of(capsys, reproduce.main, ["navigation_2d", "--seeds", "0", "--methods", "first-order"])
+    assert line == f"error: {first_order} holds 3 iterations; allowed: --iterations 3 or more"
+    assert not run.exists()
     shutil.copytree(first_order, run)  # what is kept can be continued, elsewhere too
     reproduce.main(["navigation_2d", "--seeds", "0", "--methods", "first-order", "--iterations", "4"])
     after = json.loads((first_order / "curve.json").read_text())

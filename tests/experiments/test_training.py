@@ -15,7 +15,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from experiments import evaluate, navigation_2d
-from experiments.training import Experiment, main, open_run
+from experiments.training import Experiment, main, open_run, prepare
 from metarl import evaluation
 from metarl.episodes import NonFiniteError
 from metarl.learner import Learner
@@ -23,6 +23,7 @@ from metarl.runs import Run, RunError, load_checkpoint
 from tests.experiments.test_command_line import TINY, error_of
 
 ROOT = Path(__file__).parents[2]
+COMMAND = [sys.executable, "experiments/navigation_2d.py"]
 
 
 def train(*arguments):
@@ -224,15 +225,12 @@ def test_killed_at_random_moments_a_run_always_resumes(unbroken, tmp_path):
     """SIGKILL ten times, at random moments from its start on, then let it finish."""
     rng = random.Random(0)
     directory = tmp_path / "run"
-    code = "import sys; from experiments import navigation_2d as n, training; training.main(n.EXPERIMENT, sys.argv[1:])"
     new = [*TINY, "--iterations", "6", "--evaluate-every", "3", "--run-dir", str(directory)]
     kills = 0
     while kills < 10:
         started = (directory / "checkpoint.pt").exists()
         arguments = ["--resume", str(directory), "--iterations", "6"] if started else new
-        process = subprocess.Popen(
-            [sys.executable, "-c", code, *arguments], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-        )
+        process = subprocess.Popen([*COMMAND, *arguments], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         seen = len(timeless_metrics_so_far(directory))
         deadline = time.monotonic() + 60
         # wait until it works, so that kills hit training and not imports
@@ -280,9 +278,35 @@ def interrupt(learner):
 
 def test_an_interrupt_ends_the_iteration_and_saves_it(tmp_path, monkeypatch, capsys):
     before_iteration(2, interrupt, monkeypatch)
-    train("--iterations", 6, "--run-dir", tmp_path / "run")
+    with pytest.raises(SystemExit) as left:
+        train("--iterations", 6, "--run-dir", tmp_path / "run")
+    assert left.value.code == 130
     assert f"stopped after iteration 3; continue with --resume {tmp_path / 'run'}" in capsys.readouterr().out
     assert load_checkpoint(tmp_path / "run" / "checkpoint.pt")["learner"]["iteration"] == 3
+
+
+def test_runs_of_the_same_second_have_directories_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("time.strftime", lambda form: "now")
+    for seed in (0, 0, 1):
+        prepare(navigation_2d.EXPERIMENT, [*TINY, "--seed", str(seed)])
+    names = ["navigation_2d-seed0-now", "navigation_2d-seed0-now-2", "navigation_2d-seed1-now"]
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == names
+
+
+def test_a_run_that_is_being_written_cannot_be_resumed_elsewhere(tmp_path, monkeypatch, capsys):
+    def resume(learner):
+        words = [*COMMAND, "--resume", tmp_path / "run", "--iterations", "9"]
+        other = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+        assert other.returncode == 2
+        assert (
+            other.stderr
+            == f"error: {tmp_path / 'run'} is being written by another process; choose another one, or wait\n"
+        )
+
+    before_iteration(2, resume, monkeypatch)
+    train("--iterations", 3, "--run-dir", tmp_path / "run")
+    assert [line["iteration"] for line in Run(tmp_path / "run").metrics()] == [1, 2, 3]
 
 
 def test_a_second_interrupt_stops_at_once_with_one_line(tmp_path, monkeypatch, capsys):

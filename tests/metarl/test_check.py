@@ -208,9 +208,10 @@ DEFECTS = [
         ),
         "with test tasks a reset fails: KeyError: 'too far'",
     ),
-    (sound_but(make=raising), "make(16) fails: KeyError: "),
-    (sound_but(make=lambda self, n: 3), "make(16) returned a int; allowed: a gymnasium.vector.VectorEnv"),
-    (sound_but(make=lambda self, n: Lanes(self, 4)), "make(16) returned 4 lanes"),
+    (sound_but(make=raising), "make(16, 1) fails: KeyError: "),
+    (sound_but(make=lambda self, n: Lanes(self, n)), "make(16, 1) fails: TypeError: "),
+    (sound_but(make=lambda self, n, threads: 3), "make(16, 1) returned a int; allowed: a gymnasium.vector.VectorEnv"),
+    (sound_but(make=lambda self, n, threads: Lanes(self, 4)), "make(16, 1) returned 4 lanes"),
     (
         sound_but(action_space=Box(-2.0, 2.0, (1,), np.float64)),
         "the batch has the single_action_space Box(-1.0, 1.0, (1,), float64), the distribution the action_space Box(-2",

@@ -28,7 +28,7 @@ from metarl import (
 )
 from metarl.advantages import discounted_returns, estimate_advantages
 from metarl.episodes import NonFiniteError, task_chunks, to_samples
-from metarl.estimators import outcomes
+from metarl.estimators import outcomes, score
 from metarl.evaluation import evaluate, held_out_tasks
 from metarl.objective import MetaObjective
 from metarl.parameters import parameters_of, ravel
@@ -281,6 +281,22 @@ def test_a_state_of_another_outer_optimiser_is_refused(then, now):
     with pytest.raises(ValueError, match="the state holds the outer state"):
         learner.load_state_dict(state)
     assert same(learner.theta, before)
+
+
+def test_an_estimator_gives_a_number_for_each_task():
+    """A scalar would make the inner steps as many times too small as there are tasks."""
+    learner = navigation_learner(estimator=lambda *of: score(*of).mean())
+    with pytest.raises(ValueError, match=r"the estimator gives \(\) for 4 tasks; allowed: \(4,\)"):
+        learner.step()
+
+
+def test_tasks_may_be_lists_or_tensors():
+    learner = navigation_learner()
+    goals = [[0.1, 0.2], [-0.3, 0.4]]
+    kinds = [goals, np.array(goals), torch.tensor(goals, dtype=torch.float64)]
+    found = [learner.adapt({"goal": kind}, 1)[1].episodes.rewards for kind in kinds]
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
 
 
 def test_a_state_of_another_policy_is_refused():

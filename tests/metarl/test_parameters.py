@@ -37,6 +37,28 @@ def test_the_module_sees_one_batch_axis_so_any_module_will_do():
     torch.testing.assert_close(call_per_task(net, phi, images), expected)
 
 
+class Twice(nn.Module):
+    def __init__(self, first, second):
+        super().__init__()
+        self.first, self.second = first, second
+
+    def forward(self, inputs):
+        return self.second(self.first(inputs))
+
+
+def test_a_part_that_is_there_twice_is_refused_and_shared_parameters_are_not():
+    one, other = nn.Linear(2, 2), nn.Linear(2, 2)
+    with pytest.raises(ValueError, match=r"^Twice holds the same Linear as 'first' and as 'second'; allowed: once"):
+        parameters_of(Twice(one, one))
+    other.weight = one.weight
+    tied, inputs = Twice(one, other), torch.randn(3, 4, 2)
+    found = call_per_task(tied, expand_over_tasks(parameters_of(tied), 3), inputs)
+    torch.testing.assert_close(found, tied(inputs))
+    torch.save(tied.state_dict(), "/dev/null")  # its tensors are still its own
+    relu = nn.ReLU()
+    assert set(parameters_of(Twice(nn.Sequential(one, relu), relu))) == {"first.0.weight", "first.0.bias"}
+
+
 def test_ravel_and_unravel_are_inverse():
     theta = parameters_of(nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 2)))
     vector = ravel(list(theta.values()))

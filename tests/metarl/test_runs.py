@@ -160,6 +160,26 @@ def test_metrics_are_json_whatever_the_figures(tmp_path):
     }  # fmt: skip
 
 
+def test_only_one_process_writes_a_run(tmp_path):
+    first = Run.create(tmp_path / "run", {"settings": 1})
+    with pytest.raises(RunError, match="run is being written by another process; choose another one, or wait"):
+        Run.create(tmp_path / "run", {"settings": 2})
+    first.save("checkpoint.pt", {})
+    second = Run.open(tmp_path / "run")
+    with pytest.raises(RunError, match="is being written by another process"):
+        second.claim()
+    assert second.config == {"settings": 1}
+    first.release()
+    second.claim()
+    second.release()
+
+
+def test_metrics_that_are_no_lines_of_ours_do_not_count(tmp_path):
+    run = Run.create(tmp_path / "run", {})
+    run.metrics_path.write_bytes(b'{"iteration": 1}\n{"iteration": "a"}\n{"\xff": 3}\n7\n{"iteration": 2}\n')
+    assert run.metrics() == [{"iteration": 1}, {"iteration": 2}]
+
+
 def test_a_damaged_config_is_named(tmp_path):
     run = Run.create(tmp_path / "run", {})
     for content in ("{", "[]"):
@@ -169,7 +189,8 @@ def test_a_damaged_config_is_named(tmp_path):
 
 
 def test_a_start_that_was_killed_before_its_first_checkpoint_can_be_made_again(tmp_path):
-    Run.create(tmp_path / "run", {"settings": 1})
+    killed = Run.create(tmp_path / "run", {"settings": 1})
+    killed.release()  # as the operating system does
     run = Run.create(tmp_path / "run", {"settings": 2})
     assert run.config == {"settings": 2}
     run.save("checkpoint.pt", {"step": 0})

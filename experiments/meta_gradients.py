@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def measure(learner: metarl.Learner, batches: int, lambdas: Sequence[float]) -> dict[str, Row]:
     """The rows of the table, by estimator and lambda; see `compare`, whose reference is lvc with the first lambda."""
     found: dict[str, list[Tensor]] = {}
-    sampler = _at(learner, estimator=ESTIMATORS["dice"], initial_sampling=False)  # which keeps episodes whole
+    sampler = another(learner, estimator=ESTIMATORS["dice"], initial_sampling=False)  # which keeps episodes whole
     for _ in range(batches):
         tasks = learner.distribution.sample(
             learner.tasks, keyed_generator(learner.seed, "train/tasks", sampler.iteration)
@@ -95,12 +95,12 @@ def meta_gradients(learner: metarl.Learner, stages: Sequence[Stage]) -> list[Ten
     for variant in VARIANTS:
         rule = replace(rule_of_run, second_order=variant.order == "second")
         made_of = {"estimator": ESTIMATORS[variant.estimator], "initial_sampling": variant.sampling, "rule": rule}
-        _, gradient = _at(learner, **made_of).objective(stages).loss_and_gradient(vector)
+        _, gradient = another(learner, **made_of).objective(stages).loss_and_gradient(vector)
         gradients.append(gradient.double())
     return gradients
 
 
-def _at(learner: metarl.Learner, **changes: Any) -> metarl.Learner:
+def another(learner: metarl.Learner, **changes: Any) -> metarl.Learner:
     """Another learner, at the same parameters and iteration."""
     other = replace(learner, **changes)
     other.theta, other.iteration = learner.theta, learner.iteration
@@ -136,7 +136,12 @@ def compare(gradients: Mapping[str, Tensor], reference: str) -> dict[str, Row]:
 
 def across_batches(left: Tensor, right: Tensor) -> tuple[float, float]:
     """The mean of left_i . right_j over i != j, and its standard error by the jackknife, batches left out in turn."""
-    products, count = left @ right.T, len(left)
+    return off_diagonal(left @ right.T)
+
+
+def off_diagonal(products: Tensor) -> tuple[float, float]:
+    """The mean over i != j of what batch i and batch j give (B, B), and its standard error by the jackknife."""
+    products, count = products.clone(), len(products)
     products.fill_diagonal_(0)  # of one batch, whose noise they share
     total = products.sum()
     without = (total - products.sum(dim=0) - products.sum(dim=1)) / ((count - 1) * (count - 2))

@@ -246,13 +246,19 @@ class MujocoBatch(TaskBatch):
         return warned | ~bounded[0] | ~bounded[1]
 
 
+_failures: list[str] = []  # why there is no renderer: a second try may abort the process
+
+
 def _renderer(model: mujoco.MjModel, height: int, width: int) -> mujoco.Renderer:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the window library; the error below says it
-            return mujoco.Renderer(model, height, width)
+        if not _failures:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of the window library; the error below says it
+                return mujoco.Renderer(model, height, width)
+    except ValueError:  # a picture that is too large
+        raise
     except Exception as error:
-        reason = " ".join(str(error).split())
-        raise RuntimeError(
-            f"no renderer ({reason}); try MUJOCO_GL=egl (needs a GPU) or MUJOCO_GL=osmesa (needs OSMesa)"
-        ) from None
+        _failures.append(" ".join(str(error).split()))
+    raise RuntimeError(
+        f"no renderer ({_failures[0]}); try MUJOCO_GL=egl (needs a GPU) or MUJOCO_GL=osmesa (needs OSMesa)"
+    )

@@ -10,7 +10,7 @@ import numpy as np
 
 import metarl
 from envs import Tasks, check_tasks
-from experiments.configuration import OneLineParser, SettingError
+from experiments.configuration import OneLineParser, SettingError, output_file
 from experiments.training import one_line_errors, open_run
 
 
@@ -32,9 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name, value, least in (("steps", chosen.steps, 0), ("episodes", chosen.episodes, 1)):
             if value is not None and value < least:
                 raise SettingError(f"--{name} = {value}; allowed: at least {least}")
-        path = chosen.output or chosen.run / "adapted.pt"
-        if not path.parent.is_dir():
-            raise SettingError(f"--output = {path}; allowed: a file in a folder that exists")
+        path = output_file(chosen.output, chosen.run / "adapted.pt")
         steps = settings.evaluation_steps if chosen.steps is None else chosen.steps
         stages = learner.adapt(tasks, steps, chosen.episodes)
         for step, stage in enumerate(stages):

@@ -9,6 +9,7 @@ import sys
 import time
 import typing
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from metarl.distributed import local_rank
@@ -168,6 +169,21 @@ def from_json(kind: type[Configuration], values: Any) -> Configuration:
     configuration = kind(**values)
     check_settings(configuration)
     return configuration
+
+
+def output_file(named: Path | None, usual: Path) -> Path:
+    """Where a result goes, looked at before any work is done; SettingError if it cannot go there.
+
+    Args:
+        named: by the user, whose file may be replaced.
+        usual: where nothing is named, which must be free.
+    """
+    path = named or usual
+    if path.is_dir() or not path.parent.is_dir():
+        raise SettingError(f"--output = {path}; allowed: a file in a folder that exists")
+    if named is None and path.exists():
+        raise SettingError(f"{path} is there already; allowed: --output FILE")
+    return path
 
 
 def _add_flag(group: Any, field: dataclasses.Field) -> None:

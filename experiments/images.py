@@ -82,10 +82,13 @@ def mini_imagenet(folder: Path | None, cache: Path) -> dict[str, Tensor]:
 
 
 def _prepared(cache: Path, name: str, source: Path | None, read: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """What `read` returns, kept in a file named by what there is to read: the top entries, and folders within."""
+    """What `read` returns, kept in a file named by what there is to read: all files, their sizes and times."""
     folder = source.resolve() if source is not None and source.is_dir() else None
-    entries = [] if folder is None else [*folder.iterdir(), *(Path(inner) for inner, _, _ in os.walk(folder))]
-    listed = repr(sorted((str(entry), entry.stat().st_size, entry.stat().st_mtime_ns) for entry in entries))
+    files = (
+        [] if folder is None else [os.path.join(inner, file) for inner, _, names in os.walk(folder) for file in names]
+    )
+    found = [(file, os.stat(file)) for file in sorted(files)]
+    listed = repr([(file, status.st_size, status.st_mtime_ns) for file, status in found])
     path = cache / f"{name}-{hashlib.sha256(listed.encode()).hexdigest()[:12]}.pt"
     if path.exists():
         with suppress(RunError):  # a damaged file is made again

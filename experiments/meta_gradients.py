@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import metarl
-from experiments.configuration import OneLineParser, SettingError
+from experiments.configuration import OneLineParser, SettingError, output_file
 from experiments.estimators import Variant
 from experiments.pictures import save_json
 from experiments.training import one_line_errors, open_run
@@ -59,9 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         lambdas = chosen.gae_lambdas or [settings.gae_lambda]
         if wrong := [value for value in lambdas if not 0 <= value <= 1]:
             raise SettingError(f"--gae-lambdas = {wrong[0]}; allowed: 0 to 1")
-        output = chosen.output or chosen.run / "meta_gradients.json"
-        if output.exists() and chosen.output is None:
-            raise SettingError(f"{output} is there already; allowed: --output FILE")
+        output = output_file(chosen.output, chosen.run / "meta_gradients.json")
         rows = measure(learner, chosen.batches, lambdas)
         print(table(rows, chosen.batches))
         if chosen.batches < _FEW:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 import metarl
-from experiments.configuration import OneLineParser, SettingError
+from experiments.configuration import OneLineParser, SettingError, output_file
 from experiments.meta_gradients import another, off_diagonal
 from experiments.pictures import save_json
 from experiments.training import one_line_errors, open_run
@@ -46,9 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _, _, learner = open_run(chosen.run, changes=changes)
         if not isinstance(learner, metarl.Learner) or not isinstance(learner.outer, metarl.TRPO):
             raise SettingError(f"{chosen.run} takes no steps of TRPO; allowed: runs that do")
-        output = chosen.output or chosen.run / "products.json"
-        if output.exists() and chosen.output is None:
-            raise SettingError(f"{output} is there already; allowed: --output FILE")
+        output = output_file(chosen.output, chosen.run / "products.json")
         rows = measure(learner, chosen.batches, chosen.fractions)
         print(table(rows, chosen.batches))
         save_json(output, {"iteration": learner.iteration, "batches": chosen.batches, "rows": rows})

@@ -250,16 +250,18 @@ def test_no_renderer_is_one_clear_line():
 import envs
 batch = envs.HalfCheetahDirection().make(1)
 batch.reset(seed=0)
-try:
-    batch.render_lane(0)
-except RuntimeError as error:
-    print(error)
+for attempt in range(2):  # a second one must not abort the process
+    try:
+        batch.render_lane(0)
+    except RuntimeError as error:
+        print(error)
 """
     surroundings = {k: v for k, v in os.environ.items() if k not in ("MUJOCO_GL", "DISPLAY", "WAYLAND_DISPLAY")}
     surroundings["PYTHONPATH"] = os.pathsep.join(sys.path)
     result = subprocess.run([sys.executable, "-c", code], env=surroundings, capture_output=True, text=True, check=True)
-    assert result.stdout.startswith("no renderer (")
-    assert result.stdout.count("\n") == 1
+    first, second = result.stdout.splitlines()
+    assert first.startswith("no renderer (")
+    assert second == first
     if hasattr(mujoco, "batch"):  # older renderers complain when they are deleted half-made
         assert "Traceback" not in result.stderr
 

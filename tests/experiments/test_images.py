@@ -61,8 +61,15 @@ def test_the_second_start_reads_the_prepared_file(tmp_path, small_splits, monkey
     second = images.omniglot(tmp_path / "data", tmp_path / "cache")
     assert all(torch.equal(first[name], second[name]) for name in first)
     [drawing, *_] = (tmp_path / "data").rglob("*.png")
-    drawing.rename(drawing.with_name("0000_00.png"))
+    content, status = drawing.read_bytes(), drawing.stat()
+    drawing.write_bytes(content + b" ")
     with pytest.raises(TypeError):  # it reads again
+        images.omniglot(tmp_path / "data", tmp_path / "cache")
+    drawing.write_bytes(content)
+    os.utime(drawing, ns=(status.st_atime_ns, status.st_mtime_ns))
+    images.omniglot(tmp_path / "data", tmp_path / "cache")
+    drawing.rename(drawing.with_name("0000_00.png"))
+    with pytest.raises(TypeError):
         images.omniglot(tmp_path / "data", tmp_path / "cache")
 
 

@@ -87,6 +87,11 @@ def test_the_command_measures_and_leaves_the_run_alone(run, capsys):
         (["--batches", "2"], "--batches = 2; allowed: at least 3"),
         (["--gae-lambdas", "1", "1.5"], "--gae-lambdas = 1.5; allowed: 0 to 1"),
         (["--inner-step-size", "-1"], "--inner-step-size = -1.0; allowed: more than 0"),
+        (
+            ["--output", "/nowhere/at/all.json"],
+            "--output = /nowhere/at/all.json; allowed: a file in a folder that exists",
+        ),
+        (["--output", "/"], "--output = /; allowed: a file in a folder that exists"),
     ],
 )
 def test_bad_input_gets_one_line(run, capsys, flags, message):

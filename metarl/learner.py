@@ -270,9 +270,9 @@ class Learner:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a state; ValueError if it is that of another policy or another outer optimiser."""
         require_alike("parameters", state["theta"], self.theta)
-        outer = (
-            self.outer_state if state.get("outer") is None else state["outer"]
-        )  # none in early files without updates
+        outer = state.get("outer")
+        if outer is None:  # in early files without updates
+            outer = self.outer_state
         require_alike("outer state", outer, self.outer_state)
         restore_constants(self.policy, state.get("constants"))
         self.theta = {name: state["theta"][name].to(self.device) for name in self.theta}

@@ -117,10 +117,14 @@ class FewShotEvaluation:
     @property
     def figures(self) -> dict[str, float]:
         """Means over tasks by name, as `metrics.jsonl` and TensorBoard show them."""
-        found = {f"{self.name}/step_{step}": float(mean) for step, mean in enumerate(self.mean)}
-        if self.nearest_neighbour is not None:
-            found[f"{self.name}/nearest_neighbour"] = float(self.nearest_neighbour.mean())
-        return found
+        return {name: float(values.mean()) for name, values in self._measured.items()}
+
+    @property
+    def _measured(self) -> dict[str, np.ndarray]:
+        """Each figure of every task, (M,), by name."""
+        found = {f"{self.name}/step_{step}": values for step, values in enumerate(self.per_task)}
+        nearest = self.nearest_neighbour
+        return found if nearest is None else {**found, f"{self.name}/nearest_neighbour": nearest}
 
     def to_json(self) -> dict[str, Any]:
         """Plain data: per gradient step the mean, half of its 95 % interval, and each task; None if not finite."""
@@ -130,9 +134,7 @@ class FewShotEvaluation:
             rounded = [round(value, 5) if math.isfinite(value) else None for value in values.tolist()]
             return {"mean": _finite(values.mean()), "interval_95": _finite(1.96 * error), "per_task": rounded}
 
-        found = {f"{self.name}/step_{step}": described(values) for step, values in enumerate(self.per_task)}
-        if self.nearest_neighbour is not None:
-            found[f"{self.name}/nearest_neighbour"] = described(self.nearest_neighbour)
+        found = {name: described(values) for name, values in self._measured.items()}
         return found | {"evaluation_tasks": self.per_task.shape[1]}
 
 

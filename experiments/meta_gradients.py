@@ -6,7 +6,7 @@ it is the truth or the estimator's bias; the rest is noise. Prints a table and w
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 import metarl
+from envs import Tasks
 from experiments.configuration import OneLineParser, SettingError, output_file
 from experiments.estimators import Variant
 from experiments.pictures import save_json
@@ -39,18 +40,14 @@ _FEW = 10  # batches
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print, write."""
     parser = OneLineParser("Measure signal and noise of every estimator's meta-gradient at the parameters of a run.")
-    parser.add_argument("run", type=Path, metavar="RUN", help="directory of a reinforcement-learning run")
-    parser.add_argument("--batches", type=int, default=12, metavar="INT", help="of tasks and episodes (default 12)")
+    add_batches(parser, 12)
     parser.add_argument(
         "--gae-lambdas", type=float, nargs="+", metavar="FLOAT", help="factors of later advantages (default: the run's)"
     )
     parser.add_argument("--inner-step-size", type=float, metavar="FLOAT", help="of training (default: the run's)")
-    parser.add_argument("--threads", type=int, metavar="INT", help="(default: the run's)")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="(default: meta_gradients.json in the run)")
     chosen = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
     with one_line_errors():
-        if chosen.batches < 3:
-            raise SettingError(f"--batches = {chosen.batches}; allowed: at least 3")
+        check_batches(chosen.batches)
         names = ("inner_step_size", "threads")
         changes = {name: value for name in names if (value := getattr(chosen, name)) is not None}
         _, settings, learner = open_run(chosen.run, changes=changes)
@@ -68,20 +65,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"results in {output}")
 
 
+def add_batches(parser: OneLineParser, usual: int) -> None:
+    """The arguments of what is measured on several batches at the parameters of a run."""
+    parser.add_argument("run", type=Path, metavar="RUN", help="directory of a reinforcement-learning run")
+    parser.add_argument("--batches", type=int, default=usual, metavar="INT", help=f"of episodes (default {usual})")
+    parser.add_argument("--threads", type=int, metavar="INT", help="(default: the run's)")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="(default: a file in the run)")
+
+
+def check_batches(count: int) -> None:
+    """SettingError where the jackknife has too few."""
+    if count < 3:
+        raise SettingError(f"--batches = {count}; allowed: at least 3")
+
+
 def measure(learner: metarl.Learner, batches: int, lambdas: Sequence[float]) -> dict[str, Row]:
     """The rows of the table, by estimator and lambda; see `compare`, whose reference is lvc with the first lambda."""
     found: dict[str, list[Tensor]] = {}
     sampler = another(learner, estimator=ESTIMATORS["dice"], initial_sampling=False)  # which keeps episodes whole
-    for _ in range(batches):
-        tasks = learner.distribution.sample(
-            learner.tasks, keyed_generator(learner.seed, "train/tasks", sampler.iteration)
-        )
+    for tasks in further_tasks(sampler, batches):
         for gae_lambda in lambdas:
             sampler.gae_lambda = gae_lambda
             stages = sampler.adapt(tasks, learner.rule.steps, purpose="train")
             for variant, gradient in zip(VARIANTS, meta_gradients(learner, stages), strict=True):
                 found.setdefault(_label(variant, gae_lambda), []).append(gradient)
-        sampler.iteration += 1
     gradients = {name: torch.stack(values) for name, values in found.items()}
     return compare(gradients, _label(REFERENCE, lambdas[0]))
 
@@ -96,6 +103,13 @@ def meta_gradients(learner: metarl.Learner, stages: Sequence[Stage]) -> list[Ten
         _, gradient = another(learner, **made_of).objective(stages).loss_and_gradient(vector)
         gradients.append(gradient.double())
     return gradients
+
+
+def further_tasks(sampler: metarl.Learner, batches: int) -> Iterator[Tasks]:
+    """The tasks of further iterations, for which the sampler stands at each of these in turn."""
+    for iteration in range(sampler.iteration, sampler.iteration + batches):
+        sampler.iteration = iteration
+        yield sampler.distribution.sample(sampler.tasks, keyed_generator(sampler.seed, "train/tasks", iteration))
 
 
 def another(learner: metarl.Learner, **changes: Any) -> metarl.Learner:

@@ -9,14 +9,13 @@ table and writes it beside the checkpoint.
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 import metarl
 from experiments.configuration import OneLineParser, SettingError, output_file
-from experiments.meta_gradients import another, off_diagonal
+from experiments.meta_gradients import add_batches, another, check_batches, further_tasks, off_diagonal
 from experiments.pictures import save_json
 from experiments.training import one_line_errors, open_run
 from metarl.objective import MetaObjective
@@ -29,17 +28,13 @@ Row = dict[str, float]
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print, write."""
     parser = OneLineParser("Measure what products from a part of the samples do to TRPO's step at a run's parameters.")
-    parser.add_argument("run", type=Path, metavar="RUN", help="directory of a reinforcement-learning run with TRPO")
-    parser.add_argument("--batches", type=int, default=6, metavar="INT", help="of tasks and episodes (default 6)")
+    add_batches(parser, 6)
     parser.add_argument(
         "--fractions", type=float, nargs="+", default=[1.0, 0.1], metavar="FLOAT", help="of the samples (default 1 0.1)"
     )
-    parser.add_argument("--threads", type=int, metavar="INT", help="(default: the run's)")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="(default: products.json in the run)")
     chosen = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
     with one_line_errors():
-        if chosen.batches < 3:
-            raise SettingError(f"--batches = {chosen.batches}; allowed: at least 3")
+        check_batches(chosen.batches)
         if wrong := [value for value in chosen.fractions if not 0 < value <= 1]:
             raise SettingError(f"--fractions = {wrong[0]}; allowed: more than 0, at most 1")
         changes = {} if chosen.threads is None else {"threads": chosen.threads}
@@ -73,12 +68,11 @@ def measure(learner: metarl.Learner, batches: int, fractions: Sequence[float]) -
 
 def sample_objectives(learner: metarl.Learner, batches: int) -> list[MetaObjective]:
     """The meta-objectives of further iterations, all at the learner's parameters."""
-    sampler, found = another(learner), []
-    for iteration in range(learner.iteration, learner.iteration + batches):
-        sampler.iteration = iteration
-        tasks = learner.distribution.sample(learner.tasks, keyed_generator(learner.seed, "train/tasks", iteration))
-        found.append(sampler.objective(sampler.adapt(tasks, learner.rule.steps, purpose="train")))
-    return found
+    sampler = another(learner)
+    return [
+        sampler.objective(sampler.adapt(tasks, learner.rule.steps, purpose="train"))
+        for tasks in further_tasks(sampler, batches)
+    ]
 
 
 def compare(gains: Mapping[str, Tensor], kls: Mapping[str, Tensor]) -> dict[str, Row]:

@@ -329,12 +329,13 @@ class Learner:
             )
         if self.initial_sampling and self.weighting != "timestep":
             raise ValueError(f"initial_sampling = True with weighting = {self.weighting!r}; allowed: timestep")
-        adapted = self.rule.adapted_names(self.rule.start(expand_over_tasks(self.theta, 1)))
-        if isinstance(self.outer, Reptile) and (fixed := set(self.theta).difference(adapted)):
-            raise ValueError(
-                f"outer = {self.outer} would leave {min(fixed)} as it is; allowed: with a rule that adapts all, "
-                "such as metarl.GradientDescent(0.1)"
-            )
+        if isinstance(self.outer, Reptile):
+            adapted = self.rule.adapted_names(self.rule.start(expand_over_tasks(self.theta, 1)))
+            if fixed := set(self.theta).difference(adapted):
+                raise ValueError(
+                    f"outer = {self.outer} would leave {min(fixed)} as it is; allowed: with a rule that adapts all, "
+                    "such as metarl.GradientDescent(0.1)"
+                )
 
     def _check_policy_output(self) -> None:
         shape = self.distribution.observation_space.shape

@@ -41,6 +41,12 @@ class Settings:
     support_lambda: float | None = setting(
         None, "--gae-lambda of the data of inner steps, if another", at_least=0, at_most=1, source="paper"
     )
+    survival_bonus: float = setting(
+        0.0,
+        "added to every reward that learning sees, but not to returns: ending an episode early no longer pays where "
+        "rewards are negative",
+        source="paper",
+    )
     bootstrap: bool = setting(False, "value the state at the time limit instead of taking 0 there", source="paper")
     baseline: str = setting(
         "linear",
@@ -199,6 +205,7 @@ def build_learner(settings: Settings, distribution: TaskDistribution) -> metarl.
             discount=settings.discount,
             gae_lambda=settings.gae_lambda,
             support_lambda=settings.support_lambda,
+            survival_bonus=settings.survival_bonus,
             bootstrap=settings.bootstrap,
             baseline=settings.baseline,
             weighting=settings.weighting,

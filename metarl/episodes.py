@@ -113,6 +113,10 @@ class Episodes:
             succeeded=None if shortened.succeeded is None else shortened.succeeded & kept,
         )
 
+    def with_bonus(self, bonus: float) -> "Episodes":
+        """The same episodes with `bonus` added to the reward of every valid step."""
+        return replace(self, rewards=torch.where(self.valid, self.rewards + bonus, 0))
+
     @property
     def returns(self) -> Tensor:
         """Undiscounted return of every episode, (M, E); 0 of an absent one."""

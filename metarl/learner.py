@@ -1,5 +1,6 @@
 """The meta-learner: one data flow per meta-iteration, from tasks to new meta-parameters."""
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -79,6 +80,9 @@ class Learner:
         support_lambda: in place of `gae_lambda` for the support data; None for the same. An inner gradient comes from
             the few episodes of one task and is mostly noise, which a smaller lambda reduces; the meta-gradient
             averages over all tasks, and keeps the larger one's smaller bias.
+        survival_bonus: added to the reward of every step that learning sees; returns are told without it. Where an
+            episode can end early and rewards are negative, ending it pays, and that is what is learned first. Where
+            all episodes last the whole horizon it changes next to nothing, for the baseline predicts it.
         weighting: of the steps within a task, see `metarl.episodes.to_samples`.
         budget: `episodes`: E episodes per task; `steps`: as many whole ones as it takes to have E times the horizon
             in steps, see `metarl.rollout.collect`.
@@ -105,6 +109,7 @@ class Learner:
     discount: float = 0.99
     gae_lambda: float = 1.0
     support_lambda: float | None = None
+    survival_bonus: float = 0.0
     bootstrap: bool = False
     baseline: str = "linear"
     weighting: str = "timestep"
@@ -123,6 +128,7 @@ class Learner:
         require_share("gae_lambda", self.gae_lambda)
         if self.support_lambda is not None:
             require_share("support_lambda", self.support_lambda)
+        require(math.isfinite(self.survival_bonus), "survival_bonus", self.survival_bonus, "a finite number")
         require_one_of(BASELINES, "baseline", self.baseline)
         require_one_of(WEIGHTINGS, "weighting", self.weighting)
         require_one_of(("episodes", "steps"), "budget", self.budget)
@@ -216,7 +222,7 @@ class Learner:
                 sampled = self._sample(envs, phi, tasks, key, processes)
             with clock.phase("adapt"):
                 advantages, explained, deviation = estimate_advantages(
-                    sampled,
+                    sampled.with_bonus(self.survival_bonus),
                     self.discount,
                     support_lambda if step < steps else self.gae_lambda,
                     self.bootstrap,
@@ -301,7 +307,8 @@ class Learner:
         return collect(envs, self.policy, self.actions, phi, tasks, horizon, key, steps, processes)
 
     def _outcomes(self, query: Stage) -> Tensor:
-        returns = discounted_returns(query.episodes.rewards, self.discount)[:, 0]
+        rewards = query.episodes.with_bonus(self.survival_bonus).rewards
+        returns = discounted_returns(rewards, self.discount)[:, 0]
         own = (returns, query.episodes.lengths, query.advantage_deviation)
         return outcomes(*(self.processes.join(of, self.tasks) for of in own))[self.processes.share(self.tasks)]
 

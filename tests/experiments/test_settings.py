@@ -68,6 +68,7 @@ def test_rollouts_and_advantages_are_as_asked():
     assert (learner.seed, learner.task_chunk, learner.tasks, learner.episodes) == (7, 1, 2, 2)
     assert build(baseline="quadratic").baseline == "quadratic"
     assert (learner.support_lambda, build(support_lambda=0.0).support_lambda) == (None, 0.0)
+    assert (learner.survival_bonus, build(survival_bonus=2.0).survival_bonus) == (0.0, 2.0)
     assert build(initial_sampling=True).initial_sampling
 
 

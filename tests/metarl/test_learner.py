@@ -4,13 +4,14 @@ import copy
 import math
 from dataclasses import replace
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
 from torch import nn
 
-from envs import AntVelocity, Navigation2D
+from envs import AntVelocity, GymnasiumTasks, Navigation2D, choose_from
 from metarl import (
     PPO,
     TRPO,
@@ -208,6 +209,7 @@ def test_frozen_parameters_stay_as_they_are():
         ({"discount": 1.5}, "discount = 1.5; allowed: 0 to 1"),
         ({"gae_lambda": -3.0}, "gae_lambda = -3.0; allowed: 0 to 1"),
         ({"support_lambda": 1.1}, "support_lambda = 1.1; allowed: 0 to 1"),
+        ({"survival_bonus": float("nan")}, "survival_bonus = nan; allowed: a finite number"),
         ({"seed": -1}, r"seed = -1; allowed: a whole number, 0 to 2\^64 - 1"),
         ({"seed": 2**64}, r"seed = 18446744073709551616; allowed: a whole number, 0 to 2\^64 - 1"),
         ({"tasks": 0}, "tasks = 0; allowed: a whole number, at least 1"),
@@ -577,6 +579,54 @@ def test_samples_are_made_as_the_settings_say(changes):
         assert torch.equal(stage.samples.weights, expected.weights)
         assert torch.equal(stage.explained_variance, explained)
         assert torch.equal(stage.advantage_deviation, deviation)
+
+
+@pytest.mark.parametrize("sampling", [False, True])
+def test_learning_sees_a_bonus_for_survival_that_returns_do_not_tell(sampling):
+    lengths = (2, 4, 6)
+    distribution = CorridorTasks(6)
+    torch.manual_seed(0)
+    policy = CategoricalMLP(distribution.observation_space, distribution.action_space, (4,))
+    learner = Learner(distribution, policy, 3, 5, survival_bonus=2.0, initial_sampling=sampling)
+    stages = learner.adapt({"length": np.array(lengths)}, 1)
+    for stage in stages:
+        told = (stage.episodes.actions * torch.arange(1, 7).view(1, 6, 1) * stage.episodes.valid).sum(dim=1)
+        assert torch.equal(stage.episodes.returns, told.to(stage.episodes.returns.dtype))
+        seen = stage.episodes.rewards.clone()
+        for task, length in enumerate(lengths):
+            seen[task, :length] += 2.0
+        advantages, explained, deviation = estimate_advantages(replace(stage.episodes, rewards=seen))
+        assert torch.equal(stage.samples.advantages, to_samples(stage.episodes, advantages).packed().advantages)
+        assert torch.equal(stage.explained_variance, explained)
+        assert torch.equal(stage.advantage_deviation, deviation)
+    if sampling:
+        returns = discounted_returns(seen, 0.99)[:, 0]
+        expected = outcomes(returns, stages[-1].episodes.lengths, stages[-1].advantage_deviation)
+        torch.testing.assert_close(learner.objective(stages).outcomes, expected)
+
+
+class Toil(gymnasium.Env):
+    """Every step costs 1; action 1 ends the episode."""
+
+    observation_space, action_space = Box(0, 1, (1,)), Discrete(2)
+
+    def reset(self, *, seed=None, options=None):
+        return np.ones(1, np.float32), {}
+
+    def step(self, action):
+        return np.ones(1, np.float32), -1.0, bool(action == 1), False, {}
+
+
+@pytest.mark.parametrize(("bonus", "longest"), [(0.0, False), (2.0, True)])
+def test_a_bonus_for_survival_makes_ending_an_episode_early_unattractive(bonus, longest):
+    distribution = GymnasiumTasks(Toil, choose_from({"task": np.arange(2)}), lambda env, task: None, horizon=8)
+    torch.manual_seed(0)
+    policy = CategoricalMLP(distribution.observation_space, distribution.action_space, (4,), "tanh")
+    learner = Learner(distribution, policy, 2, 20, outer=TRPO(max_kl=0.1), survival_bonus=bonus)
+    for _ in range(40):
+        figures = learner.step()
+    assert figures["return/step_1"] == pytest.approx(-figures["episode_length"])
+    assert figures["episode_length"] > 7 if longest else figures["episode_length"] < 1.2
 
 
 def test_a_budget_of_steps_is_spent():

@@ -43,6 +43,10 @@ class Direction(MujocoTasks):
 class Velocity(MujocoTasks):
     """Run at the velocity v ~ U[0, fastest] m/s; the task's reward is bonus - |vx - v|.
 
+    Deviation: the paper's code draws every task by itself, as `sample_test` does. Here the velocities of a training
+    meta-batch are spread evenly, for otherwise it holds more fast or more slow ones by chance and pulls the policy that
+    way.
+
     Attributes:
         fastest: the highest velocity.
         bonus: for each dynamics, a constant that keeps falling over from paying.
@@ -56,7 +60,11 @@ class Velocity(MujocoTasks):
         self.task_space = {"velocity": Box(0.0, self.fastest, (), np.float64)}
 
     def sample(self, count: int, rng: np.random.Generator) -> Tasks:
-        """Draw velocities (count,) in m/s."""
+        """Draw velocities (count,) in m/s, one from each of `count` equal parts of the range, in random order."""
+        return {"velocity": self.fastest * (rng.permutation(count) + rng.uniform(size=count)) / count}
+
+    def sample_test(self, count: int, rng: np.random.Generator) -> Tasks:
+        """Draw velocities (count,) in m/s, each from the whole range."""
         return {"velocity": rng.uniform(0.0, self.fastest, count)}
 
     def task_reward(self, position: np.ndarray, x_velocity: np.ndarray, tasks: Tasks) -> np.ndarray:

@@ -156,6 +156,18 @@ def test_tasks_are_uniform_over_the_papers_range(distribution, name, low, high):
     np.testing.assert_allclose(drawn.std(axis=0), (high - low) / np.sqrt(12), rtol=0.03)
 
 
+@pytest.mark.parametrize("distribution", [envs.HalfCheetahVelocity, envs.AntVelocity])
+def test_velocities_of_a_meta_batch_are_spread_evenly_and_those_of_a_test_are_not(distribution):
+    drawn = [distribution().sample(4, np.random.default_rng(seed))["velocity"] for seed in range(1000)]
+    share = np.array(drawn) / distribution.fastest
+    assert (np.sort(np.floor(4 * share), axis=1) == np.arange(4)).all()  # one in each quarter
+    np.testing.assert_allclose(np.sort(share, axis=0).T, np.tile(np.arange(0.5, 1000) / 1000, (4, 1)), atol=0.07)
+    np.testing.assert_allclose(np.corrcoef(share.T)[0, 1:], -5 / 16, atol=0.08)  # in random order
+    tests = [distribution().sample_test(4, np.random.default_rng(seed))["velocity"] for seed in range(1000)]
+    np.testing.assert_allclose(np.sort(np.ravel(tests)) / distribution.fastest, np.arange(0.5, 4000) / 4000, atol=0.03)
+    np.testing.assert_allclose(np.corrcoef(np.transpose(tests))[0, 1:], 0, atol=0.1)
+
+
 @pytest.mark.parametrize("distribution", [envs.HalfCheetahDirection, envs.AntDirection])
 def test_both_directions_are_equally_likely(distribution):
     drawn = [distribution().sample(5, np.random.default_rng(seed))["direction"] for seed in range(1000)]

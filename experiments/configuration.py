@@ -33,7 +33,7 @@ def setting(
     at_least: float | None = None,
     at_most: float | None = None,
     choices: Sequence[str] = (),
-    changeable: bool = False,
+    changeable: bool | tuple[str, ...] = False,
     only: tuple[str, ...] = (),
 ) -> Any:
     """Declare a field of a configuration.
@@ -45,7 +45,8 @@ def setting(
         unit: of the value, where it has one.
         more_than, at_least, at_most: bounds of a number, or of each number in a tuple.
         choices: all allowed texts.
-        changeable: whether a resumed run may use another value.
+        changeable: whether a resumed run may use another value; or the name of another setting, and the values of it
+            with which it may.
         only: the name of another setting, and the values of it with which this one has an effect.
     """
     described = {"source": source, "unit": unit, "choices": choices, "changeable": changeable, "only": only}

@@ -61,7 +61,13 @@ class Settings:
         source="paper",
     )
     inner_steps: int = setting(1, "gradient steps of the inner loop in training", at_least=0, source="paper")
-    inner_step_size: float = setting(0.1, "step size of the inner loop", more_than=0, source="paper")
+    inner_step_size: float = setting(
+        0.1,
+        "step size of the inner loop",
+        more_than=0,
+        changeable=("adaptation", "maml", "anil", "cavia"),  # not where it is learned
+        source="paper",
+    )
     later_factor: float = setting(
         0.5, "of the step size, after as many steps as training takes", more_than=0, source="paper's code"
     )

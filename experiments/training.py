@@ -339,7 +339,7 @@ def _start(experiment: Experiment, arguments: Sequence[str], held: ExitStack) ->
     if run is not None:
         if namespace.run_dir is not None:
             raise SettingError("--run-dir with --resume; allowed: one of the two")
-        _check_unchanged(before, settings)
+        changed = _changes(before, settings)
         learner = _build(experiment, settings)
         progress = load_state(learner, run, "checkpoint.pt")
         if learner.iteration >= settings.iterations:
@@ -352,7 +352,7 @@ def _start(experiment: Experiment, arguments: Sequence[str], held: ExitStack) ->
             run.claim()
             held.callback(run.release)
             run.rewind(learner.iteration)
-            run.write_config({**run.config, "settings": to_json(settings), **_resumed(run, learner.iteration)})
+            run.write_config({**run.config, "settings": to_json(settings), **_resumed(run, learner.iteration, changed)})
         return run, settings, learner, progress
     learner, progress = _build(experiment, settings), Progress()
     _check_same(experiment, settings, learner)
@@ -428,12 +428,13 @@ def _check_failures(figures: dict[str, float], settings: Settings) -> None:
         )
 
 
-def _resumed(run: Run, iteration: int) -> dict[str, Any]:
-    """Which other version of this code continues a run, and from where."""
+def _resumed(run: Run, iteration: int, changed: Mapping[str, Any]) -> dict[str, Any]:
+    """Which other version of this code, or which changed settings, continue a run, and from where."""
     earlier = run.config.get("resumed", [])
     last = earlier[-1]["commit"] if earlier else run.config.get("commit")
     commit = _commit()
-    return {} if commit == last else {"resumed": [*earlier, {"iteration": iteration, "commit": commit}]}
+    note = {"iteration": iteration, "commit": commit} | ({"changed": changed} if changed else {})
+    return {"resumed": [*earlier, note]} if changed or commit != last else {}
 
 
 def _commit() -> str | None:
@@ -451,12 +452,18 @@ def _peek_resume(arguments: Sequence[str]) -> Path | None:
     return parser.parse_known_args([word for word in arguments if word not in ("-h", "--help")])[0].resume
 
 
-def _check_unchanged(old: Any, new: Any) -> None:
+def _changes(old: Any, new: Any) -> dict[str, Any]:
+    """What a resumed run learns otherwise from here on, name to [old, new]; SettingError for what must not change."""
+    changes = {}
     for field in fields(new):
-        before, now = getattr(old, field.name), getattr(new, field.name)
-        if now != before and not field.metadata["changeable"]:
+        before, now, changeable = getattr(old, field.name), getattr(new, field.name), field.metadata["changeable"]
+        if now == before or changeable is True:
+            continue
+        if not changeable or getattr(new, changeable[0]) not in changeable[1:]:
             flag = "--" + field.name.replace("_", "-")
             raise SettingError(f"{flag} = {now} cannot change in a resumed run; allowed: {before}")
+        changes[field.name] = [before, now]
+    return changes
 
 
 def _state(learner: dict[str, Any], progress: Progress) -> dict[str, Any]:

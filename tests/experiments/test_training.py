@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -348,6 +349,31 @@ def test_what_cannot_change_does_not(unbroken, capsys):
         given = ["--resume", str(unbroken), "--iterations", "9", *arguments]
         assert error_of(capsys, main, navigation_2d.EXPERIMENT, given) == line
     assert (unbroken / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_resumed_run_may_take_other_inner_steps_and_remembers_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("experiments.training._commit", lambda: "same")
+    run = tmp_path / "run"
+    train("--iterations", 1, "--run-dir", run)
+    _, _, learner = open_run(run)
+    for words in (["2", "--inner-step-size", "0.2"], ["3"]):
+        main(navigation_2d.EXPERIMENT, ["--resume", str(run), "--iterations", *words])
+    config = Run.open(run).config
+    assert config["settings"]["inner_step_size"] == 0.2
+    assert config["resumed"] == [{"iteration": 1, "commit": "same", "changed": {"inner_step_size": [0.5, 0.2]}}]
+    learner.rule = replace(learner.rule, step_size=0.2)
+    for _ in range(2):
+        learner.step()
+    for name, value in parameters(run).items():
+        assert torch.equal(value, learner.theta[name])
+
+
+def test_learned_step_sizes_cannot_be_given_again(tmp_path, capsys):
+    run = tmp_path / "run"
+    train("--iterations", 1, "--run-dir", run, "--adaptation", "meta-sgd")
+    words = ["--resume", str(run), "--iterations", "2", "--inner-step-size", "0.2"]
+    line = error_of(capsys, main, navigation_2d.EXPERIMENT, words)
+    assert line == "error: --inner-step-size = 0.2 cannot change in a resumed run; allowed: 0.5"
 
 
 def test_a_directory_with_a_run_is_not_overwritten(unbroken, capsys):

@@ -38,7 +38,7 @@ class Compared:
         label: in the legend.
         means, errors: of ours after 0, 1, ... gradient steps, errors None of a single seed.
         training: returns by iteration of each seed, before and after one step; empty where there are none.
-        steps_per_iteration: environment steps.
+        env_steps: after each iteration, of each seed.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Compared:
     means: Sequence[float] = ()
     errors: Sequence[float] | None = None
     training: Sequence[Sequence[Sequence[float]]] = ()
-    steps_per_iteration: float = 0.0
+    env_steps: Sequence[np.ndarray] = ()
 
 
 def comparison(title: str, methods: Sequence[Compared]) -> Figure:
@@ -59,7 +59,7 @@ def comparison(title: str, methods: Sequence[Compared]) -> Figure:
         for runs, style in zip(method.training, ("--", "-"), strict=False):
             if runs:
                 line = {"color": color, "linestyle": style}
-                _draw_curves(curve_axes, runs, method.steps_per_iteration / 1e6, line)
+                _draw_curves(curve_axes, runs, method.env_steps, line)
         beside = 0.04 * (index - len(methods) / 2)  # so that no marker hides another
         _draw_steps(steps_axes, method, color, beside)
     heading = "test tasks" + _cut_below(steps_axes, methods)
@@ -100,10 +100,13 @@ def _cut_below(axes: Axes, methods: Sequence[Compared]) -> str:
     return f" ({worst} goes on below)"
 
 
-def _draw_curves(axes: Axes, runs: Sequence[Sequence[float]], per_iteration: float, line: dict[str, Any]) -> None:
+def _draw_curves(
+    axes: Axes, runs: Sequence[Sequence[float]], env_steps: Sequence[np.ndarray], line: dict[str, Any]
+) -> None:
     """Returns of training by seed: a moving average over 2 % of the iterations; faint, the mean or the spread."""
-    shared = np.array([values[: min(map(len, runs))] for values in runs])
-    steps = per_iteration * np.arange(1, shared.shape[1] + 1)
+    length = min(map(len, runs))
+    shared = np.array([values[:length] for values in runs])
+    steps = np.mean([taken[:length] for taken in env_steps], axis=0) / 1e6
     mean, faint = shared.mean(axis=0), {"color": line["color"], "alpha": 0.2}
     if len(runs) > 1:
         error = shared.std(axis=0, ddof=1) / len(runs) ** 0.5

@@ -69,7 +69,13 @@ def choose(
 
 
 def train_run(
-    experiment: training.Experiment, directory: Path, kept: Path, seed: int, flags: Sequence[str], trained: bool = True
+    experiment: training.Experiment,
+    directory: Path,
+    kept: Path,
+    seed: int,
+    flags: Sequence[str],
+    trained: bool = True,
+    then: tuple[int, str] | None = None,
 ) -> None:
     """Start a run, or continue it up to the iterations that its flags or else its script ask for.
 
@@ -80,20 +86,23 @@ def train_run(
         seed: of the run.
         flags: of the script.
         trained: False to leave the run at its first checkpoint.
+        then: an iteration, and more flags for those after it.
     """
     _, asked = parse(experiment.settings, flags, OneLineParser(""), {})
     done = {place: _iterations(place) for place in (directory, kept)}
     if trained and done[kept] > max(asked.iterations, done[directory]):
         raise SettingError(f"{kept} holds {done[kept]} iterations; allowed: --iterations {done[kept]} or more")
-    if not (directory / "checkpoint.pt").exists():
-        new = ["--seed", str(seed), "--run-dir", str(directory), *flags]
-        if trained:
-            training.main(experiment, new)
-        else:
+    until, more = then or (asked.iterations, "")
+    new = ["--seed", str(seed), "--run-dir", str(directory), *flags]
+    if not trained:
+        if not (directory / "checkpoint.pt").exists():
             training.prepare(experiment, new)
-    elif trained and done[directory] < asked.iterations:
-        again = ["--resume", str(directory), *flags, "--iterations", str(asked.iterations)]
-        training.main(experiment, again)
+        return
+    for iterations, words in ((min(until, asked.iterations), flags), (asked.iterations, [*flags, *more.split()])):
+        if not (directory / "checkpoint.pt").exists():
+            training.main(experiment, [*new, "--iterations", str(iterations)])
+        elif _iterations(directory) < iterations:
+            training.main(experiment, ["--resume", str(directory), *words, "--iterations", str(iterations)])
 
 
 def _iterations(folder: Path) -> int:

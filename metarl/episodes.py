@@ -30,10 +30,11 @@ class SimulationError(RuntimeError):
 def task_chunks(tasks: int, size: int, workers: int = 1) -> list[slice]:
     """Cut M tasks into consecutive slices of at most `size`, alike in length.
 
-    Their number is a multiple of `workers`, which take equal shares then, where there are as many tasks.
+    Their number is a multiple of `workers`, which take equal shares then, unless a slice would have a single task,
+    which matrix products may round otherwise.
     """
     rounds = -(-tasks // (size * workers))
-    count = min(rounds * workers, tasks)
+    count = min(rounds * workers, max(-(-tasks // size), tasks // 2))
     return [slice(tasks * i // count, tasks * (i + 1) // count) for i in range(count)]
 
 

@@ -48,7 +48,7 @@ def test_unknown_dynamics_get_one_line(capsys, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("words", ["half_cheetah_velocity --baseline quadratic", "ant_velocity --tasks 4"])
+@pytest.mark.parametrize("words", ["half_cheetah_velocity --tasks 5 --baseline quadratic", "ant_velocity --tasks 3"])
 def test_the_number_of_threads_changes_nothing(tmp_path, words):
     """Not a bit, after two iterations, with more features in the baseline than a matrix is factored at a time."""
     name, *flags = words.split()
@@ -242,22 +242,63 @@ def test_reproduction_runs_keeps_and_reports(tmp_path, monkeypatch, capsys):
         base / "navigation_2d" / "first-order" / "seed0" for base in (reproduce.RESULTS, reproduce.RUNS)
     )
     before = json.loads((first_order / "curve.json").read_text())
+    steps = [json.loads(line)["env_steps"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert before["env_steps"] == steps
+    before["seconds"] = 1000
+    (first_order / "curve.json").write_text(json.dumps(before))
     shutil.rmtree(run)
     line = error_of(capsys, reproduce.main, ["navigation_2d", "--seeds", "0", "--methods", "first-order"])
     assert line == f"error: {first_order} holds 3 iterations; allowed: --iterations 3 or more"
     assert not run.exists()
     shutil.copytree(first_order, run)  # what is kept can be continued, elsewhere too
+    reproduce.main(["navigation_2d", "--seeds", "0", "--methods", "first-order", "--iterations", "3"])
+    assert json.loads((first_order / "curve.json").read_text()) == before
     reproduce.main(["navigation_2d", "--seeds", "0", "--methods", "first-order", "--iterations", "4"])
     after = json.loads((first_order / "curve.json").read_text())
     [line] = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     assert line["iteration"] == 4
     assert after["return/step_1"] == [*before["return/step_1"], round(line["return/step_1"], 3)]
-    assert after["seconds"] >= before["seconds"]
+    assert after["env_steps"] == [*steps, line["env_steps"]]
+    assert 1000 <= after["seconds"] < 1100
     assert json.loads((first_order / "evaluation.json").read_text())["iteration"] == 4
     capsys.readouterr()
     shutil.rmtree(kept)  # as long as nothing is known of maml its published numbers stand beside the others
     reproduce.main(["--report"])
     assert "| maml | (-40.0) | (-11.0) |  |  |  |  |  |  |  |\n| first-order | " in capsys.readouterr().out
+
+
+def test_a_method_may_go_on_with_other_flags(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(reproduce, "RESULTS", tmp_path / "results")
+    method = reproduce.Method(f"{' '.join(TINY)} --iterations 4", then=(3, "--inner-step-size 0.2"))
+    monkeypatch.setattr(reproduce, "FIGURES", {"navigation_2d": reproduce.Reproduction({"maml": method})})
+    for iterations in ("1", "4"):  # stopped before the change
+        reproduce.main(["navigation_2d", "--seeds", "0", "--iterations", iterations])
+    config = json.loads((tmp_path / "results/navigation_2d/maml/seed0/config.json").read_text())
+    [note] = config["resumed"]
+    assert (note["iteration"], note["changed"]) == (3, {"inner_step_size": [0.5, 0.2]})
+    summary = json.loads((tmp_path / "results" / "summary.json").read_text())["navigation_2d"]["maml"]
+    assert summary["flags"] == f"{' '.join(TINY)} --iterations 4; after iteration 3 --inner-step-size 0.2"
+    assert summary["iterations"] == 4
+
+
+def test_training_is_compared_over_the_same_environment_steps(tmp_path, monkeypatch):
+    monkeypatch.setattr(reproduce, "RESULTS", tmp_path)
+    returns = [float(i) for i in range(10)]
+    known = {"env_steps": [1, 2, 3, 4, 5, 6, 10, 60, 70, 100]}  # of 100, the last fifth is the last iteration
+    for name, more in (("known", known), ("unknown", {})):
+        (tmp_path / "figure" / name / "seed0").mkdir(parents=True)
+        curve = {"return/step_0": returns, "return/step_1": returns, **more}
+        (tmp_path / "figure" / name / "seed0" / "curve.json").write_text(json.dumps(curve))
+    entries = {name: {"env_steps": 100, "iterations": 10} for name in ("known", "unknown")}
+    reproduce._compare_training("figure", entries)
+    assert entries["known"]["training"] == {
+        "env_steps": [80, 100],
+        "mean": 9.0,
+        "standard_error": None,
+        "per_seed": [9.0],
+    }
+    assert entries["unknown"]["training"]["mean"] == 8.5
 
 
 def test_the_overview_shows_the_best_method_beside_the_published_one():

@@ -130,9 +130,18 @@ def test_a_share_of_the_test_tasks_has_the_same_first_episodes():
 def test_task_chunks_are_alike_and_as_many_as_threads_can_share():
     lengths = {
         (tasks, size, threads): [part.stop - part.start for part in task_chunks(tasks, size, threads)]
-        for tasks, size, threads in [(20, 8, 1), (20, 8, 2), (20, 100, 2), (5, 1, 2), (1, 4, 2), (3, 2, 4)]
+        for tasks, size, threads in [
+            (20, 8, 1),
+            (20, 8, 2),
+            (20, 100, 2),
+            (5, 1, 2),
+            (1, 4, 2),
+            (3, 2, 4),
+            (5, 9, 4),
+            (3, 9, 2),
+        ]
     }
-    assert list(lengths.values()) == [[6, 7, 7], [5, 5, 5, 5], [10, 10], [1] * 5, [1], [1, 1, 1]]
+    assert list(lengths.values()) == [[6, 7, 7], [5, 5, 5, 5], [10, 10], [1] * 5, [1], [1, 2], [2, 3], [3]]
 
 
 @pytest.mark.parametrize("chunk", [1, 3])

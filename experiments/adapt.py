@@ -53,7 +53,7 @@ def read_task(text: str, distribution: Any) -> Tasks:
     try:
         tasks = {name: np.asarray([value], np.float64) for name, value in values.items()}
         check_tasks(tasks, distribution.task_space)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise SettingError(f"--task = {text}: {error}; for example {_example(distribution)}") from error
     return tasks
 

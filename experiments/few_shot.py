@@ -16,6 +16,7 @@ from experiments.settings import Settings, prepare_process
 from experiments.training import Experiment, step
 from metarl.few_shot import Criterion, FewShotLearner, MAMLGradient, ReptileGradient
 from metarl.few_shot_tasks import FewShotDistribution, FewShotTasks
+from metarl.runs import RunError
 
 LEARNERS = ("maml", "first-order", "reptile", "meta-sgd", "anil", "maml++")
 _BLOCK = 25  # tasks that are drawn together in evaluation
@@ -41,7 +42,11 @@ class FewShotSettings:
     inner_steps: int = with_default(Settings, "inner_steps", 1, "paper")
     inner_step_size: float = with_default(Settings, "inner_step_size", 0.01, "paper")
     multi_step_iterations: int = setting(
-        1_500, "maml++: until then the losses of earlier inner steps count too", at_least=0, source="MAML++'s code"
+        1_500,
+        "until then the losses of earlier inner steps count too",
+        at_least=0,
+        source="MAML++'s code",
+        only=("learner", "maml++"),
     )
     learning_rate: float = setting(0.001, "of Adam in the outer loop", more_than=0, source="paper's code")
     final_learning_rate: float = setting(
@@ -162,6 +167,8 @@ class FewShotExperiment(Experiment):
 
     def advance(self, settings: Any, learner: FewShotLearner) -> dict[str, float]:
         """Train to the next multiple of `record_every`, or to the end; figures are means over these iterations."""
+        if learner.iteration and not learner.state_dict()["adam"]:  # kept when files of results held none
+            raise RunError("this checkpoint holds parameters alone, without Adam's moments; allowed: to evaluate it")
         started, first = time.perf_counter(), learner.iteration
         end = min((first // settings.record_every + 1) * settings.record_every, settings.iterations)
         lines = [step(settings, learner) for _ in range(end - first)]
@@ -186,8 +193,6 @@ class FewShotExperiment(Experiment):
         steps, statistics = settings.evaluation_steps, None
         if settings.evaluation_statistics == "per-step":
             statistics = judged.step_statistics(judged.sample(4 * _BLOCK, "train"), steps)
-            if not any(statistics):
-                raise SettingError("--statistics = per-step of a network without batch norm; allowed: batch")
         scores = over_blocks(settings, judged, split, lambda block: judged.scores(block, steps, statistics), steps + 1)
         first = judged.sample(min(_BLOCK, settings.evaluation_tasks), split)
         return FewShotEvaluation(learner.criterion.name, scores, judged, first)
@@ -229,6 +234,9 @@ def build_few_shot(
             raise SettingError(f"{flag} = {value}; allowed: a multiple of --record-every = {settings.record_every}")
     device = prepare_process(settings)
     module: nn.Module = make_module()
+    normalised = any(isinstance(part, metarl.models.BatchNorm) for part in module.modules())
+    if settings.evaluation_statistics == "per-step" and not normalised:
+        raise SettingError("--evaluation-statistics = per-step of a network without batch norm; allowed: batch")
     multi_step = settings.multi_step_iterations if settings.learner == "maml++" else 0
     return FewShotLearner(
         distribution,

@@ -17,6 +17,7 @@ from experiments.few_shot import (
     over_blocks,
 )
 from experiments.settings import choose_device
+from metarl.distributed import current
 from metarl.few_shot_tasks import FewShotTasks
 from metarl.parameters import call_per_task, expand_over_tasks
 
@@ -75,6 +76,8 @@ def build_images(settings: Any, images: dict[str, Tensor], network: Any) -> meta
     if settings.learner != "classifier":
         episodes = _episodes(images, settings.ways, settings.shots, settings.training_queries)
         return build_few_shot(settings, episodes, lambda: network(settings, settings.ways), metarl.CLASSIFICATION)
+    if (size := current().size) > 1:
+        raise SettingError(f"--learner = classifier on {size} processes; allowed: one process")
     batches = metarl.ImageBatches(images, settings.tasks * settings.ways * settings.training_queries)
     alone, classes = replace(settings, tasks=1, inner_steps=0), len(images["train"])
     return build_few_shot(alone, batches, lambda: network(settings, classes), metarl.CLASSIFICATION)

@@ -56,6 +56,8 @@ def omniglot(folder: Path | None, cache: Path) -> dict[str, Tensor]:
     Raises:
         RunError: a missing or damaged set.
     """
+    if folder is not None and not folder.is_dir():
+        raise _no_omniglot(folder)
     read = _prepared(cache, "omniglot_images", folder, lambda: _read_omniglot(folder or _download_omniglot(cache)))
     images = read["images"][..., None]
     splits = split_classes(len(images), OMNIGLOT_SPLITS, keyed_generator(0, "omniglot/split"))
@@ -115,6 +117,10 @@ def _read_omniglot(folder: Path) -> dict[str, Tensor]:
     return {"images": torch.from_numpy(np.stack([characters[name] for name in sorted(characters)]))}
 
 
+def _no_omniglot(folder: Path) -> RunError:
+    return RunError(f"Omniglot is not in {folder}; put images_background.zip and images_evaluation.zip there")
+
+
 def _omniglot_files(folder: Path, part: str) -> Iterable[_NamedImage]:
     archive = folder / f"{part}.zip"
     if archive.is_file():
@@ -127,7 +133,7 @@ def _omniglot_files(folder: Path, part: str) -> Iterable[_NamedImage]:
             raise RunError(f"{archive} is damaged: {error}; download it again") from error
         return
     if not (folder / part).is_dir():
-        raise RunError(f"Omniglot is not in {folder}; put images_background.zip and images_evaluation.zip there")
+        raise _no_omniglot(folder)
     for path in sorted((folder / part).glob("*/*/*.png")):
         yield str(path.relative_to(folder)), path.read_bytes
 

@@ -57,6 +57,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if wrong := [value for value in lambdas if not 0 <= value <= 1]:
             raise SettingError(f"--gae-lambdas = {wrong[0]}; allowed: 0 to 1")
         output = output_file(chosen.output, chosen.run / "meta_gradients.json")
+        if learner.weighting != "timestep":
+            raise SettingError(f"{chosen.run} has --weighting {learner.weighting}; allowed: a run with timestep")
         rows = measure(learner, chosen.batches, lambdas)
         print(table(rows, chosen.batches))
         if chosen.batches < _FEW:

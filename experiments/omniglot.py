@@ -21,7 +21,7 @@ class OmniglotSettings(ImageSettings):
     inner_step_size: float = with_default(
         FewShotSettings, "inner_step_size", 2.0, "paper: 0.4 of N times the mean loss; 2.0 for 20-way too"
     )
-    filters: int = setting(64, "of each convolution", at_least=1, source="paper")
+    filters: int = setting(64, "of each convolution", at_least=1, source="paper", only=("network", "conv"))
     evaluation_steps: int = with_default(FewShotSettings, "evaluation_steps", 3, "paper; 5 for 20-way")
     data: str = setting(
         "", "folder of images_background.zip and images_evaluation.zip; none downloads them", changeable=True

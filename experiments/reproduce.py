@@ -157,7 +157,7 @@ FIGURES = {
         {
             **SHORT_COMPARISON,
             **small_batches(20, 750),
-            **changed(small_batches(20, 750), "survival bonus", "--survival-bonus 2"),  # no reward is negative then
+            **changed(small_batches(20, 750), "survival bonus", "--survival-bonus 2"),  # few rewards are negative then
         },
     ),
     "ant_direction": Reproduction(

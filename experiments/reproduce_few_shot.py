@@ -102,12 +102,18 @@ def run_method(figure: str, name: str, seed: int, flags: Sequence[str]) -> None:
     save_json(kept / "config.json", config)
     state = load_checkpoint(directory / "checkpoint.pt")
     state["config"] = config
-    state["learner"]["adam"] = {}  # two thirds of the file; evaluation needs none
     save_checkpoint(kept / "checkpoint.pt", state)
     settings, lines = config["settings"], Run.open(directory).metrics()
+    if not lines:  # the folder of a kept run was copied here, and there is nothing new
+        return
     [score] = [key for key in lines[0] if key.startswith(("mse/", "accuracy/"))]
     curve = {key: [round(line[key], 4) for line in lines] for key in ("iteration", score)}
     seconds = sum(settings["record_every"] / line["iterations_per_second"] for line in lines)
+    if lines[0]["iteration"] > settings["record_every"]:  # the same, and it was continued
+        earlier = json.loads((kept / "curve.json").read_text())
+        before = sum(iteration < lines[0]["iteration"] for iteration in earlier["iteration"])
+        seconds += earlier["seconds"] * before / len(earlier["iteration"])
+        curve = {key: earlier[key][:before] + values for key, values in curve.items()}
     machine = f"{platform.machine()}, {os.cpu_count()} cores"
     save_json(kept / "curve.json", {**curve, "seconds": round(seconds), "machine": machine})
 

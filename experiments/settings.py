@@ -45,6 +45,7 @@ class Settings:
         0.0,
         "added to every reward that learning sees, but not to returns: ending an episode early no longer pays where "
         "rewards are negative",
+        at_least=0,
         source="paper",
     )
     bootstrap: bool = setting(False, "value the state at the time limit instead of taking 0 there", source="paper")

@@ -210,9 +210,9 @@ def open_run(
         settings = replace(settings, **{name: value})
     try:
         check_settings(settings)
+        learner = experiment.build(settings)
     except SettingError as error:
         raise SettingError(str(error).replace("--evaluation-", "--")) from None
-    learner = experiment.build(settings)
     load_state(learner, run, checkpoint)
     return experiment, settings, learner
 

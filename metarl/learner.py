@@ -128,7 +128,7 @@ class Learner:
         require_share("gae_lambda", self.gae_lambda)
         if self.support_lambda is not None:
             require_share("support_lambda", self.support_lambda)
-        require(math.isfinite(self.survival_bonus), "survival_bonus", self.survival_bonus, "a finite number")
+        require(0 <= self.survival_bonus < math.inf, "survival_bonus", self.survival_bonus, "at least 0")
         require_one_of(BASELINES, "baseline", self.baseline)
         require_one_of(WEIGHTINGS, "weighting", self.weighting)
         require_one_of(("episodes", "steps"), "budget", self.budget)
@@ -336,6 +336,8 @@ class Learner:
             )
         if self.initial_sampling and self.weighting != "timestep":
             raise ValueError(f"initial_sampling = True with weighting = {self.weighting!r}; allowed: timestep")
+        if self.initial_sampling and (isinstance(self.outer, Reptile) or not self.rule.steps):
+            raise ValueError("initial_sampling = True without a gradient through inner steps; allowed: False")
         if isinstance(self.outer, Reptile):
             adapted = self.rule.adapted_names(self.rule.start(expand_over_tasks(self.theta, 1)))
             if fixed := set(self.theta).difference(adapted):

@@ -63,6 +63,7 @@ def test_three_lines_act_without_environment_or_run(run, tmp_path, capsys):
             ["--task", '{"gaol": [0.1, 0.2]}'],
             "tasks have the parameters ['gaol']; allowed: exactly ['goal']; for example",
         ),
+        (["--task", '{"goal": [1' + 400 * "0" + ", 0]}"], "int too large to convert to float; for example"),
         (["--task", '{"goal": [0, 0]}', "--steps", "-1"], "error: --steps = -1; allowed: at least 0"),
         (
             ["--task", '{"goal": [0, 0]}', "--output", "no/where.pt"],

@@ -1,6 +1,8 @@
 """Few-shot runs from the command line: what they write, that they continue exactly, how they are evaluated."""
 
 import json
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,10 +11,13 @@ from matplotlib.figure import Figure
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from experiments import benchmark, evaluate, mini_imagenet, omniglot, reproduce_few_shot, sine
+from experiments import benchmark, evaluate, few_shot, mini_imagenet, omniglot, reproduce_few_shot, sine
 from experiments.configuration import SettingError
-from experiments.few_shot import LEARNERS, FewShotEvaluation
+from experiments.few_shot import LEARNERS, FewShotEvaluation, over_blocks
 from experiments.training import main, open_run
+from metarl import FewShotLearner, Sine
+from metarl.distributed import Processes
+from metarl.runs import load_checkpoint, save_checkpoint
 from tests.experiments.test_command_line import error_of
 from tests.experiments.test_training import assert_same_run, timeless_metrics
 
@@ -75,11 +80,84 @@ def test_evaluate_counts_steps_and_shots(unbroken, tmp_path, capsys):
     assert line == "error: --statistics = per-step of a network without batch norm; allowed: batch"
 
 
+def test_an_evaluation_is_of_as_many_tasks_as_asked_for(unbroken):
+    _, settings, learner = open_run(unbroken)
+    evaluation = sine.EXPERIMENT.evaluate(settings, learner, "test")
+    judge = replace(learner, distribution=Sine(5, 100))
+    judge.theta = learner.theta
+    blocks = [judge.scores(judge.sample(size, "test", number), 2) for number, size in enumerate((25, 5))]
+    np.testing.assert_array_equal(evaluation.per_task, torch.cat(blocks, dim=1))
+    assert len(np.unique(evaluation.per_task[0])) == 30
+
+
+def test_processes_divide_the_blocks_of_an_evaluation(unbroken, monkeypatch):
+    _, settings, learner = open_run(unbroken)
+    monkeypatch.setattr(Processes, "sum", lambda self, values: values)
+
+    def measured(rank, size):
+        learner.processes = Processes(rank, size)
+        return over_blocks(settings, learner, "test", lambda block: learner.scores(block, 0), 1)[0]
+
+    first, second, whole = measured(0, 2), measured(1, 2), measured(0, 1)
+    assert not first[25:].any()
+    assert not second[:25].any()
+    np.testing.assert_array_equal(first + second, whole)
+
+
+def test_statistics_per_step_are_those_of_training_tasks(monkeypatch):
+    settings = sine.SineSettings(threads=1, hidden_sizes=(4,), evaluation_tasks=2, evaluation_steps=1)
+    learner, splits = sine.build(settings), []
+    monkeypatch.setattr(FewShotLearner, "step_statistics", lambda self, tasks, steps: [{} for _ in range(steps + 1)])
+    sample = FewShotLearner.sample
+
+    def noted(self, tasks, split, iteration=0):
+        splits.append((tasks, split))
+        return sample(self, tasks, split, iteration)
+
+    monkeypatch.setattr(FewShotLearner, "sample", noted)
+    sine.EXPERIMENT.evaluate(replace(settings, evaluation_statistics="per-step"), learner, "test")
+    assert splits == [(100, "train"), (2, "test"), (2, "test")]
+
+
+def test_statistics_that_a_network_has_not_are_refused_before_training(tmp_path, capsys):
+    line = error_of(capsys, train, "--evaluation-statistics", "per-step", "--run-dir", tmp_path / "run")
+    assert line == "error: --evaluation-statistics = per-step of a network without batch norm; allowed: batch"
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_best_iterate_is_that_of_the_validation_score_after_the_trained_steps():
+    settings = sine.SineSettings(inner_steps=2, evaluation_steps=3)
+    errors = {f"evaluation/mse/step_{step}": value for step, value in enumerate((9.0, 7.0, 5.0, 6.0))}
+    rates = {f"evaluation/accuracy/step_{step}": value for step, value in enumerate((0.2, 0.4, 0.8, 0.6))}
+    merit = sine.EXPERIMENT.merit
+    assert merit(settings, {"mse/step_2": 1.0, **errors}) == -5
+    assert merit(settings, {"accuracy/step_2": 1.0, **rates}) == 0.8
+    assert merit(replace(settings, evaluation_steps=1), {"accuracy/step_2": 1.0, **rates}) == 0.4
+    assert merit(settings, {"mse/step_2": 1.0}) == -np.inf
+
+
+def test_a_record_is_the_mean_of_its_iterations(monkeypatch):
+    settings = sine.SineSettings(threads=1, hidden_sizes=(4,), record_every=4, iterations=6)
+    learner = sine.build(settings)
+
+    def step(settings, learner):
+        learner.iteration += 1
+        return {"mse/step_1": float(learner.iteration**2)}
+
+    monkeypatch.setattr(few_shot, "step", step)
+    monkeypatch.setattr(learner, "state_dict", lambda: {"adam": {"moments": 1}})
+    records = [sine.EXPERIMENT.advance(settings, learner) for _ in range(2)]
+    assert [record["mse/step_1"] for record in records] == [7.5, 30.5]
+    assert [record["iteration"] for record in records] == [4, 6]
+
+
 def test_a_task_that_diverges_leaves_no_figure_and_no_warning():
     scores = np.array([[1.0, 2.0], [1.0, np.inf]])
     record = FewShotEvaluation("mse", scores, None, None).to_json()
     assert record["mse/step_0"] == {"mean": 1.5, "interval_95": pytest.approx(0.98), "per_task": [1, 2]}
     assert record["mse/step_1"] == {"mean": None, "interval_95": None, "per_task": [1, None]}
+    name, half = FewShotEvaluation("mse", scores, None, None).uncertainty
+    assert (name, half[0]) == ("95 %", pytest.approx(0.98))
     assert FewShotEvaluation("mse", scores[:, :1], None, None).to_json()["mse/step_0"]["interval_95"] is None
 
 
@@ -113,7 +191,7 @@ def test_the_defaults_are_the_papers():
     assert (m.tasks, m.queries, m.inner_step_size, m.inner_steps, m.clip, m.filters) == (4, 15, 0.05, 5, 10.0, 32)
 
 
-def test_mini_imagenet_from_a_folder(tmp_path, capsys):
+def test_mini_imagenet_from_a_folder(tmp_path, capsys, monkeypatch):
     for split in ("train", "val", "test"):
         for name in range(3):
             folder = tmp_path / "data" / split / f"n{name}"
@@ -138,6 +216,11 @@ def test_mini_imagenet_from_a_folder(tmp_path, capsys):
     main(mini_imagenet.EXPERIMENT, [*arguments, *map(str, places), "--learner", "classifier"])
     _, settings, classifier = open_run(tmp_path / "baseline")
     assert classifier.theta["head.weight"].shape[0] == 3  # all training classes
+    assert classifier.sample(1, "train").query.inputs.shape[1] == 2 * 2 * 2  # tasks, ways, queries
+    with monkeypatch.context() as context:
+        context.setattr("experiments.few_shot_images.current", lambda: Processes(0, 2))
+        with pytest.raises(SettingError, match="--learner = classifier on 2 processes; allowed: one process"):
+            mini_imagenet.build(settings)
     judged = mini_imagenet.EXPERIMENT.judged(settings, classifier)
     assert not judged.theta["head.weight"].any()
     assert judged.theta["head.weight"].shape[0] == 2
@@ -207,6 +290,25 @@ def test_reproduction_keeps_what_its_tables_show(tmp_path, monkeypatch, capsys):
     assert f"| oracle | {summary['sine']['oracle']['mse/step_0']['mean']:.3f}" in capsys.readouterr().out
     _, _, learner = open_run(kept / "seed0")
     assert learner.iteration == 6  # continued
+    seed, run = kept / "seed0", tmp_path / "runs" / "sine" / "maml" / "seed0"
+    curve = json.loads((seed / "curve.json").read_text())
+    shutil.copytree(run, tmp_path / "whole")
+    main(sine.EXPERIMENT, ["--resume", str(tmp_path / "whole"), "--iterations", "8"])
+    for iterations in ("6", "8"):  # from what is kept, with nothing to do and with something
+        shutil.rmtree(run)
+        shutil.copytree(seed, run)
+        reproduce_few_shot.main(["sine", "--methods", "maml", "--seeds", "0", "--iterations", iterations])
+        found = json.loads((seed / "curve.json").read_text())
+        assert found["iteration"] == [2, 4, 6, 8][: int(iterations) // 2]
+        assert found["mse/step_1"][:3] == curve["mse/step_1"]
+    (_, _, learner), (_, _, whole) = open_run(seed), open_run(tmp_path / "whole")
+    assert all(torch.equal(learner.theta[name], value) for name, value in whole.theta.items())
+    state = load_checkpoint(run / "checkpoint.pt")
+    state["learner"]["adam"] = {}
+    save_checkpoint(run / "checkpoint.pt", state)
+    capsys.readouterr()
+    line = error_of(capsys, main, sine.EXPERIMENT, ["--resume", str(run), "--iterations", "10"])
+    assert line == "error: this checkpoint holds parameters alone, without Adam's moments; allowed: to evaluate it"
     line = error_of(capsys, reproduce_few_shot.main, ["sine", "--methods", "mamm"])
     assert line == "error: --methods = 'mamm'; allowed: 'maml', 'oracle'"
 

@@ -49,9 +49,22 @@ def test_omniglot_from_archives_and_from_folders(tmp_path, small_splits):
     assert unpacked["train"].dtype == torch.uint8
     assert unpacked["train"][0].float().mean() < 60  # paper is 0, ink 255
     assert unpacked["train"].max() > 200
+    [first, *_] = sorted((tmp_path / "data").rglob("*.png"))
+    by_hand = Image.open(first).convert("L").resize((28, 28), Image.Resampling.LANCZOS)
+    assert any(
+        np.array_equal(255 - np.asarray(by_hand), found[0, :, :, 0]) for found in torch.cat([*unpacked.values()])
+    )
     pack(tmp_path / "data")
     packed = images.omniglot(tmp_path / "data", tmp_path / "cache")
     assert all(torch.equal(packed[name], unpacked[name]) for name in packed)
+
+
+def test_a_folder_that_is_not_there_is_not_replaced_by_the_download(tmp_path, small_splits, monkeypatch):
+    make_omniglot(tmp_path / "downloaded")
+    monkeypatch.setattr(images, "_download_omniglot", lambda cache: tmp_path / "downloaded")
+    images.omniglot(None, tmp_path / "cache")
+    with pytest.raises(RunError, match=r"Omniglot is not in .*typo; put images_background.zip"):
+        images.omniglot(tmp_path / "typo", tmp_path / "cache")
 
 
 def test_the_second_start_reads_the_prepared_file(tmp_path, small_splits, monkeypatch):

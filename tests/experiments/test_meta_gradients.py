@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from experiments import meta_gradients, navigation_2d
-from experiments.training import main, open_run
+from experiments.training import main, open_run, prepare
 from metarl.parameters import ravel
 from metarl.runs import load_checkpoint
 from tests.experiments.test_command_line import error_of
@@ -96,3 +96,9 @@ def test_the_command_measures_and_leaves_the_run_alone(run, capsys):
 )
 def test_bad_input_gets_one_line(run, capsys, flags, message):
     assert error_of(capsys, meta_gradients.main, [str(run), *flags]).startswith(f"error: {message}")
+
+
+def test_a_run_that_e_maml_cannot_take_gets_one_line(tmp_path, capsys):
+    prepare(navigation_2d.EXPERIMENT, [*TINY, "--weighting", "episode", "--run-dir", str(tmp_path / "run")])
+    line = error_of(capsys, meta_gradients.main, [str(tmp_path / "run")])
+    assert line == f"error: {tmp_path / 'run'} has --weighting episode; allowed: a run with timestep"

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from metarl import PPO, Adam, Reptile
+from metarl import PPO, TRPO, Adam, Reptile
 from metarl.adaptation import GradientDescent, MetaSGD
 from metarl.estimators import clipped_surrogate, lvc, score, surrogate
+from metarl.objective import MetaObjective
 from metarl.outer import adam_state, adam_step
 from metarl.parameters import expand_over_tasks
 from tests.metarl.test_estimators import FAMILY, TASKS, Problem
@@ -96,14 +97,28 @@ def test_ppo_with_one_epoch_is_adam_and_with_more_goes_on():
     assert set(outcome.details) == {f"inner_kl{kind}/step_{s}" for kind in ("", "_penalty") for s in (0, 1)}
 
 
+def test_a_step_of_trpo_takes_ten_products(monkeypatch):
+    problem = Problem(GradientDescent(0.3))
+    products, taken = MetaObjective.kl_products, []
+
+    def counted(self, vector, fraction, rng):
+        product = products(self, vector, fraction, rng)
+        return lambda v: taken.append(fraction) or product(v)
+
+    monkeypatch.setattr(MetaObjective, "kl_products", counted)
+    first_update(TRPO(product_fraction=0.5), problem.objective(), problem.vector)
+    assert taken == [0.5] * 10
+
+
 @pytest.mark.parametrize(("factor", "expected"), [(1.4, 1.0), (1.6, 0.5), (1 / 1.4, 1.0), (1 / 1.6, 2.0)])
 def test_penalties_follow_the_inner_kl(factor, expected):
     problem = Problem(GradientDescent(0.3))
     objective = problem.objective()
     _, state, outcome = first_update(PPO(0.01, penalty=0.1), objective, problem.vector)
     reached = outcome.details["inner_kl/step_0"]
-    _, state, _ = first_update(PPO(0.01, penalty=0.1, inner_kl=reached * factor), objective, problem.vector)
+    _, state, outcome = first_update(PPO(0.01, penalty=0.1, inner_kl=reached * factor), objective, problem.vector)
     assert state["penalties"].item() == pytest.approx(0.1 * expected)
+    assert outcome.details["inner_kl_penalty/step_0"] == pytest.approx(0.1)  # the one that was used
 
 
 def test_a_large_penalty_holds_the_inner_policy():

@@ -13,6 +13,11 @@ def positive_definite(n, seed=0):
     return root @ root.T + torch.eye(n, dtype=torch.float64)
 
 
+def test_the_defaults_are_those_of_the_paper_s_code():
+    region = TrustRegion()
+    assert (region.damping, region.iterations, region.backtrack, region.attempts) == (1e-5, 10, 0.8, 15)
+
+
 def test_two_steps_solve_a_two_by_two_system():
     a = torch.tensor([1.0, 4.0])
     x, residual = conjugate_gradient(lambda v: a * v, torch.ones(2), iterations=2)

@@ -87,20 +87,15 @@ SHORT_COMPARISON = {"maml, lvc": Method("--estimator lvc"), "first-order": Metho
 LATER = {"maml, later factor 0.3": Method("--later-factor 0.3")}  # the best on other tasks than the test tasks
 
 
-def small_batches(tasks: int, iterations: int, more: str = "") -> dict[str, Method]:
+def small_batches(tasks: int, iterations: int, more: str = "", then: tuple[int, str] | None = None) -> Method:
     """More updates from as many environment steps: a part of the paper's tasks in each, and more iterations."""
     flags = f"--order first --gae-lambda 0.95 --support-lambda 0.8 --max-kl 0.02 --tasks {tasks}"
-    return {"first-order, small batches": Method(f"{flags} --iterations {iterations} --evaluate-every 250 {more}")}
-
-
-def changed(methods: dict[str, Method], by: str, flags: str) -> dict[str, Method]:
-    """The same methods with more flags, and what they do added to the names."""
-    return {f"{name}, {by}": Method(f"{method.flags} {flags}") for name, method in methods.items()}
+    return Method(f"{flags} --iterations {iterations} --evaluate-every 250 {more}".strip(), then=then)
 
 
 def quadratic(methods: dict[str, Method]) -> dict[str, Method]:
     """The same methods with products of observations in the baseline."""
-    return changed(methods, "quadratic", "--baseline quadratic")
+    return {f"{name}, quadratic": replace(of, flags=f"{of.flags} --baseline quadratic") for name, of in methods.items()}
 
 
 COMPARISON = {
@@ -114,9 +109,8 @@ COMPARISON = {
     "ANIL": Method("--adaptation anil"),
 }
 
-# as the deviation of the policy falls, the noise of an inner gradient does more harm
-SHORTER = replace(*small_batches(8, 2875).values(), then=(1964, "--inner-step-size 0.05"))
-CHEETAH = small_batches(8, 500, "--later-factor 0.2")  # factors: the best on other tasks than the test tasks
+SMALL = "first-order, small batches"
+CHEETAH = {SMALL: small_batches(8, 500, "--later-factor 0.2")}  # factors: the best on other tasks than the test tasks
 FIGURES = {
     "navigation_2d": Reproduction(
         {
@@ -145,7 +139,7 @@ FIGURES = {
             "random": Method(f"{RANDOM} 0.1", (-254.83, -254.33, -246.79, -230.83), trained=False),
             "oracle": Method(ORACLE, (-54.47,)),
         },
-        {**SHORT_COMPARISON, **quadratic(GAE), **small_batches(20, 950, "--later-factor 0.3")},
+        {**SHORT_COMPARISON, **quadratic(GAE), SMALL: small_batches(20, 950, "--later-factor 0.3")},
     ),
     "ant_velocity": Reproduction(
         {
@@ -156,8 +150,10 @@ FIGURES = {
         },
         {
             **SHORT_COMPARISON,
-            **small_batches(20, 750),
-            **changed(small_batches(20, 750), "survival bonus", "--survival-bonus 2"),  # few rewards are negative then
+            SMALL: small_batches(20, 750),
+            f"{SMALL}, survival bonus": small_batches(
+                20, 750, "--survival-bonus 2", then=(252, "--inner-step-size 0.06")
+            ),
         },
     ),
     "ant_direction": Reproduction(
@@ -167,7 +163,11 @@ FIGURES = {
             "random": Method(f"{RANDOM} 1.0 {HALVED}", (3.11, 9.25, 15.96, 26.12), trained=False),
             "oracle": Method(ORACLE, (524.80,)),
         },
-        {**SHORT_COMPARISON, **small_batches(8, 2875), "first-order, small batches, shorter inner steps": SHORTER},
+        {
+            **SHORT_COMPARISON,
+            SMALL: small_batches(8, 2875),
+            f"{SMALL}, shorter inner steps": small_batches(8, 2875, then=(1964, "--inner-step-size 0.05")),
+        },
     ),
 }
 

@@ -42,6 +42,8 @@ class Corridor(gymnasium.Env):
         succeeded = self.steps >= 4 or self.episodes > 1
         told = self.broken == "tells success" or (self.broken == "tells of success alone" and succeeded)
         infos = {"success": succeeded} if told else {}
+        if self.broken == "blows up afterwards":
+            infos = {"blown_up": self.episodes > 1 or self.steps > self.length}
         return self._observation(), reward, self.steps >= self.length, False, infos
 
     def _observation(self):

@@ -193,6 +193,13 @@ def test_success_counts_up_to_the_end_of_the_episode(autoreset):
     assert episodes.success_rates.tolist() == [0, 1, 1]
 
 
+@pytest.mark.parametrize("autoreset", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
+def test_an_episode_does_not_fail_after_its_end(autoreset):
+    *_, episodes = corridor_rollout(autoreset, "blows up afterwards")
+    assert episodes.lengths.min() < 5
+    assert not episodes.failed.any()
+
+
 @pytest.mark.parametrize("first", [False, True])
 def test_success_that_only_some_episodes_tell_of_counts_as_none_of_the_others(first):
     *_, silent = corridor_rollout(AutoresetMode.NEXT_STEP)

@@ -16,6 +16,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, metavar="INT", help="gradient steps (default: the run's evaluation_steps)")
     parser.add_argument("--tasks", type=int, metavar="INT", help="test tasks (default: the run's evaluation_tasks)")
     parser.add_argument("--episodes", type=int, metavar="INT", help="per task and step (default: the run's)")
+    parser.add_argument(
+        "--later-factor", type=float, metavar="FLOAT", help="of the steps after the trained ones (default: the run's)"
+    )
     parser.add_argument("--shots", type=int, metavar="INT", help="few-shot: support examples (default: the run's)")
     parser.add_argument(
         "--statistics",
@@ -35,7 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
     with one_line_errors():
         names = {name: f"evaluation_{name}" for name in ("steps", "tasks", "episodes", "shots", "statistics")}
-        names |= {name: name for name in ("data", "cache", "threads")}
+        of_this_machine = ("data", "cache", "threads")
+        names |= {name: name for name in ("later_factor", *of_this_machine)}
         given = {name: value for name in names if (value := getattr(chosen, name)) is not None}
         changes = {names[name]: value for name, value in given.items()}
         experiment, settings, learner = open_run(chosen.run, "best.pt" if chosen.best else "checkpoint.pt", changes)
@@ -43,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise SettingError(f"--video means nothing in {experiment.name}; allowed: without it")
         if wrong := [task for task in chosen.video or [] if not 0 <= task < settings.evaluation_tasks]:
             raise SettingError(f"--video = {wrong[0]}; allowed: 0 to {settings.evaluation_tasks - 1}")
-        differs = ["best"] * chosen.best + [f"{k}_{v}" for k, v in given.items() if k != names[k]]
+        differs = ["best"] * chosen.best + [f"{k}_{v}" for k, v in given.items() if k not in of_this_machine]
         output = chosen.output or chosen.run / "-".join(["evaluation", *differs])
         evaluation = evaluate_run(experiment, settings, learner, output)
         print(f"{experiment.name} after iteration {learner.iteration}, {settings.evaluation_tasks} test tasks")

@@ -41,6 +41,7 @@ class FewShotSettings:
     )
     inner_steps: int = with_default(Settings, "inner_steps", 1, "paper")
     inner_step_size: float = with_default(Settings, "inner_step_size", 0.01, "paper")
+    later_factor: float = with_default(Settings, "later_factor", 1.0, "paper")
     multi_step_iterations: int = setting(
         1_500,
         "until then the losses of earlier inner steps count too",
@@ -256,7 +257,7 @@ def build_few_shot(
 
 
 def build_rule(settings: FewShotSettings, module: nn.Module) -> metarl.GradientDescent:
-    """The inner loop; batch norm's shift is shared by all tasks, as in the paper's code; steps never get smaller."""
+    """The inner loop; batch norm's shift is shared by all tasks, as in the paper's code."""
     kinds = {"meta-sgd": metarl.MetaSGD, "maml++": metarl.LayerStepSizes}
     kind = kinds.get(settings.learner, metarl.GradientDescent)
     adapted = ("head.*",) if settings.learner == "anil" else ("*weight", "*bias")
@@ -264,6 +265,6 @@ def build_rule(settings: FewShotSettings, module: nn.Module) -> metarl.GradientD
         settings.inner_step_size,
         settings.inner_steps,
         settings.learner != "first-order",
-        later_factor=1.0,
+        later_factor=settings.later_factor,
         adapted=adapted,
     )

@@ -54,6 +54,7 @@ TWENTY = "--ways 20 --tasks 16 --inner-steps 5 --evaluation-steps 5"
 FIGURES = {
     "sine": {
         "maml": Method("", "0.67, 0.38, 0.35", shots=(5, 10, 20)),
+        "maml, later factor 0.5": Method("--later-factor 0.5", "0.67, 0.38, 0.35", shots=(5, 10, 20)),
         "pretrained": Method("--learner pretrained", "2.41, 2.23, 2.19", shots=(5, 10, 20)),
         "oracle": Method("--learner oracle --evaluation-steps 0", shots=(5, 10, 20)),
     },

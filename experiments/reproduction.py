@@ -75,7 +75,7 @@ def train_run(
     seed: int,
     flags: Sequence[str],
     trained: bool = True,
-    then: tuple[int, str] | None = None,
+    then: Sequence[tuple[int, str]] = (),
 ) -> None:
     """Start a run, or continue it up to the iterations that its flags or else its script ask for.
 
@@ -86,23 +86,23 @@ def train_run(
         seed: of the run.
         flags: of the script.
         trained: False to leave the run at its first checkpoint.
-        then: an iteration, and more flags for those after it.
+        then: iterations, in order, each with more flags for those after it.
     """
     _, asked = parse(experiment.settings, flags, OneLineParser(""), {})
     done = {place: _iterations(place) for place in (directory, kept)}
     if trained and done[kept] > max(asked.iterations, done[directory]):
         raise SettingError(f"{kept} holds {done[kept]} iterations; allowed: --iterations {done[kept]} or more")
-    until, more = then or (asked.iterations, "")
     new = ["--seed", str(seed), "--run-dir", str(directory), *flags]
     if not trained:
         if not (directory / "checkpoint.pt").exists():
             training.prepare(experiment, new)
         return
-    for iterations, words in ((min(until, asked.iterations), flags), (asked.iterations, [*flags, *more.split()])):
+    for (_, more), until in zip([(0, ""), *then], [*(after for after, _ in then), asked.iterations], strict=True):
+        iterations = ["--iterations", str(min(until, asked.iterations))]
         if not (directory / "checkpoint.pt").exists():
-            training.main(experiment, [*new, "--iterations", str(iterations)])
-        elif _iterations(directory) < iterations:
-            training.main(experiment, ["--resume", str(directory), *words, "--iterations", str(iterations)])
+            training.main(experiment, [*new, *iterations])
+        elif _iterations(directory) < min(until, asked.iterations):
+            training.main(experiment, ["--resume", str(directory), *flags, *more.split(), *iterations])
 
 
 def _iterations(folder: Path) -> int:

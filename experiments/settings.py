@@ -70,7 +70,11 @@ class Settings:
         source="paper",
     )
     later_factor: float = setting(
-        0.5, "of the step size, after as many steps as training takes", more_than=0, source="paper's code"
+        0.5,
+        "of the step size, after as many steps as training takes",
+        more_than=0,
+        changeable=True,
+        source="paper's code",
     )
     order: str = setting(
         "second", "whether the meta-gradient runs through the inner one", choices=("first", "second"), source="paper"

@@ -70,6 +70,12 @@ def test_evaluate_counts_steps_and_shots(unbroken, tmp_path, capsys):
     assert f"results in {unbroken / 'evaluation-best-steps_4'}" in capsys.readouterr().out
     assert "mse/step_4" in json.loads((unbroken / "evaluation-best-steps_4" / "evaluation.json").read_text())
     assert "mse/step_4" not in json.loads((unbroken / "evaluation.json").read_text())
+    evaluate.main([str(unbroken), "--later-factor", "0.3"])
+    shorter = json.loads((unbroken / "evaluation-later_factor_0.3" / "evaluation.json").read_text())
+    own = json.loads((unbroken / "evaluation.json").read_text())
+    assert [shorter[f"mse/step_{k}"] == own[f"mse/step_{k}"] for k in range(3)] == [True, True, False]
+    line = error_of(capsys, evaluate.main, [str(unbroken), "--later-factor", "0"])
+    assert line == "error: --later-factor = 0.0; allowed: more than 0"
     line = error_of(capsys, evaluate.main, [str(unbroken), "--episodes", "3"])
     assert line == "error: --episodes means nothing in sine; allowed: without it"
     line = error_of(capsys, evaluate.main, [str(unbroken), "--video"])

@@ -17,7 +17,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tasks", type=int, metavar="INT", help="test tasks (default: the run's evaluation_tasks)")
     parser.add_argument("--episodes", type=int, metavar="INT", help="per task and step (default: the run's)")
     parser.add_argument(
-        "--later-factor", type=float, metavar="FLOAT", help="of the steps after the trained ones (default: the run's)"
+        "--later-factor", type=float, metavar="FLOAT", help="of the step size after as many steps as training takes"
     )
     parser.add_argument("--shots", type=int, metavar="INT", help="few-shot: support examples (default: the run's)")
     parser.add_argument(

@@ -49,7 +49,8 @@ class Velocity(MujocoTasks):
 
     Attributes:
         fastest: the highest velocity.
-        bonus: for each dynamics, a constant that keeps falling over from paying.
+        bonus: for each dynamics, a constant in the reward; falling over still pays where v is more than that away, see
+            `metarl.Learner.survival_bonus`.
     """
 
     fastest: ClassVar[float]

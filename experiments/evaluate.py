@@ -17,7 +17,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--tasks", type=int, metavar="INT", help="test tasks (default: the run's evaluation_tasks)")
     parser.add_argument("--episodes", type=int, metavar="INT", help="per task and step (default: the run's)")
     parser.add_argument(
-        "--later-factor", type=float, metavar="FLOAT", help="of the step size after as many steps as training takes"
+        "--later-factor",
+        type=float,
+        metavar="FLOAT",
+        help="of the step size after the trained steps (default: the run's)",
     )
     parser.add_argument("--shots", type=int, metavar="INT", help="few-shot: support examples (default: the run's)")
     parser.add_argument(
@@ -43,6 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         given = {name: value for name in names if (value := getattr(chosen, name)) is not None}
         changes = {names[name]: value for name, value in given.items()}
         experiment, settings, learner = open_run(chosen.run, "best.pt" if chosen.best else "checkpoint.pt", changes)
+        if chosen.later_factor is not None and settings.evaluation_steps <= max(1, learner.rule.steps):
+            steps = settings.evaluation_steps
+            raise SettingError(f"--later-factor with --steps {steps}; allowed: with more steps than in training")
         if chosen.video is not None and not hasattr(settings, "horizon"):
             raise SettingError(f"--video means nothing in {experiment.name}; allowed: without it")
         if wrong := [task for task in chosen.video or [] if not 0 <= task < settings.evaluation_tasks]:

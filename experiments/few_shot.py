@@ -166,10 +166,13 @@ class FewShotExperiment(Experiment):
     merit_of_start: ClassVar[bool] = False
     distribution: Any = None
 
+    def check_continuable(self, learner: FewShotLearner) -> None:
+        """RunError for the parameters alone, which is what results kept of early runs."""
+        if learner.iteration and not learner.state_dict()["adam"]:
+            raise RunError("this checkpoint holds parameters alone, without Adam's moments; allowed: to evaluate it")
+
     def advance(self, settings: Any, learner: FewShotLearner) -> dict[str, float]:
         """Train to the next multiple of `record_every`, or to the end; figures are means over these iterations."""
-        if learner.iteration and not learner.state_dict()["adam"]:  # kept when files of results held none
-            raise RunError("this checkpoint holds parameters alone, without Adam's moments; allowed: to evaluate it")
         started, first = time.perf_counter(), learner.iteration
         end = min((first // settings.record_every + 1) * settings.record_every, settings.iterations)
         lines = [step(settings, learner) for _ in range(end - first)]

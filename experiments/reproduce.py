@@ -336,6 +336,7 @@ def _summarise(figure: str, name: str, folders: Sequence[Path]) -> dict[str, Any
     curves = [_curve(folder) for folder in folders]
     seeds = [record["seed"] for record in records]
     iterations = max(record["iteration"] for record in records) if method.trained else None
+    changes = [f"after iteration {after} {more}" for after, more in method.then if after < (iterations or 0)]
     entry: dict[str, Any] = {
         "seeds": seeds,
         "dynamics": records[0]["dynamics"],
@@ -343,7 +344,7 @@ def _summarise(figure: str, name: str, folders: Sequence[Path]) -> dict[str, Any
         "machine": curves[0]["machine"],
         "commit": common([commits(config) for config in configs]),
         "command": command("reproduce", figure, name, seeds, iterations),
-        "flags": "; ".join([method.flags, *(f"after iteration {after} {more}" for after, more in method.then)]),
+        "flags": "; ".join([method.flags, *changes]),
     }
     for prefix, file in (("", "evaluation.json"), ("best/", "best_evaluation.json")):
         found = [json.loads((folder / file).read_text()) for folder in folders if (folder / file).exists()]

@@ -43,18 +43,24 @@ class Method:
         flags: of the experiment's script.
         published: the paper's figure.
         shots: K of the test tasks, where they are not those of training; the first is the one that tables show.
+        evaluation: flags of evaluate.py.
+        run: the method whose runs are evaluated, where it is another one.
     """
 
     flags: str = ""
     published: str = ""
     shots: tuple[int, ...] = ()
+    evaluation: str = ""
+    run: str = ""
 
 
 TWENTY = "--ways 20 --tasks 16 --inner-steps 5 --evaluation-steps 5"
 FIGURES = {
     "sine": {
         "maml": Method("", "0.67, 0.38, 0.35", shots=(5, 10, 20)),
-        "maml, later factor 0.5": Method("--later-factor 0.5", "0.67, 0.38, 0.35", shots=(5, 10, 20)),
+        "maml, later factor 0.5": Method(
+            "", "0.67, 0.38, 0.35", shots=(5, 10, 20), evaluation="--later-factor 0.5", run="maml"
+        ),
         "pretrained": Method("--learner pretrained", "2.41, 2.23, 2.19", shots=(5, 10, 20)),
         "oracle": Method("--learner oracle --evaluation-steps 0", shots=(5, 10, 20)),
     },
@@ -91,10 +97,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run_method(figure: str, name: str, seed: int, flags: Sequence[str]) -> None:
     """Train, evaluate and keep one run; what is already trained is not trained again."""
     method = FIGURES[figure][name]
-    directory, kept = (base / figure / slug(name) / f"seed{seed}" for base in (RUNS, RESULTS))
+    directory = RUNS / figure / slug(method.run or name) / f"seed{seed}"
+    kept = RESULTS / figure / slug(name) / f"seed{seed}"
     train_run(training.find_experiment(figure), directory, kept, seed, [*method.flags.split(), *flags])
     for shots in reversed(method.shots or (None,)):  # the first one's picture stays
-        words = [] if shots is None else ["--shots", str(shots)]
+        words = method.evaluation.split() + ([] if shots is None else ["--shots", str(shots)])
         evaluate.main([str(directory), *words, "--output", str(kept)])
         (kept / "adaptation.png").unlink()
         (kept / "evaluation.json").rename(kept / _evaluation(shots))
@@ -173,7 +180,7 @@ def _summarise(figure: str, name: str, folders: Sequence[Path]) -> dict[str, Any
         "seconds": [curve["seconds"] for curve in curves],
         "machine": curves[0]["machine"],
         "commit": common([commits(config) for config in configs]),
-        "flags": method.flags,
+        "flags": f"{method.flags}; evaluated with {method.evaluation}" if method.evaluation else method.flags,
     }
     for shots in method.shots or (None,):
         records = [json.loads((folder / _evaluation(shots)).read_text()) for folder in folders]

@@ -97,12 +97,13 @@ def train_run(
         if not (directory / "checkpoint.pt").exists():
             training.prepare(experiment, new)
         return
-    for (_, more), until in zip([(0, ""), *then], [*(after for after, _ in then), asked.iterations], strict=True):
-        iterations = ["--iterations", str(min(until, asked.iterations))]
+    words, ends = list(flags), [min(after, asked.iterations) for after, _ in then]
+    for more, until in zip(["", *(more for _, more in then)], [*ends, asked.iterations], strict=True):
+        words += more.split()
         if not (directory / "checkpoint.pt").exists():
-            training.main(experiment, [*new, *iterations])
-        elif _iterations(directory) < min(until, asked.iterations):
-            training.main(experiment, ["--resume", str(directory), *flags, *more.split(), *iterations])
+            training.main(experiment, [*new, "--iterations", str(until)])
+        elif _iterations(directory) < until:
+            training.main(experiment, ["--resume", str(directory), *words, "--iterations", str(until)])
 
 
 def _iterations(folder: Path) -> int:

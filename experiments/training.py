@@ -66,6 +66,9 @@ class Experiment:
     build: Callable[[Any], Any]
     figures: Callable[[Any], dict[str, Any]] = lambda evaluation: {}
 
+    def check_continuable(self, learner: Any) -> None:
+        """RunError if a learner's state, as it was loaded, is enough to evaluate it but not to train on."""
+
     def advance(self, settings: Any, learner: Any) -> dict[str, float]:
         """Train up to the next record, and return its figures."""
         started, steps_before = time.perf_counter(), learner.env_steps
@@ -203,6 +206,10 @@ def open_run(
     run = Run.open(Path(directory))
     experiment = find_experiment(str(run.config.get("experiment")))
     settings = _settings_of(run, experiment)
+    then = run.load(checkpoint).get("config", {}).get("settings", {})
+    for field in fields(settings):
+        if isinstance(field.metadata["changeable"], tuple) and field.name in then:  # it may have been changed since
+            settings = replace(settings, **{field.name: then[field.name]})
     for name, value in (changes or {}).items():
         if not hasattr(settings, name):
             flag = name.removeprefix("evaluation_")
@@ -348,6 +355,7 @@ def _start(experiment: Experiment, arguments: Sequence[str], held: ExitStack) ->
                 f"(to evaluate them: python experiments/evaluate.py {run.directory})"
             )
         _check_same(experiment, settings, learner)
+        experiment.check_continuable(learner)
         if learner.processes.rank == 0:
             run.claim()
             held.callback(run.release)
@@ -459,7 +467,7 @@ def _changes(old: Any, new: Any) -> dict[str, Any]:
         before, now, changeable = getattr(old, field.name), getattr(new, field.name), field.metadata["changeable"]
         if now == before or changeable is True:
             continue
-        if not changeable or getattr(new, changeable[0]) not in changeable[1:]:
+        if not changeable or getattr(new, changeable[0], None) not in changeable[1:]:
             flag = "--" + field.name.replace("_", "-")
             raise SettingError(f"{flag} = {now} cannot change in a resumed run; allowed: {before}")
         changes[field.name] = [before, now]

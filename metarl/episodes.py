@@ -30,8 +30,8 @@ class SimulationError(RuntimeError):
 def task_chunks(tasks: int, size: int, workers: int = 1) -> list[slice]:
     """Cut M tasks into consecutive slices of at most `size`, alike in length.
 
-    Their number is a multiple of `workers`, which take equal shares then, unless a slice would have a single task,
-    which matrix products may round otherwise.
+    Their number is a multiple of `workers`, which take equal shares then, but for more slices than `size` needs each
+    must have two tasks: matrix products may round a single one otherwise.
     """
     rounds = -(-tasks // (size * workers))
     count = min(rounds * workers, max(-(-tasks // size), tasks // 2))

@@ -74,6 +74,11 @@ def test_evaluate_counts_steps_and_shots(unbroken, tmp_path, capsys):
     shorter = json.loads((unbroken / "evaluation-later_factor_0.3" / "evaluation.json").read_text())
     own = json.loads((unbroken / "evaluation.json").read_text())
     assert [shorter[f"mse/step_{k}"] == own[f"mse/step_{k}"] for k in range(3)] == [True, True, False]
+    line = error_of(capsys, evaluate.main, [str(unbroken), "--later-factor", "0.3", "--steps", "1"])
+    assert line == "error: --later-factor with --steps 1; allowed: with more steps than in training"
+    resumed = ["--resume", str(unbroken), "--iterations", "8", "--inner-step-size", "0.2"]
+    line = error_of(capsys, main, sine.EXPERIMENT, resumed)
+    assert line == "error: --inner-step-size = 0.2 cannot change in a resumed run; allowed: 0.01"
     line = error_of(capsys, evaluate.main, [str(unbroken), "--later-factor", "0"])
     assert line == "error: --later-factor = 0.0; allowed: more than 0"
     line = error_of(capsys, evaluate.main, [str(unbroken), "--episodes", "3"])
@@ -151,7 +156,6 @@ def test_a_record_is_the_mean_of_its_iterations(monkeypatch):
         return {"mse/step_1": float(learner.iteration**2)}
 
     monkeypatch.setattr(few_shot, "step", step)
-    monkeypatch.setattr(learner, "state_dict", lambda: {"adam": {"moments": 1}})
     records = [sine.EXPERIMENT.advance(settings, learner) for _ in range(2)]
     assert [record["mse/step_1"] for record in records] == [7.5, 30.5]
     assert [record["iteration"] for record in records] == [4, 6]
@@ -272,6 +276,7 @@ def test_benchmark_counts_time_and_operations(capsys):
 def test_reproduction_keeps_what_its_tables_show(tmp_path, monkeypatch, capsys):
     methods = {
         "maml": reproduce_few_shot.Method(" ".join(TINY), shots=(5, 10)),
+        "shorter": reproduce_few_shot.Method(" ".join(TINY), shots=(5,), evaluation="--later-factor 0.3", run="maml"),
         "oracle": reproduce_few_shot.Method(" ".join([*TINY, "--learner", "oracle", "--evaluation-steps", "0"])),
     }
     monkeypatch.setattr(reproduce_few_shot, "FIGURES", {"sine": methods})
@@ -293,6 +298,11 @@ def test_reproduction_keeps_what_its_tables_show(tmp_path, monkeypatch, capsys):
         assert found["per_seed"] == pytest.approx([r["mse/step_2"]["mean"] for r in records], abs=2e-5)
         assert found["mean"] == pytest.approx(np.mean(found["per_seed"]), abs=2e-5)
         assert found["diverged_tasks"] == 0
+    shorter = summary["sine"]["shorter"]
+    assert shorter["flags"].endswith("; evaluated with --later-factor 0.3")
+    per_seed = [of[f"mse/step_{k}"]["per_seed"][0] for k in (1, 2) for of in (maml, shorter)]
+    assert per_seed[0] == per_seed[1] != per_seed[2] != per_seed[3]
+    assert not (tmp_path / "runs" / "sine" / "shorter").exists()
     assert f"| oracle | {summary['sine']['oracle']['mse/step_0']['mean']:.3f}" in capsys.readouterr().out
     _, _, learner = open_run(kept / "seed0")
     assert learner.iteration == 6  # continued
@@ -315,8 +325,9 @@ def test_reproduction_keeps_what_its_tables_show(tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     line = error_of(capsys, main, sine.EXPERIMENT, ["--resume", str(run), "--iterations", "10"])
     assert line == "error: this checkpoint holds parameters alone, without Adam's moments; allowed: to evaluate it"
+    assert json.loads((run / "config.json").read_text())["settings"]["iterations"] == 8
     line = error_of(capsys, reproduce_few_shot.main, ["sine", "--methods", "mamm"])
-    assert line == "error: --methods = 'mamm'; allowed: 'maml', 'oracle'"
+    assert line == "error: --methods = 'mamm'; allowed: 'maml', 'shorter', 'oracle'"
 
 
 def test_a_diverged_task_leaves_a_median():

@@ -20,7 +20,7 @@ from experiments.training import Experiment, main, open_run, prepare
 from metarl import evaluation
 from metarl.episodes import NonFiniteError
 from metarl.learner import Learner
-from metarl.runs import Run, RunError, load_checkpoint
+from metarl.runs import Run, RunError, load_checkpoint, save_checkpoint
 from tests.experiments.test_command_line import TINY, error_of
 
 ROOT = Path(__file__).parents[2]
@@ -359,6 +359,10 @@ def test_a_resumed_run_may_take_other_inner_steps_and_remembers_it(tmp_path, mon
     for words in (["2", "--inner-step-size", "0.2"], ["3"]):
         main(navigation_2d.EXPERIMENT, ["--resume", str(run), "--iterations", *words])
     config = Run.open(run).config
+    before = load_checkpoint(run / "checkpoint.pt")
+    run_of_before = {**before["config"], "settings": {**before["config"]["settings"], "inner_step_size": 0.5}}
+    save_checkpoint(run / "best.pt", {**before, "config": run_of_before})  # an iterate from before the change
+    assert [open_run(run, file)[2].rule.step_size for file in ("best.pt", "checkpoint.pt")] == [0.5, 0.2]
     assert config["settings"]["inner_step_size"] == 0.2
     assert config["resumed"] == [{"iteration": 1, "commit": "same", "changed": {"inner_step_size": [0.5, 0.2]}}]
     learner.rule = replace(learner.rule, step_size=0.2)

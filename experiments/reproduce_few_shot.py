@@ -180,7 +180,7 @@ def _summarise(figure: str, name: str, folders: Sequence[Path]) -> dict[str, Any
         "seconds": [curve["seconds"] for curve in curves],
         "machine": curves[0]["machine"],
         "commit": common([commits(config) for config in configs]),
-        "flags": f"{method.flags}; evaluated with {method.evaluation}" if method.evaluation else method.flags,
+        "flags": f"{method.flags} (evaluated with {method.evaluation})" if method.evaluation else method.flags,
     }
     for shots in method.shots or (None,):
         records = [json.loads((folder / _evaluation(shots)).read_text()) for folder in folders]

@@ -299,7 +299,7 @@ def test_reproduction_keeps_what_its_tables_show(tmp_path, monkeypatch, capsys):
         assert found["mean"] == pytest.approx(np.mean(found["per_seed"]), abs=2e-5)
         assert found["diverged_tasks"] == 0
     shorter = summary["sine"]["shorter"]
-    assert shorter["flags"].endswith("; evaluated with --later-factor 0.3")
+    assert shorter["flags"].endswith(" (evaluated with --later-factor 0.3)")
     per_seed = [of[f"mse/step_{k}"]["per_seed"][0] for k in (1, 2) for of in (maml, shorter)]
     assert per_seed[0] == per_seed[1] != per_seed[2] != per_seed[3]
     assert not (tmp_path / "runs" / "sine" / "shorter").exists()

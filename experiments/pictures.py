@@ -52,7 +52,7 @@ class Compared:
 
 def comparison(title: str, methods: Sequence[Compared]) -> Figure:
     """Returns of several methods: on test tasks against gradient steps, in training against environment steps."""
-    picture = Figure(figsize=(12, 4.5), layout="constrained")
+    picture = Figure(figsize=(10, 6), layout="constrained")
     steps_axes, curve_axes = picture.subplots(1, 2, sharey=True)
     for index, method in enumerate(methods):
         color = COLORS[index]
@@ -65,8 +65,8 @@ def comparison(title: str, methods: Sequence[Compared]) -> Figure:
     heading = "test tasks" + _cut_below(steps_axes, methods)
     steps_axes.set(xlabel="gradient steps", ylabel="return", title=heading)
     steps_axes.set_xticks(range(4))
-    picture.legend(fontsize=8, loc="outside left center")
-    curve_axes.set(xlabel="environment steps (millions)", title="training: dashed before, solid after one step")
+    picture.legend(fontsize=8, loc="outside lower center", ncols=2)
+    curve_axes.set(xlabel="environment steps (millions)", title="training: before (dashed) and after one step")
     curve_axes.set_visible(curve_axes.has_data())
     picture.suptitle(f"{title}: mean over seeds and, of several, its standard error")
     return picture

@@ -77,7 +77,8 @@ class Goal(MujocoTasks):
     """Run to the goal g ~ U[-3, 3]^2 metres; the task's reward is bonus - |x - g|_1.
 
     Attributes:
-        bonus: for each dynamics, a constant that keeps falling over from paying.
+        bonus: for each dynamics, a constant in the reward; falling over still pays where the goal is further away than
+            that, see `metarl.Learner.survival_bonus`.
     """
 
     bonus: ClassVar[dict[str, float]]

@@ -46,7 +46,7 @@ def choose(
         "--iterations",
         type=int,
         metavar="INT",
-        help="continue runs up to this (default: the paper's); those that have come as far are evaluated and kept",
+        help="continue runs up to this (default: the method's); those that have come as far are evaluated and kept",
     )
     parser.add_argument("--threads", type=int, metavar="INT", help="passed on to the runs")
     for name in more:

@@ -156,8 +156,9 @@ class MetaSGD(_LearnedStepSizes):
 class LayerStepSizes(_LearnedStepSizes):
     """phi' = phi - alpha_s * gradient, alpha_s a learned number per tensor and step (MAML++, Antoniou et al. 2019).
 
-    Steps after the S trained ones use the last step's. Attributes as in `GradientDescent`; `step_size` is where all
-    alpha_s start. The paper gives a layer's weight and bias one number; here each tensor has its own.
+    Steps after the S trained ones use the last step's times `later_factor`. Attributes as in `GradientDescent`;
+    `step_size` is where all alpha_s start. The paper gives a layer's weight and bias one number; here each tensor has
+    its own.
     """
 
     def _initial_step_size(self, parameter: Tensor) -> Tensor:

@@ -5,7 +5,8 @@
     loss         = criterion(model(phi_S, query))       differentiates through the path
     theta        = Adam(theta, mean gradient over tasks)
 
-Tasks go through this in chunks that suit the cache, or all at once on a GPU; the numbers are the same.
+Tasks go through this in chunks that suit the cache, or all at once on a GPU; the numbers are the same, but for the
+rounding of one or two tasks by themselves.
 """
 
 import copy
@@ -243,7 +244,7 @@ class FewShotLearner:
         device: where learning happens.
         task_chunk: tasks whose inner loops are differentiated together; None chooses.
         processes: that divide the tasks of a meta-batch; by default all that torch.distributed knows. On CPUs their
-            number changes nothing, unless one has a single task, which runs by itself and is rounded otherwise.
+            number changes nothing, unless one has one or two tasks, which may be rounded otherwise.
         theta: meta-parameters.
         iteration: meta-iterations done.
     """

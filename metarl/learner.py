@@ -274,7 +274,7 @@ class Learner:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a state; ValueError if it is that of another policy or another outer optimiser."""
+        """Continue from a state; ValueError if names or shapes in it are others."""
         require_alike("parameters", state["theta"], self.theta)
         outer = state.get("outer")
         if outer is None:  # in early files without updates

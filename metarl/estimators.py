@@ -160,21 +160,25 @@ def sampling_term(
 
 
 def outcomes(returns: Tensor, lengths: Tensor, deviations: Tensor) -> Tensor:
-    """Return per step in the units of the advantages, less the mean of the other tasks: R of `sampling_term`.
+    """Mean return after adaptation, less that of the other tasks, in the units of the outer loss: R of `sampling_term`.
 
-    Tasks are independent, so that baseline adds no bias. Units are those of weights per time step.
+    Tasks are independent, so that baseline adds no bias. The unit, mean length of an episode times mean deviation, is
+    one for all tasks: a task's own length and deviation depend on its support data as its return does, and R would
+    no longer have the order of the returns.
 
     Args:
-        returns: of the episodes after adaptation, (M, E).
-        lengths: number of their valid steps, (M, E).
+        returns: of the episodes after adaptation, (M, E), 0 where there is none.
+        lengths: number of their valid steps, (M, E), 0 where there is none.
         deviations: what the advantages of each task were divided by, (M,).
 
     Returns:
         (M,).
     """
-    per_step = returns.sum(dim=1) / lengths.sum(dim=1) / (deviations + 1e-8)
-    others = max(1, len(per_step) - 1)
-    return per_step - (per_step.sum() - per_step) / others
+    taken = lengths > 0
+    mean_returns = returns.sum(dim=1) / taken.sum(dim=1)
+    unit = lengths.sum() / taken.sum() * (deviations.mean() + 1e-8)
+    others = max(1, len(returns) - 1)
+    return (mean_returns - (mean_returns.sum() - mean_returns) / others) / unit
 
 
 def _magic_box(x: Tensor) -> Tensor:

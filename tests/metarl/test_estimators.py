@@ -219,9 +219,17 @@ def test_clipping_stops_what_pays_beyond_the_bound_and_nothing_else():
     torch.testing.assert_close(wide(FAMILY, outputs, samples), surrogate(FAMILY, outputs, samples))
 
 
-def test_outcomes_are_returns_per_step_against_those_of_the_other_tasks():
-    found = outcomes(
-        torch.tensor([[2.0, 4.0], [1.0, 1.0], [0.0, 8.0]]), torch.full((3, 2), 2), torch.tensor([1.0, 0.5, 2.0])
-    )
-    per_step = torch.tensor([1.5, 1.0, 1.0])
-    torch.testing.assert_close(found, per_step - torch.tensor([1.0, 1.25, 1.25]), atol=1e-6, rtol=0)
+def test_outcomes_rank_tasks_by_their_mean_return_in_one_unit():
+    returns = torch.tensor([[2.0, 4.0], [1.0, 0.0], [0.0, 8.0]])
+    lengths = torch.tensor([[3, 1], [1, 0], [2, 8]])  # the second task has one episode
+    found = outcomes(returns, lengths, torch.tensor([1.0, 0.5, 4.5]))
+    unit = 15 / 5 * 2.0
+    torch.testing.assert_close(found, torch.tensor([3 - 2.5, 1 - 3.5, 4 - 2.0]) / unit, atol=1e-6, rtol=0)
+
+
+def test_a_goal_reached_early_is_a_better_outcome_than_one_never_reached():
+    lengths = torch.tensor([[10], [100]])
+    early, never = outcomes(torch.tensor([[-2.5], [-5.0]]), lengths, torch.tensor([1.0, 1.0]))
+    assert early > 0 > never  # per step of its own it would be the worse one
+    bad, worse = outcomes(torch.tensor([[-40.0], [-400.0]]), lengths, torch.tensor([5.0, 100.0]))
+    assert bad > 0 > worse  # and so it would be in units of its own deviation

@@ -46,7 +46,7 @@ def read_task(text: str, distribution: Any) -> Tasks:
     """One task from JSON, as arrays (1, ...); SettingError for one that does not fit the distribution."""
     try:
         values = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SettingError(f"--task = {text}; allowed: JSON, such as {_example(distribution)}") from error
     if not isinstance(values, dict):
         raise SettingError(f"--task = {text}; allowed: a JSON object, such as {_example(distribution)}")

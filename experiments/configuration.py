@@ -176,12 +176,14 @@ def output_file(named: Path | None, usual: Path) -> Path:
     """Where a result goes, looked at before any work is done; SettingError if it cannot go there.
 
     Args:
-        named: by the user, whose file may be replaced.
+        named: by the user, whose file may be replaced, except those that a run keeps in its directory.
         usual: where nothing is named, which must be free.
     """
     path = named or usual
     if path.is_dir() or not path.parent.is_dir():
         raise SettingError(f"--output = {path}; allowed: a file in a folder that exists")
+    if named is not None and path.exists() and (path.parent / "config.json").exists():
+        raise SettingError(f"--output = {path} is a file of a run; allowed: a name that is free there")
     if named is None and path.exists():
         raise SettingError(f"{path} is there already; allowed: --output FILE")
     return path

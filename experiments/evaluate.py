@@ -55,6 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise SettingError(f"--video = {wrong[0]}; allowed: 0 to {settings.evaluation_tasks - 1}")
         differs = ["best"] * chosen.best + [f"{k}_{v}" for k, v in given.items() if k not in of_this_machine]
         output = chosen.output or chosen.run / "-".join(["evaluation", *differs])
+        if output.exists() and not output.is_dir():
+            raise SettingError(f"--output = {output}; allowed: a folder")
         evaluation = evaluate_run(experiment, settings, learner, output)
         print(f"{experiment.name} after iteration {learner.iteration}, {settings.evaluation_tasks} test tasks")
         print(table(evaluation))

@@ -74,7 +74,9 @@ class Experiment:
         started, steps_before = time.perf_counter(), learner.env_steps
         figures = step(settings, learner)
         seconds = time.perf_counter() - started
-        _check_failures(figures, settings)
+        failed, episodes = int(figures["failed_episodes"]), int(figures["episodes"])
+        said = f"{failed} of {episodes} episodes of iteration {learner.iteration}"
+        _check_failures(failed / episodes, said, settings)
         figures["steps_per_second"] = (learner.env_steps - steps_before) / seconds
         return figures
 
@@ -91,7 +93,10 @@ class Experiment:
     def evaluate(self, settings: Any, learner: Any, split: str) -> Any:
         """Performance after each gradient step; `validation` while training, `test` at its end: here the same tasks."""
         tasks = held_out_tasks(learner, settings.evaluation_tasks)
-        return evaluate(learner, settings.evaluation_steps, tasks, settings.evaluation_episodes)
+        evaluation = evaluate(learner, settings.evaluation_steps, tasks, settings.evaluation_episodes)
+        share = float(evaluation.failures.mean())
+        _check_failures(share, f"{share:.1%} of the episodes of an evaluation", settings)
+        return evaluation
 
     def record(self, settings: Any, learner: Any) -> dict[str, Any]:
         """What the evaluation's file says of the run."""
@@ -101,6 +106,8 @@ class Experiment:
             "iteration": learner.iteration,
             "env_steps": learner.env_steps,
             "episodes_per_step": settings.evaluation_episodes,
+            "inner_step_size": settings.inner_step_size,
+            "later_factor": settings.later_factor,
         }
 
 
@@ -155,6 +162,9 @@ def one_line_errors() -> Iterator[None]:
         leave(2, reason, patient=distributed.local_rank() > 0)
     except (metarl.NonFiniteError, metarl.SimulationError, ArithmeticError, DeviceMemoryError) as error:
         leave(1, f"{error}; the last checkpoint is as it was")
+    except MemoryError as error:
+        advice = "lower --tasks, --episodes or --horizon; the last checkpoint is as it was"
+        leave(1, f"not enough memory: {error}; {advice}")
     except LostProcessError as error:
         leave(1, f"{error}; the last checkpoint is as it was", patient=True)
     except KeyboardInterrupt:
@@ -290,10 +300,10 @@ def train(experiment: Experiment, run: Run, settings: RunSettings, learner: Any,
 
 
 def _evaluate(experiment: Experiment, settings: RunSettings, learner: Any, bar: tqdm) -> Any:
-    """Evaluate on the validation tasks; None where adaptation diverges there, which leaves training as it is."""
+    """Evaluate on the validation tasks; None where that fails, which leaves training as it is."""
     try:
         return experiment.evaluate(settings, learner, "validation")
-    except metarl.NonFiniteError as error:
+    except (metarl.NonFiniteError, metarl.SimulationError) as error:
         if learner.processes.size > 1:  # the others wait for this one's share
             raise
         bar.write(f"no evaluation after iteration {learner.iteration}: {error}", file=sys.stderr)
@@ -427,13 +437,9 @@ def _hardware(learner: Any) -> str:
     return f"{device} ({gpu}), {each}{torch.get_num_threads()} threads"
 
 
-def _check_failures(figures: dict[str, float], settings: Settings) -> None:
-    episodes, failed = int(figures["episodes"]), int(figures["failed_episodes"])
-    if failed > settings.max_failed * episodes:
-        raise metarl.SimulationError(
-            f"{failed} of {episodes} episodes of iteration {figures['iteration']} blew up; "
-            f"allowed: a share of {settings.max_failed:g} (--max-failed)"
-        )
+def _check_failures(share: float, said: str, settings: Settings) -> None:
+    if share > settings.max_failed:
+        raise metarl.SimulationError(f"{said} blew up; allowed: a share of {settings.max_failed:g} (--max-failed)")
 
 
 def _resumed(run: Run, iteration: int, changed: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,13 +3,31 @@
 import torch
 from torch import Tensor
 
+from metarl.bounds import require_one_of
 from metarl.episodes import Episodes, task_chunks
 from metarl.parallel import parallel_map, workers
 
 _FEATURE_BUDGET = 4_000_000  # numbers in a chunk of baseline features: 32 MB
 # numbers of an observation; more would explain the noise of the very episodes that the baseline is fitted on
-_LARGEST_LINEAR, LARGEST_QUADRATIC = 512, 40
+_LARGEST_LINEAR, _LARGEST_QUADRATIC = 512, 40
 BASELINES = ("linear", "quadratic")
+
+
+def require_baseline(baseline: str, numbers: int, samples: int) -> None:
+    """ValueError unless a baseline of that name suits observations of so many numbers and samples of a task."""
+    require_one_of(BASELINES, "baseline", baseline)
+    if baseline != "quadratic":
+        return
+    if numbers > _LARGEST_QUADRATIC:
+        raise ValueError(
+            f"baseline = {baseline!r} with observations of {numbers} numbers; allowed: at most {_LARGEST_QUADRATIC}"
+        )
+    features = baseline_features(torch.zeros(1, numbers), torch.zeros(1), baseline).shape[-1]
+    if 2 * features > samples:
+        raise ValueError(
+            f"baseline = {baseline!r} with {features} features and {samples} samples of a task; allowed: "
+            f"at least {2 * features} samples, for it would explain the noise of fewer"
+        )
 
 
 def discounted_returns(rewards: Tensor, discount: float) -> Tensor:

@@ -135,6 +135,11 @@ class Episodes:
         return succeeded.sum(dim=1).double() / self.valid.any(dim=1).sum(dim=1)
 
     @property
+    def failure_rates(self) -> Tensor:
+        """Share of each task's episodes that the simulator gave up on, (M,)."""
+        return self.failed.sum(dim=1).double() / self.valid.any(dim=1).sum(dim=1)
+
+    @property
     def lengths(self) -> Tensor:
         """Number of valid steps of every episode, (M, E)."""
         return self.valid.sum(dim=1)

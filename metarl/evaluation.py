@@ -20,12 +20,14 @@ class Evaluation:
         tasks: dict of arrays (M, ...).
         returns: undiscounted return averaged over the episodes of a task, (S + 1, M).
         stages: parameters and episodes after each step, of this process's share of the tasks.
+        failures: share of a task's episodes that the simulator gave up on, (S + 1, M).
         successes: share of a task's episodes that succeeded, (S + 1, M); None where the environment does not tell.
     """
 
     tasks: Tasks
     returns: np.ndarray
     stages: list[Stage]
+    failures: np.ndarray
     successes: np.ndarray | None = None
 
     @property
@@ -108,6 +110,7 @@ def evaluate(learner: Learner, steps: int, tasks: Tasks, episodes: int) -> Evalu
         return learner.processes.join(torch.stack(own, dim=1).cpu(), count).T.numpy()
 
     returns = of_all_tasks([stage.episodes.mean_returns for stage in stages])
+    failures = of_all_tasks([stage.episodes.failure_rates for stage in stages])
     told = tells_success(stages, learner.processes)
     rates = of_all_tasks([stage.episodes.success_rates for stage in stages]) if told else None
-    return Evaluation(tasks, returns, stages, rates)
+    return Evaluation(tasks, returns, stages, failures, rates)

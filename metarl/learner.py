@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from metarl.acting import Agent
 from metarl.adaptation import AdaptationRule, GradientDescent, adapt_step
-from metarl.advantages import BASELINES, LARGEST_QUADRATIC, discounted_returns, estimate_advantages
+from metarl.advantages import discounted_returns, estimate_advantages, require_baseline
 from metarl.bounds import require, require_one_of, require_part, require_seed, require_share, require_whole
 from metarl.distributed import ALONE, Processes, current
 from metarl.distributions import distribution_for
@@ -129,7 +129,6 @@ class Learner:
         if self.support_lambda is not None:
             require_share("support_lambda", self.support_lambda)
         require(0 <= self.survival_bonus < math.inf, "survival_bonus", self.survival_bonus, "at least 0")
-        require_one_of(BASELINES, "baseline", self.baseline)
         require_one_of(WEIGHTINGS, "weighting", self.weighting)
         require_one_of(("episodes", "steps"), "budget", self.budget)
         require_part("rule", self.rule, "meta_parameters", "metarl.GradientDescent(0.1)")
@@ -142,10 +141,7 @@ class Learner:
         if self.tasks < self.processes.size:
             raise ValueError(f"tasks = {self.tasks} on {self.processes.size} processes; allowed: one or more on each")
         numbers = int(np.prod(self.distribution.observation_space.shape or ()))
-        if self.baseline == "quadratic" and numbers > LARGEST_QUADRATIC:
-            raise ValueError(
-                f"baseline = 'quadratic' with observations of {numbers} numbers; allowed: at most {LARGEST_QUADRATIC}"
-            )
+        require_baseline(self.baseline, numbers, self.episodes * self.distribution.horizon)
         self.policy.to(self.device)
         self.actions = distribution_for(self.distribution.action_space)
         self.inner_loss = policy_loss(self.policy, self.actions, self.estimator)
@@ -338,6 +334,11 @@ class Learner:
             raise ValueError(f"initial_sampling = True with weighting = {self.weighting!r}; allowed: timestep")
         if self.initial_sampling and (isinstance(self.outer, Reptile) or not self.rule.steps):
             raise ValueError("initial_sampling = True without a gradient through inner steps; allowed: False")
+        if not self.rule.steps:
+            if isinstance(self.outer, Reptile):
+                raise ValueError(f"outer = {self.outer} learns nothing without inner steps; allowed: at least 1")
+            if unused := set(self.theta).difference(self.rule.start(expand_over_tasks(self.theta, 1))):
+                raise ValueError(f"rule.steps = 0 would leave {min(unused)} as it is; allowed: at least 1")
         if isinstance(self.outer, Reptile):
             adapted = self.rule.adapted_names(self.rule.start(expand_over_tasks(self.theta, 1)))
             if fixed := set(self.theta).difference(adapted):

@@ -69,12 +69,21 @@ def test_three_lines_act_without_environment_or_run(run, tmp_path, capsys):
             ["--task", '{"goal": [0, 0]}', "--output", "no/where.pt"],
             "error: --output = no/where.pt; allowed: a file in a",
         ),
+        (["--task", "[" * 100_000], "; allowed: JSON, such as"),
         (["--task", '{"goal": [0, 0]}', "--episodes", "0"], "error: --episodes = 0; allowed: at least 1"),
     ],
 )
 def test_bad_input_gets_one_line(run, capsys, arguments, line):
     assert line in error_of(capsys, adapt.main, [str(run), *arguments])
     assert not (run / "nothing.pt").exists()
+
+
+def test_no_file_of_a_run_is_replaced(run, capsys):
+    before = (run / "checkpoint.pt").read_bytes()
+    words = [str(run), "--task", '{"goal": [0, 0]}', "--output", str(run / "checkpoint.pt")]
+    line = error_of(capsys, adapt.main, words)
+    assert line == f"error: --output = {run / 'checkpoint.pt'} is a file of a run; allowed: a name that is free there"
+    assert (run / "checkpoint.pt").read_bytes() == before
 
 
 def test_a_supervised_run_has_no_tasks_to_act_in(tmp_path, capsys):

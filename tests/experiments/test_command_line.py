@@ -23,11 +23,11 @@ _SIZES |= {"evaluation-tasks": 4, "evaluation-episodes": 3, "evaluation-steps": 
 TINY = [word for name, size in _SIZES.items() for word in (f"--{name}", str(size))]
 
 
-def error_of(capsys, call, *arguments):
-    """The one line on stderr of a call that must end with status 2."""
+def error_of(capsys, call, *arguments, status=2):
+    """The one line on stderr of a call that must end with this status."""
     with pytest.raises(SystemExit) as leaving:
         call(*arguments)
-    assert leaving.value.code == 2
+    assert leaving.value.code == status
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1
     return lines[0]

@@ -1,6 +1,7 @@
 """The MuJoCo experiments: settings, whole small runs, videos, failures, benchmark."""
 
 import json
+import re
 import shutil
 import signal
 
@@ -48,7 +49,10 @@ def test_unknown_dynamics_get_one_line(capsys, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("words", ["half_cheetah_velocity --tasks 5 --baseline quadratic", "ant_velocity --tasks 3"])
+@pytest.mark.parametrize(
+    "words",
+    ["half_cheetah_velocity --tasks 5 --horizon 120 --episodes 4 --baseline quadratic", "ant_velocity --tasks 3"],
+)
 def test_the_number_of_threads_changes_nothing(tmp_path, words):
     """Not a bit, after two iterations, with more features in the baseline than a matrix is factored at a time."""
     name, *flags = words.split()
@@ -61,7 +65,8 @@ def test_the_number_of_threads_changes_nothing(tmp_path, words):
     assert runs[0] == runs[1]
 
 
-def test_too_many_failed_episodes_stop_the_run(tmp_path, monkeypatch, capsys):
+def blow_up(monkeypatch):
+    """Make the simulator give up on four lanes of every batch."""
     step_lanes = MujocoBatch.step_lanes
 
     def unstable(batch, actions):
@@ -70,12 +75,24 @@ def test_too_many_failed_episodes_stop_the_run(tmp_path, monkeypatch, capsys):
         return observations, rewards, terminated | blown_up, {"blown_up": blown_up}
 
     monkeypatch.setattr(MujocoBatch, "step_lanes", unstable)
+
+
+def test_too_many_failed_episodes_stop_the_run(tmp_path, monkeypatch, capsys):
+    blow_up(monkeypatch)
     with pytest.raises(SystemExit) as leaving:
         main(find_experiment("half_cheetah_velocity"), [*TINY, "--run-dir", str(tmp_path / "run")])
     assert leaving.value.code == 1
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert line.startswith("error: 8 of 24 episodes of iteration 1 blew up; allowed: a share of 0.1 (--max-failed)")
     assert load_checkpoint(tmp_path / "run" / "checkpoint.pt")["learner"]["iteration"] == 0
+
+
+def test_an_evaluation_of_failed_episodes_is_no_result(run, tmp_path, monkeypatch, capsys):
+    """Their rewards are 0 from then on, which would look like a record."""
+    blow_up(monkeypatch)
+    line = error_of(capsys, evaluate.main, [str(run), "--output", str(tmp_path / "out")], status=1)
+    assert re.match(r"error: \d+\.\d% of the episodes of an evaluation blew up; allowed: a share of 0\.1 \(--max", line)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.fixture(scope="module")

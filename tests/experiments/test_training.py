@@ -103,9 +103,30 @@ def test_the_best_iterate_is_kept(unbroken):
     assert learner.step()["return/step_1"] == best["return/step_1"]
 
 
+def test_the_best_iterate_is_the_best_after_all_inner_steps(tmp_path):
+    train("--iterations", 5, "--inner-steps", 2, "--seed", 1, "--run-dir", tmp_path / "run")
+    lines = timeless_metrics(tmp_path / "run")
+    best, other = (max(lines, key=lambda line: line[key]) for key in ("return/step_2", "return/step_1"))
+    assert best != other  # so that the test can tell
+    assert load_checkpoint(tmp_path / "run" / "best.pt")["progress"]["best_return"] == best["return/step_2"]
+
+
+def test_too_little_memory_gets_one_line(tmp_path, monkeypatch, capsys):
+    def rollout(*arguments):
+        raise MemoryError("Unable to allocate 2.00 TiB")
+
+    monkeypatch.setattr("metarl.learner.rollout", rollout)
+    with pytest.raises(SystemExit) as leaving:
+        train("--run-dir", tmp_path / "run")
+    assert leaving.value.code == 1
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("error: not enough memory: Unable to allocate 2.00 TiB; lower --tasks, --episodes or --hor")
+
+
 def test_evaluation_file_matches_a_fresh_evaluation(unbroken, tmp_path, capsys):
     record = json.loads((unbroken / "evaluation.json").read_text())
     assert (record["dynamics"], record["iteration"]) == ("paper", 6)
+    assert (record["inner_step_size"], record["later_factor"]) == (0.5, 0.5)
     evaluate.main([str(unbroken), "--output", str(tmp_path / "fresh")])
     fresh = json.loads((tmp_path / "fresh" / "evaluation.json").read_text())
     assert fresh == record

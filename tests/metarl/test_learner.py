@@ -214,6 +214,10 @@ def test_frozen_parameters_stay_as_they_are():
     [
         ({"budget": "episode"}, "budget = 'episode'; allowed: episodes, steps"),
         ({"baseline": "cubic"}, "baseline = 'cubic'; allowed: linear, quadratic"),
+        (
+            {"baseline": "quadratic", "horizon": 3},
+            "baseline = 'quadratic' with 9 features and 15 samples of a task; allowed: at least 18 samples",
+        ),
         ({"weighting": "step"}, "weighting = 'step'; allowed: timestep, episode"),
         ({"discount": 1.5}, "discount = 1.5; allowed: 0 to 1"),
         ({"gae_lambda": -3.0}, "gae_lambda = -3.0; allowed: 0 to 1"),
@@ -463,6 +467,14 @@ def test_a_policy_that_cannot_run_for_a_batch_of_tasks_is_refused(policy):
         (
             {"outer": Reptile(), "rule": MetaSGD(0.1)},
             r"outer = Reptile\(step_size=0.1\) would leave step_size.log_std as it is; allowed: with a rule that",
+        ),
+        (
+            {"outer": Reptile(), "rule": GradientDescent(0.1, steps=0)},
+            r"outer = Reptile\(step_size=0.1\) learns nothing without inner steps; allowed: at least 1",
+        ),
+        (
+            {"rule": LayerStepSizes(0.1, steps=0)},
+            "rule.steps = 0 would leave step_size.log_std as it is; allowed: at least 1",
         ),
     ],
 )
@@ -731,3 +743,12 @@ def test_meta_parameters_that_are_not_finite_are_not_taken():
         learner.step()
     assert same(before, learner.theta)
     assert learner.iteration == 0
+
+
+def test_a_compiled_policy_learns_as_the_plain_one():
+    plain = navigation_learner()
+    compiled = navigation_learner()
+    compiled = replace(compiled, policy=torch.compile(compiled.policy, backend="aot_eager"))
+    figures = [without_times(learner.step()) for learner in (plain, compiled)]
+    assert figures[0] == figures[1]
+    assert all(torch.equal(*pair) for pair in zip(plain.theta.values(), compiled.theta.values(), strict=True))

@@ -2,7 +2,6 @@
 
 import errno
 import json
-import os
 import random
 import signal
 import subprocess
@@ -121,6 +120,13 @@ def test_too_little_memory_gets_one_line(tmp_path, monkeypatch, capsys):
     assert leaving.value.code == 1
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert line.startswith("error: not enough memory: Unable to allocate 2.00 TiB; lower --tasks, --episodes or --hor")
+
+
+def test_where_an_evaluation_goes_is_looked_at_before_it(unbroken, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(Learner, "adapt", None)  # so that evaluating would fail
+    line = error_of(capsys, evaluate.main, [str(unbroken), "--output", str(tmp_path / "file")])
+    assert line == f"error: --output = {tmp_path / 'file'}; allowed: a folder"
 
 
 def test_evaluation_file_matches_a_fresh_evaluation(unbroken, tmp_path, capsys):

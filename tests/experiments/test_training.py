@@ -340,8 +340,10 @@ def test_a_run_that_is_being_written_cannot_be_resumed_elsewhere(tmp_path, monke
 def test_a_second_interrupt_stops_at_once_with_one_line(tmp_path, monkeypatch, capsys):
     before_iteration(2, interrupt, monkeypatch)
     before_iteration(2, interrupt, monkeypatch)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # shells let background jobs ignore it
     with pytest.raises(SystemExit) as left:
         train("--iterations", 6, "--run-dir", tmp_path / "run")
+    signal.signal(signal.SIGINT, before)
     assert left.value.code == 130
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last == "error: stopped at once; the last checkpoint, if there is one, is as it was"

@@ -421,17 +421,17 @@ def test_a_run_of_an_unknown_experiment_is_refused(tmp_path):
 
 
 def test_memory_stays_flat():
-    """Peak resident set after 50 iterations is within 5 % of that after 10."""
+    """Peak resident set after 60 iterations is within 5 % of that after 20, when the allocator has settled."""
     code = """
 import resource, torch, envs, metarl
 torch.set_num_threads(1)
 d = envs.Navigation2D(50)
 learner = metarl.Learner(d, metarl.GaussianMLP(d.observation_space, d.action_space), rule=metarl.GradientDescent(0.5))
 peaks = []
-for iteration in range(50):
+for iteration in range(60):
     learner.step()
     peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-print(peaks[9], peaks[49])
+print(peaks[19], peaks[59])
 """
     early, late = map(int, subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True).split())
     assert late < 1.05 * early

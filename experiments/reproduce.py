@@ -144,7 +144,12 @@ FIGURES = {
             "random": Method(f"{RANDOM} 0.1", (-254.83, -254.33, -246.79, -230.83), trained=False),
             "oracle": Method(ORACLE, (-54.47,)),
         },
-        {**SHORT_COMPARISON, **quadratic(GAE), SMALL: small_batches(20, 950, "--later-factor 0.3")},
+        {
+            **SHORT_COMPARISON,
+            **quadratic(GAE),
+            SMALL: small_batches(20, 950, "--later-factor 0.3"),
+            f"{SMALL}, short inner steps": small_batches(10, 1900, "--later-factor 0.3 --inner-step-size 0.03"),
+        },
     ),
     "ant_velocity": Reproduction(
         {

@@ -148,7 +148,9 @@ FIGURES = {
             **SHORT_COMPARISON,
             **quadratic(GAE),
             SMALL: small_batches(20, 950, "--later-factor 0.3"),
-            f"{SMALL}, short inner steps": small_batches(10, 1900, "--later-factor 0.3 --inner-step-size 0.03"),
+            f"{SMALL}, shorter inner steps": small_batches(
+                10, 1900, "--later-factor 0.3 --inner-step-size 0.03", {600: 0.02, 900: 0.01}
+            ),
         },
     ),
     "ant_velocity": Reproduction(

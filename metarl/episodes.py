@@ -126,18 +126,22 @@ class Episodes:
     @property
     def mean_returns(self) -> Tensor:
         """Undiscounted return averaged over the episodes of each task, (M,)."""
-        return self.returns.sum(dim=1) / self.valid.any(dim=1).sum(dim=1)
+        return self._mean_over_episodes(self.returns)
 
     @property
     def success_rates(self) -> Tensor:
         """Share of each task's episodes that succeeded, (M,); 0 where the environment has not told of any."""
         succeeded = torch.zeros_like(self.failed) if self.succeeded is None else self.succeeded
-        return succeeded.sum(dim=1).double() / self.valid.any(dim=1).sum(dim=1)
+        return self._mean_over_episodes(succeeded.double())
 
     @property
     def failure_rates(self) -> Tensor:
         """Share of each task's episodes that the simulator gave up on, (M,)."""
-        return self.failed.sum(dim=1).double() / self.valid.any(dim=1).sum(dim=1)
+        return self._mean_over_episodes(self.failed.double())
+
+    def _mean_over_episodes(self, values: Tensor) -> Tensor:
+        """Mean over the episodes of each task, (M,), of values (M, E) that are 0 of absent ones."""
+        return values.sum(dim=1) / self.valid.any(dim=1).sum(dim=1)
 
     @property
     def lengths(self) -> Tensor:

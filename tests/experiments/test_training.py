@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import random
 import signal
 import subprocess
@@ -341,9 +342,11 @@ def test_a_second_interrupt_stops_at_once_with_one_line(tmp_path, monkeypatch, c
     before_iteration(2, interrupt, monkeypatch)
     before_iteration(2, interrupt, monkeypatch)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # shells let background jobs ignore it
-    with pytest.raises(SystemExit) as left:
-        train("--iterations", 6, "--run-dir", tmp_path / "run")
-    signal.signal(signal.SIGINT, before)
+    try:
+        with pytest.raises(SystemExit) as left:
+            train("--iterations", 6, "--run-dir", tmp_path / "run")
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert left.value.code == 130
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last == "error: stopped at once; the last checkpoint, if there is one, is as it was"
@@ -421,17 +424,22 @@ def test_a_run_of_an_unknown_experiment_is_refused(tmp_path):
 
 
 def test_memory_stays_flat():
-    """Peak resident set after 60 iterations is within 5 % of that after 20, when the allocator has settled."""
+    """Peak resident set after 50 iterations is within 5 % of that after 10.
+
+    By default glibc's malloc moves its threshold for returning memory as it goes, and peaks by 4 %; fixed, by 1 %.
+    """
     code = """
 import resource, torch, envs, metarl
 torch.set_num_threads(1)
 d = envs.Navigation2D(50)
 learner = metarl.Learner(d, metarl.GaussianMLP(d.observation_space, d.action_space), rule=metarl.GradientDescent(0.5))
 peaks = []
-for iteration in range(60):
+for iteration in range(50):
     learner.step()
     peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-print(peaks[19], peaks[59])
+print(peaks[9], peaks[49])
 """
-    early, late = map(int, subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True).split())
+    steady = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**17)}
+    printed = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True, env=steady)
+    early, late = map(int, printed.split())
     assert late < 1.05 * early

@@ -117,6 +117,7 @@ COMPARISON = {
 SMALL = "first-order, small batches"
 CHEETAH = {SMALL: small_batches(8, 500, "--later-factor 0.2")}  # factors: the best on other tasks than the test tasks
 SHORTER = ("--inner-step-size 0.03", {600: 0.02, 900: 0.01})  # of half-cheetah velocity
+TWO_TASKS = ("--survival-bonus 2 --evaluate-every 1000", {300: 0.06, 417: 0.04, 530: 0.025, 1163: 0.015})
 FIGURES = {
     "navigation_2d": Reproduction(
         {
@@ -177,6 +178,7 @@ FIGURES = {
             **SHORT_COMPARISON,
             SMALL: small_batches(8, 2875),
             f"{SMALL}, shorter inner steps": small_batches(8, 2875, steps={1964: 0.05, 2368: 0.035}),
+            f"{SMALL}, two tasks": small_batches(2, 11500, *TWO_TASKS),
         },
     ),
 }

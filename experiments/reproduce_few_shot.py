@@ -6,8 +6,6 @@ and what matters of it is kept under experiments/results. `--report` makes the t
 
 import json
 import math
-import os
-import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,20 +14,19 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments import evaluate, training
+from experiments import evaluate, reproduction, training
 from experiments.configuration import OneLineParser
 from experiments.pictures import save_json
 from experiments.reproduction import (
-    RESULTS,
-    RUNS,
     choose,
     command,
     commits,
     common,
+    folders,
+    keep_curve,
     keep_summary,
     seed_folders,
     shown,
-    slug,
     train_run,
 )
 from metarl.runs import Run, load_checkpoint, save_checkpoint
@@ -97,8 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run_method(figure: str, name: str, seed: int, flags: Sequence[str]) -> None:
     """Train, evaluate and keep one run; what is already trained is not trained again."""
     method = FIGURES[figure][name]
-    directory = RUNS / figure / slug(method.run or name) / f"seed{seed}"
-    kept = RESULTS / figure / slug(name) / f"seed{seed}"
+    directory, _ = folders(figure, method.run or name, seed)
+    _, kept = folders(figure, name, seed)
     train_run(training.find_experiment(figure), directory, kept, seed, [*method.flags.split(), *flags])
     for shots in reversed(method.shots or (None,)):  # the first one's picture stays
         words = method.evaluation.split() + ([] if shots is None else ["--shots", str(shots)])
@@ -111,19 +108,10 @@ def run_method(figure: str, name: str, seed: int, flags: Sequence[str]) -> None:
     state = load_checkpoint(directory / "checkpoint.pt")
     state["config"] = config
     save_checkpoint(kept / "checkpoint.pt", state)
-    settings, lines = config["settings"], Run.open(directory).metrics()
-    if not lines:  # the folder of a kept run was copied here, and there is nothing new
-        return
-    [score] = [key for key in lines[0] if key.startswith(("mse/", "accuracy/"))]
-    curve = {key: [round(line[key], 4) for line in lines] for key in ("iteration", score)}
-    seconds = sum(settings["record_every"] / line["iterations_per_second"] for line in lines)
-    if lines[0]["iteration"] > settings["record_every"]:  # the same, and it was continued
-        earlier = json.loads((kept / "curve.json").read_text())
-        before = sum(iteration < lines[0]["iteration"] for iteration in earlier["iteration"])
-        seconds += earlier["seconds"] * before / len(earlier["iteration"])
-        curve = {key: earlier[key][:before] + values for key, values in curve.items()}
-    machine = f"{platform.machine()}, {os.cpu_count()} cores"
-    save_json(kept / "curve.json", {**curve, "seconds": round(seconds), "machine": machine})
+    lines = Run.open(directory).metrics()
+    scores = [key for key in (lines[0] if lines else {}) if key.startswith(("mse/", "accuracy/"))]
+    seconds = [config["settings"]["record_every"] / line["iterations_per_second"] for line in lines]
+    keep_curve(kept, lines, ["iteration", *scores], seconds)
 
 
 def report() -> None:
@@ -131,12 +119,12 @@ def report() -> None:
     summary: dict[str, dict[str, Any]] = {}
     for figure, methods in FIGURES.items():
         for name in methods:
-            if folders := seed_folders(RESULTS / figure, name):
+            if folders := seed_folders(figure, name):
                 summary.setdefault(figure, {})[name] = _summarise(figure, name, folders)
-    keep_summary(RESULTS / "summary.json", summary)
+    keep_summary(summary)
     for figure, methods in summary.items():
         if figure == "sine":
-            _draw(methods).savefig(RESULTS / figure / "adaptation.png", dpi=120)
+            _draw(methods).savefig(reproduction.RESULTS / figure / "adaptation.png", dpi=120)
         print(table(figure, methods))
 
 

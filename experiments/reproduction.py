@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import os
+import platform
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -112,15 +114,43 @@ def _iterations(folder: Path) -> int:
     return load_checkpoint(path)["learner"]["iteration"] if path.exists() else 0
 
 
-def keep_summary(path: Path, summary: dict[str, dict[str, Any]]) -> None:
-    """Replace the entries of these figures in a summary, and keep the others."""
-    kept = json.loads(path.read_text()) if path.exists() else {}
-    save_json(path, {**kept, **summary})
+def keep_curve(kept: Path, lines: Sequence[Mapping[str, Any]], keys: Sequence[str], seconds: Sequence[float]) -> None:
+    """Write the curves of a run; where it continued what is kept, after that one's values from before.
+
+    Args:
+        kept: the folder.
+        lines: the metrics of the run, none if there is nothing new; then what is kept stays.
+        keys: of what to keep; without `iteration` there is a line for each one.
+        seconds: that each line's iterations took.
+    """
+    path = kept / "curve.json"
+    if not lines and path.exists():
+        return
+    curve, took = {key: [round(line[key], 4) for line in lines] for key in keys}, sum(seconds)
+    earlier = json.loads(path.read_text()) if path.exists() else {}
+    if values := [earlier[key] for key in keys if key in earlier]:
+        iterations = earlier.get("iteration", range(1, len(values[0]) + 1))
+        if before := sum(iteration < lines[0]["iteration"] for iteration in iterations):
+            took += earlier["seconds"] * before / len(iterations)
+            curve = {key: earlier[key][:before] + values for key, values in curve.items() if key in earlier}
+    save_json(path, {**curve, "seconds": round(took), "machine": f"{platform.machine()}, {os.cpu_count()} cores"})
 
 
-def seed_folders(figure: Path, name: str) -> list[Path]:
-    """The folders of a method's seeds, of those that the figure's folder holds; `curve.json` is written last."""
-    return sorted(curve.parent for curve in (figure / slug(name)).glob("seed*/curve.json"))
+def folders(figure: str, name: str, seed: int) -> tuple[Path, Path]:
+    """Where a method's run of a seed is, and where its results are kept."""
+    run, kept = (base / figure / slug(name) / f"seed{seed}" for base in (RUNS, RESULTS))
+    return run, kept
+
+
+def seed_folders(figure: str, name: str) -> list[Path]:
+    """The folders of a method's results, one per seed; `curve.json` is written last."""
+    return sorted(curve.parent for curve in (RESULTS / figure / slug(name)).glob("seed*/curve.json"))
+
+
+def keep_summary(summary: dict[str, dict[str, Any]]) -> None:
+    """Replace the entries of these figures in the summary of all results, and keep the others."""
+    path = RESULTS / "summary.json"
+    save_json(path, {**(json.loads(path.read_text()) if path.exists() else {}), **summary})
 
 
 def command(script: str, figure: str, name: str, seeds: Sequence[int], iterations: int | None) -> str:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import metarl
-from experiments import reproduce, reproduce_few_shot
+from experiments import report, reproduce_few_shot, reproduction
 from metarl.check import check
 from metarl.evaluation import evaluate, held_out_tasks
 
@@ -69,9 +69,9 @@ def test_the_example_of_curves_learns(capsys):
 
 
 def test_its_tables_of_results_are_those_of_the_summary():
-    summary = json.loads((reproduce.RESULTS / "summary.json").read_text())
-    tables = [reproduce.table(figure, group, methods) for figure, group, methods in reproduce.groups(summary)]
-    tables.append(reproduce.overview(summary))
+    summary = json.loads((reproduction.RESULTS / "summary.json").read_text())
+    tables = [report.table(figure, group, methods) for figure, group, methods in report.groups(summary)]
+    tables.append(report.overview(summary))
     tables += [reproduce_few_shot.table(figure, summary[figure]) for figure in ("sine", "omniglot")]
     assert len(tables) > 5
     for table in tables:

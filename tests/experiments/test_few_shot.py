@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from experiments import benchmark, evaluate, few_shot, mini_imagenet, omniglot, reproduce_few_shot, sine
+from experiments import benchmark, evaluate, few_shot, mini_imagenet, omniglot, reproduce_few_shot, reproduction, sine
 from experiments.configuration import SettingError
 from experiments.few_shot import LEARNERS, FewShotEvaluation, over_blocks
 from experiments.training import main, open_run
@@ -280,8 +280,8 @@ def test_reproduction_keeps_what_its_tables_show(tmp_path, monkeypatch, capsys):
         "oracle": reproduce_few_shot.Method(" ".join([*TINY, "--learner", "oracle", "--evaluation-steps", "0"])),
     }
     monkeypatch.setattr(reproduce_few_shot, "FIGURES", {"sine": methods})
-    monkeypatch.setattr(reproduce_few_shot, "RUNS", tmp_path / "runs")
-    monkeypatch.setattr(reproduce_few_shot, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(reproduction, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(reproduction, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(reproduce_few_shot, "_draw", lambda methods: Figure())
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "summary.json").write_text('{"other": 1}')

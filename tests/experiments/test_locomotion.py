@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from envs.mujoco_batch import MujocoBatch
-from experiments import benchmark, evaluate, reproduce, training
+from experiments import benchmark, evaluate, recipes, report, reproduce, reproduction, training
 from experiments.training import find_experiment, main
 from metarl.runs import load_checkpoint
 from tests.experiments.test_command_line import TINY, error_of
@@ -162,9 +162,9 @@ def test_benchmark_prints_what_it_promises(name, capsys):
 
 def test_an_interrupt_ends_the_reproduction_and_keeps_nothing_half_done(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(reproduce, "RESULTS", tmp_path / "results")
-    methods = {"maml": reproduce.Method(" ".join(TINY).replace("--iterations 2", "--iterations 3"))}
-    monkeypatch.setattr(reproduce, "FIGURES", {"navigation_2d": reproduce.Reproduction(methods)})
+    monkeypatch.setattr(reproduction, "RESULTS", tmp_path / "results")
+    methods = {"maml": recipes.Method(" ".join(TINY).replace("--iterations 2", "--iterations 3"))}
+    monkeypatch.setattr(recipes, "FIGURES", {"navigation_2d": recipes.Reproduction(methods)})
     step, steps = training.step, []
 
     def interrupted(settings, learner):
@@ -185,16 +185,16 @@ def test_an_interrupt_ends_the_reproduction_and_keeps_nothing_half_done(tmp_path
 
 def test_reproduction_runs_keeps_and_reports(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(reproduce, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(reproduction, "RESULTS", tmp_path / "results")
     small = " ".join(TINY)
     methods = {
-        "maml": reproduce.Method(small, (-40.0, -11.0)),
-        "pretrained": reproduce.Method(f"{small} --inner-steps 0"),
-        "random": reproduce.Method(small, trained=False),
-        "oracle": reproduce.Method(f"{small} --inner-steps 0 --observe-task --evaluation-steps 0"),
+        "maml": recipes.Method(small, (-40.0, -11.0)),
+        "pretrained": recipes.Method(f"{small} --inner-steps 0"),
+        "random": recipes.Method(small, trained=False),
+        "oracle": recipes.Method(f"{small} --inner-steps 0 --observe-task --evaluation-steps 0"),
     }
-    other = {"first-order": reproduce.Method(f"{small} --order first")}
-    monkeypatch.setattr(reproduce, "FIGURES", {"navigation_2d": reproduce.Reproduction(methods, other)})
+    other = {"first-order": recipes.Method(f"{small} --order first")}
+    monkeypatch.setattr(recipes, "FIGURES", {"navigation_2d": recipes.Reproduction(methods, other)})
     reproduce.main(["navigation_2d", "--seeds", "0", "1"])
     assert not (tmp_path / "results" / "navigation_2d" / "comparison.png").exists()
     table = capsys.readouterr().out
@@ -256,7 +256,7 @@ def test_reproduction_runs_keeps_and_reports(tmp_path, monkeypatch, capsys):
     assert comparison.splitlines()[0].endswith("| hours | training, 0.0 to 0.0 million steps |")
     assert comparison.splitlines()[4].endswith(f"| {summary['first-order']['training']['mean']:.1f} |")
     first_order, run = (
-        base / "navigation_2d" / "first-order" / "seed0" for base in (reproduce.RESULTS, reproduce.RUNS)
+        base / "navigation_2d" / "first-order" / "seed0" for base in (reproduction.RESULTS, reproduction.RUNS)
     )
     before = json.loads((first_order / "curve.json").read_text())
     steps = [json.loads(line)["env_steps"] for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -274,7 +274,7 @@ def test_reproduction_runs_keeps_and_reports(tmp_path, monkeypatch, capsys):
     after = json.loads((first_order / "curve.json").read_text())
     [line] = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     assert line["iteration"] == 4
-    assert after["return/step_1"] == [*before["return/step_1"], round(line["return/step_1"], 3)]
+    assert after["return/step_1"] == [*before["return/step_1"], round(line["return/step_1"], 4)]
     assert after["env_steps"] == [*steps, line["env_steps"]]
     assert 1000 <= after["seconds"] < 1100
     assert json.loads((first_order / "evaluation.json").read_text())["iteration"] == 4
@@ -286,10 +286,10 @@ def test_reproduction_runs_keeps_and_reports(tmp_path, monkeypatch, capsys):
 
 def test_a_method_may_go_on_with_other_flags(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(reproduce, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(reproduction, "RESULTS", tmp_path / "results")
     then = (2, "--inner-step-size 0.2"), (3, "--later-factor 0.3"), (7, "--inner-step-size 0.1")
-    method = reproduce.Method(f"{' '.join(TINY)} --inner-step-size 0.4 --iterations 5", then=then)
-    monkeypatch.setattr(reproduce, "FIGURES", {"navigation_2d": reproduce.Reproduction({"maml": method})})
+    method = recipes.Method(f"{' '.join(TINY)} --inner-step-size 0.4 --iterations 5", then=then)
+    monkeypatch.setattr(recipes, "FIGURES", {"navigation_2d": recipes.Reproduction({"maml": method})})
     for iterations in ("1", "5"):  # stopped before the changes
         reproduce.main(["navigation_2d", "--seeds", "0", "--iterations", iterations])
     config = json.loads((tmp_path / "results/navigation_2d/maml/seed0/config.json").read_text())
@@ -303,7 +303,7 @@ def test_a_method_may_go_on_with_other_flags(tmp_path, monkeypatch, capsys):
 
 
 def test_training_is_compared_over_the_same_environment_steps(tmp_path, monkeypatch):
-    monkeypatch.setattr(reproduce, "RESULTS", tmp_path)
+    monkeypatch.setattr(reproduction, "RESULTS", tmp_path)
     returns = [float(i) for i in range(10)]
     known = {"env_steps": [1, 2, 3, 4, 5, 6, 10, 60, 70, 100]}  # of 100, the last fifth is the last iteration
     for name, more in (("known", known), ("unknown", {})):
@@ -311,7 +311,7 @@ def test_training_is_compared_over_the_same_environment_steps(tmp_path, monkeypa
         curve = {"return/step_0": returns, "return/step_1": returns, **more}
         (tmp_path / "figure" / name / "seed0" / "curve.json").write_text(json.dumps(curve))
     entries = {name: {"env_steps": 100, "iterations": 10} for name in ("known", "unknown")}
-    reproduce._compare_training("figure", entries)
+    report._compare_training("figure", entries)
     assert entries["known"]["training"] == {
         "env_steps": [80, 100],
         "mean": 9.0,
@@ -329,7 +329,7 @@ def test_the_overview_shows_the_best_method_beside_the_published_one():
     methods = {"maml": entry(-30.0, -9.0, -8.0, -7.0), "first-order": entry(-40.0, -12.0, -3.0, -2.0)}
     summary = {"navigation_2d": {**methods, "oracle": {"return/step_0": {"mean": -0.5}}}, "sine": {}}
     row = "| navigation 2d | first-order | -12.0 ± 0.5 (-11.7) | -3.0 ± 0.5 (-3.3) | -2.0 ± 0.5 (-3.2) |"
-    assert reproduce.overview(summary).splitlines()[2:] == [f"{row} 90 to 100 | 2 | 7,000 |"]
+    assert report.overview(summary).splitlines()[2:] == [f"{row} 90 to 100 | 2 | 7,000 |"]
 
 
 def test_reproduce_refuses_what_it_does_not_know(capsys):

@@ -37,11 +37,6 @@ class Reproduction:
         """All methods by name."""
         return {**self.paper, **self.comparison}
 
-    @property
-    def groups(self) -> dict[str, list[str]]:
-        """Names of the methods that share a table and a figure, by the name of the figure's file."""
-        return {"adaptation": list(self.paper), "comparison": ["maml", *self.comparison]}
-
 
 PRETRAINED, RANDOM = "--inner-steps 0 --inner-step-size", "--iterations 1 --inner-step-size"
 HALVED = "--later-factor 0.5"  # published returns that go on changing after one step had no factor of 0.01

@@ -10,6 +10,8 @@ import numpy as np
 from experiments import pictures, recipes, reproduction
 from experiments.reproduction import command, commits, common, keep_summary, seed_folders, shown
 
+ADAPTED = [f"return/step_{step}" for step in (1, 2, 3)]
+
 
 def report() -> None:
     """Write summary.json, a figure per experiment, and tables in Markdown, from the results that are kept."""
@@ -31,27 +33,35 @@ def report() -> None:
 
 
 def groups(summary: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Of each table and picture: figure, group, entries of its methods; `maml`'s is empty where it has not been run."""
+    """Of each table and picture: figure, group, entries of its methods; `maml`'s is empty where it has not been run.
+
+    The groups are `adaptation`, the paper's methods and the best of all, and `comparison`, the others.
+    """
     for figure, recipe in recipes.FIGURES.items():
         methods = summary.get(figure, {})
-        for group, names in recipe.groups.items():
+        shown_first = dict.fromkeys([*recipe.paper, *best(methods)])
+        for group, names in (("adaptation", shown_first), ("comparison", ["maml", *recipe.comparison])):
             chosen = {name: methods.get(name, {}) for name in names if name in methods or name == "maml"}
             if chosen.keys() - {"maml"} or (group == "adaptation" and chosen["maml"]):
                 yield figure, group, chosen
 
 
+def best(methods: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The method with the best mean return over the gradient steps 1 to 3, if any has taken them."""
+    adapted = [name for name, entry in methods.items() if ADAPTED[-1] in entry]
+    return sorted(adapted, key=lambda name: sum(methods[name][key]["mean"] for key in ADAPTED))[-1:]
+
+
 def overview(summary: Mapping[str, Mapping[str, Any]]) -> str:
-    """A Markdown table: of each figure the method with the best mean return over the gradient steps 1 to 3."""
+    """A Markdown table: the best method of each figure."""
     columns = ["1 step", "2 steps", "3 steps", "iterations", "seeds", "environment steps"]
     rows = [f"| environment | best method | {' | '.join(columns)} |", "|---" * (len(columns) + 2) + "|"]
-    keys = [f"return/step_{step}" for step in (1, 2, 3)]
     for figure, recipe in recipes.FIGURES.items():
-        adapted = {name: entry for name, entry in summary.get(figure, {}).items() if keys[-1] in entry}
-        if adapted:
-            best = max(adapted, key=lambda name: sum(adapted[name][key]["mean"] for key in keys))
-            published = dict(zip(keys, recipe.paper["maml"].published[1:], strict=False))
-            cells = [_beside(adapted[best][key], published.get(key)) for key in keys]
-            rows.append(f"| {figure.replace('_', ' ')} | {' | '.join([best, *cells, *_effort(adapted[best], '')])} |")
+        for name in best(summary.get(figure, {})):
+            entry = summary[figure][name]
+            published = dict(zip(ADAPTED, recipe.paper["maml"].published[1:], strict=False))
+            cells = [_beside(entry[key], published.get(key)) for key in ADAPTED]
+            rows.append(f"| {figure.replace('_', ' ')} | {' | '.join([name, *cells, *_effort(entry, '')])} |")
     return "\n".join(rows) + "\n"
 
 

@@ -13,7 +13,9 @@ from experiments import report, reproduce_few_shot, reproduction
 from metarl.check import check
 from metarl.evaluation import evaluate, held_out_tasks
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+DETAILS = (reproduction.RESULTS / "README.md").read_text()
 FIRST, CART_POLE, OTHERS, FEW_SHOT, CURVES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
@@ -70,12 +72,20 @@ def test_the_example_of_curves_learns(capsys):
 
 def test_its_tables_of_results_are_those_of_the_summary():
     summary = json.loads((reproduction.RESULTS / "summary.json").read_text())
-    tables = [report.table(figure, group, methods) for figure, group, methods in report.groups(summary)]
-    tables.append(report.overview(summary))
-    tables += [reproduce_few_shot.table(figure, summary[figure]) for figure in ("sine", "omniglot")]
+    tables = [(README, report.overview(summary))]
+    tables += [(README, reproduce_few_shot.table(figure, summary[figure])) for figure in ("sine", "omniglot")]
+    texts = {"adaptation": README, "comparison": DETAILS}
+    tables += [(texts[group], report.table(figure, group, of)) for figure, group, of in report.groups(summary)]
     assert len(tables) > 5
-    for table in tables:
-        assert table in README
+    for text, table in tables:
+        assert table in text
+
+
+def test_what_its_results_link_to_exists():
+    for folder, text in ((ROOT, README), (reproduction.RESULTS, DETAILS)):
+        links = re.findall(r"\]\(([^)#]+)", text)
+        assert links
+        assert all((folder / link).exists() for link in links if not link.startswith("http"))
 
 
 @pytest.mark.slow
@@ -90,6 +100,6 @@ def test_the_own_environment_learns_to_adapt(seed, capsys, tmp_path, monkeypatch
     assert evaluation.mean[1] > evaluation.mean[0] + 15
 
 
-@pytest.mark.parametrize("script", sorted(set(re.findall(r"experiments/(\w+)\.py", README))))
+@pytest.mark.parametrize("script", sorted(set(re.findall(r"experiments/(\w+)\.py", README + DETAILS))))
 def test_every_script_it_names_exists(script):
-    assert (Path(__file__).parent.parent / "experiments" / f"{script}.py").exists()
+    assert (ROOT / "experiments" / f"{script}.py").exists()

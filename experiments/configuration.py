@@ -189,6 +189,14 @@ def output_file(named: Path | None, usual: Path) -> Path:
     return path
 
 
+def output_folder(path: Path) -> Path:
+    """Where results go, looked at before any work is done; SettingError if there can be no folder."""
+    found = next(place for place in (path, *path.absolute().parents) if place.exists())
+    if not found.is_dir():
+        raise SettingError(f"--output = {path}; allowed: a folder")
+    return path
+
+
 def _add_flag(group: Any, field: dataclasses.Field) -> None:
     kind, repeated, _ = _kind(field.type)
     assert isinstance(kind, type), f"{field.name}: unsupported type"

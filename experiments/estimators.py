@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 import metarl
 from experiments import pictures, tabular
-from experiments.configuration import OneLineParser, parse, setting, to_json
+from experiments.configuration import OneLineParser, output_folder, parse, setting, to_json
 from experiments.training import one_line_errors
 from metarl.distributions import DiagonalGaussian
 from metarl.episodes import Samples
@@ -85,15 +85,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with one_line_errors():
         words = sys.argv[1:] if arguments is None else arguments
         namespace, settings = parse(EstimatorSettings, words, parser, {})
+        output = output_folder(namespace.output)
         torch.set_num_threads(1)
         columns = [bias(settings), noise(settings), limits(settings), cost(settings)]
         rows = [{key: part[v.name][key] for part in columns for key in part[v.name]} for v in VARIANTS]
         result = {"settings": to_json(settings), "rows": {v.name: row for v, row in zip(VARIANTS, rows, strict=True)}}
         print(table(result["rows"], settings))
-        namespace.output.mkdir(parents=True, exist_ok=True)
-        pictures.save_json(namespace.output / "estimators.json", result)
-        figure(result["rows"]).savefig(namespace.output / "estimators.png", dpi=120)
-        print(f"estimators.json and estimators.png in {namespace.output}")
+        output.mkdir(parents=True, exist_ok=True)
+        pictures.save_json(output / "estimators.json", result)
+        figure(result["rows"]).savefig(output / "estimators.png", dpi=120)
+        print(f"estimators.json and estimators.png in {output}")
 
 
 Columns = dict[str, dict[str, float]]

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.configuration import OneLineParser, SettingError
+from experiments.configuration import OneLineParser, SettingError, output_folder
 from experiments.training import evaluate_run, one_line_errors, open_run, table
 from experiments.videos import save_videos
 
@@ -54,9 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if wrong := [task for task in chosen.video or [] if not 0 <= task < settings.evaluation_tasks]:
             raise SettingError(f"--video = {wrong[0]}; allowed: 0 to {settings.evaluation_tasks - 1}")
         differs = ["best"] * chosen.best + [f"{k}_{v}" for k, v in given.items() if k not in of_this_machine]
-        output = chosen.output or chosen.run / "-".join(["evaluation", *differs])
-        if output.exists() and not output.is_dir():
-            raise SettingError(f"--output = {output}; allowed: a folder")
+        output = output_folder(chosen.output or chosen.run / "-".join(["evaluation", *differs]))
         evaluation = evaluate_run(experiment, settings, learner, output)
         print(f"{experiment.name} after iteration {learner.iteration}, {settings.evaluation_tasks} test tasks")
         print(table(evaluation))

@@ -37,7 +37,11 @@ def test_the_figures_are_what_the_estimators_promise(rows):
     assert rows["score, second"]["time"] == 1
 
 
-def test_bad_input_gets_one_line(capsys):
+def test_bad_input_gets_one_line(capsys, tmp_path):
     assert error_of(capsys, estimators.main, ["--episodes", "0"]) == (
         "error: --episodes = 0; allowed: at least 1 and at most 10"
     )
+    (tmp_path / "file").write_text("")
+    for output in (tmp_path / "file", tmp_path / "file" / "folder"):  # before anything is measured
+        line = error_of(capsys, estimators.main, ["--output", str(output)])
+        assert line == f"error: --output = {output}; allowed: a folder"

@@ -139,7 +139,10 @@ FIGURES = {
             SMALL: small_batches(8, 2875),
             f"{SMALL}, shorter inner steps": small_batches(8, 2875, steps={1964: 0.05, 2368: 0.035}),
             f"{SMALL}, two tasks": small_batches(
-                2, 11500, "--survival-bonus 2 --evaluate-every 1000", {300: 0.06, 417: 0.04, 530: 0.025, 1163: 0.015}
+                tasks=2,
+                iterations=11500,
+                more="--survival-bonus 2 --evaluate-every 1000",
+                steps={300: 0.06, 417: 0.04, 530: 0.025, 1163: 0.015, 2500: 0.01},
             ),
         },
     ),

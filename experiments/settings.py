@@ -55,6 +55,12 @@ class Settings:
         choices=BASELINES,
         source="paper's code",
     )
+    clipped_likelihood: bool = setting(
+        False,
+        "take the probability of an action as that of what the environment gets once it is clipped to its bounds: "
+        "gradients have less noise",
+        source="paper",
+    )
     weighting: str = setting(
         "timestep",
         "which parts of a task weigh the same in its losses",
@@ -219,6 +225,7 @@ def build_learner(settings: Settings, distribution: TaskDistribution) -> metarl.
             survival_bonus=settings.survival_bonus,
             bootstrap=settings.bootstrap,
             baseline=settings.baseline,
+            clipped_likelihood=settings.clipped_likelihood,
             weighting=settings.weighting,
             budget=settings.budget,
             seed=settings.seed,

@@ -83,6 +83,8 @@ class Learner:
         survival_bonus: added to the reward of every step that learning sees; returns are told without it. Where an
             episode can end early and rewards are negative, ending it pays, and that is what is learned first. Where
             all episodes last the whole horizon it changes next to nothing, for the baseline predicts it.
+        clipped_likelihood: whether the probability of an action is that of what the environment gets once it is
+            clipped, see `metarl.distributions.ClippedGaussian`; for bounded actions.
         weighting: of the steps within a task, see `metarl.episodes.to_samples`.
         budget: `episodes`: E episodes per task; `steps`: as many whole ones as it takes to have E times the horizon
             in steps, see `metarl.rollout.collect`.
@@ -112,6 +114,7 @@ class Learner:
     survival_bonus: float = 0.0
     bootstrap: bool = False
     baseline: str = "linear"
+    clipped_likelihood: bool = False
     weighting: str = "timestep"
     budget: str = "episodes"
     seed: int = 0
@@ -143,7 +146,7 @@ class Learner:
         numbers = int(np.prod(self.distribution.observation_space.shape or ()))
         require_baseline(self.baseline, numbers, self.episodes * self.distribution.horizon)
         self.policy.to(self.device)
-        self.actions = distribution_for(self.distribution.action_space)
+        self.actions = distribution_for(self.distribution.action_space, self.clipped_likelihood)
         self.inner_loss = policy_loss(self.policy, self.actions, self.estimator)
         self.theta = self.rule.meta_parameters(parameters_of(self.policy))
         self.outer_state: State = self.outer.start(ravel(list(self.theta.values())), self.rule.steps)

@@ -10,6 +10,8 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
 from torch import nn
+from torch.distributions import Normal
+from torch.func import functional_call
 
 from envs import AntVelocity, GymnasiumTasks, Navigation2D, choose_from
 from metarl import (
@@ -608,6 +610,29 @@ def test_samples_are_made_as_the_settings_say(changes):
         assert torch.equal(stage.samples.weights, expected.weights)
         assert torch.equal(stage.explained_variance, explained)
         assert torch.equal(stage.advantage_deviation, deviation)
+
+
+def test_an_inner_step_of_clipped_likelihoods_is_that_of_the_actions_the_environment_gets():
+    learner = navigation_learner(clipped_likelihood=True)
+    support, query = learner.adapt(held_out_tasks(learner, 4), 1)
+    plain, _ = navigation_learner().adapt(held_out_tasks(learner, 4), 1)
+    assert torch.equal(support.episodes.actions, plain.episodes.actions)
+    taken, valid = support.episodes.actions[0], support.episodes.valid[0]
+    assert 0.2 < (taken.abs() > 1).float().mean() < 0.8
+    theta = {name: value.clone().requires_grad_() for name, value in learner.theta.items()}
+    output = functional_call(learner.policy, theta, (support.episodes.observations[0].flatten(0, 1),))
+    mean, log_std = output.view(*taken.shape[:2], 4).chunk(2, dim=-1)
+    normal = Normal(mean, log_std.exp())
+    tail = torch.where(taken > 0, 1 - normal.cdf(torch.tensor(1.0)), normal.cdf(torch.tensor(-1.0)))
+    log_probs = torch.where(taken.abs() >= 1, tail.log(), normal.log_prob(taken)).sum(-1)
+    torch.testing.assert_close(log_probs[valid], support.episodes.log_probs[0][valid], rtol=1e-4, atol=1e-4)
+    advantages, _, _ = estimate_advantages(support.episodes)
+    loss = -(log_probs * advantages[0])[valid].mean()
+    for name, gradient in zip(theta, torch.autograd.grad(loss, list(theta.values())), strict=True):
+        expected = learner.theta[name] - 0.5 * gradient
+        torch.testing.assert_close(query.parameters[name][0], expected, rtol=1e-3, atol=1e-5)
+    figures = learner.step()
+    assert 0 < figures["kl"] <= 0.01
 
 
 @pytest.mark.parametrize("sampling", [False, True])

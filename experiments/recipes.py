@@ -45,6 +45,12 @@ ORACLE = "--inner-steps 0 --observe-task --evaluation-steps 0"
 CONTEXT = "--adaptation cavia"  # the paper's context vector, whose learned start the first layer's bias can stand for
 GAE = {"first-order, GAE 0.95": Method("--order first --gae-lambda 0.95")}
 SHORT_COMPARISON = {"maml, lvc": Method("--estimator lvc"), "first-order": Method("--order first"), **GAE}
+SMALL_LVC = {
+    "lvc, small batches": Method(
+        "--estimator lvc --gae-lambda 0.95 --support-lambda 0.8 --tasks 5 --iterations 400 --evaluate-every 100 "
+        "--inner-step-size 0.1 --later-factor 0.3"
+    )
+}
 LATER = {"maml, later factor 0.3": Method("--later-factor 0.3")}  # the best on other tasks than the test tasks
 
 
@@ -92,7 +98,7 @@ FIGURES = {
             "oracle": Method(ORACLE, (-2.29,)),
             "context vector": Method(CONTEXT, (-42.42, -13.90, -5.17, -3.18)),
         },
-        {**LATER, **COMPARISON},
+        {**LATER, **COMPARISON, **SMALL_LVC},
     ),
     "half_cheetah_direction": Reproduction(
         {

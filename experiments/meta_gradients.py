@@ -6,7 +6,6 @@ it is the truth or the estimator's bias; the rest is noise. Prints a table and w
 """
 
 import sys
-from argparse import BooleanOptionalAction
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -46,13 +45,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--gae-lambdas", type=float, nargs="+", metavar="FLOAT", help="factors of later advantages (default: the run's)"
     )
     parser.add_argument("--inner-step-size", type=float, metavar="FLOAT", help="of training (default: the run's)")
-    parser.add_argument(
-        "--clipped-likelihood", action=BooleanOptionalAction, help="of the actions in training (default: as in the run)"
-    )
     chosen = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
     with one_line_errors():
         check_batches(chosen.batches)
-        names = ("inner_step_size", "clipped_likelihood", "threads")
+        names = ("inner_step_size", "threads")
         changes = {name: value for name in names if (value := getattr(chosen, name)) is not None}
         _, settings, learner = open_run(chosen.run, changes=changes)
         if not isinstance(learner, metarl.Learner) or learner.rule.steps == 0:

@@ -84,11 +84,6 @@ COMPARISON = {
 SMALL = "first-order, small batches"
 CHEETAH = {SMALL: small_batches(8, 500, "--later-factor 0.2")}
 SHORTER = ("--inner-step-size 0.03", {600: 0.02, 900: 0.01})  # of half-cheetah velocity
-CLIPPED = "--clipped-likelihood"
-TWO_TASKS = (  # of ant direction
-    "--survival-bonus 2 --evaluate-every 1000",
-    {300: 0.06, 417: 0.04, 530: 0.025, 1163: 0.015, 2500: 0.01},
-)
 FIGURES = {
     "navigation_2d": Reproduction(
         {
@@ -149,8 +144,18 @@ FIGURES = {
             **SHORT_COMPARISON,
             SMALL: small_batches(8, 2875),
             f"{SMALL}, shorter inner steps": small_batches(8, 2875, steps={1964: 0.05, 2368: 0.035}),
-            f"{SMALL}, two tasks": small_batches(2, 11500, *TWO_TASKS),
-            f"{SMALL}, two tasks, clipped": small_batches(2, 11500, f"{CLIPPED} {TWO_TASKS[0]}", TWO_TASKS[1]),
+            f"{SMALL}, two tasks": small_batches(
+                tasks=2,
+                iterations=11500,
+                more="--survival-bonus 2 --evaluate-every 1000",
+                steps={300: 0.06, 417: 0.04, 530: 0.025, 1163: 0.015, 2500: 0.01},
+            ),
+            f"{SMALL}, two tasks, bounds penalty": small_batches(
+                tasks=2,
+                iterations=11500,
+                more="--survival-bonus 2 --bounds-penalty 0.05 --evaluate-every 1000",
+                steps={200: 0.06, 300: 0.04, 420: 0.03, 560: 0.02, 800: 0.015},
+            ),
         },
     ),
 }

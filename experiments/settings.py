@@ -48,18 +48,19 @@ class Settings:
         at_least=0,
         source="paper",
     )
+    bounds_penalty: float = setting(
+        0.0,
+        "taken from every reward that learning sees, but not from returns, times the squared distance of the action "
+        "from the bounds it is clipped to",
+        at_least=0,
+        source="paper",
+    )
     bootstrap: bool = setting(False, "value the state at the time limit instead of taking 0 there", source="paper")
     baseline: str = setting(
         "linear",
         "what predicts the returns: observations and their squares, or also the products of their numbers",
         choices=BASELINES,
         source="paper's code",
-    )
-    clipped_likelihood: bool = setting(
-        False,
-        "take the probability of an action as that of what the environment gets once it is clipped to its bounds: "
-        "gradients have less noise",
-        source="paper",
     )
     weighting: str = setting(
         "timestep",
@@ -223,9 +224,9 @@ def build_learner(settings: Settings, distribution: TaskDistribution) -> metarl.
             gae_lambda=settings.gae_lambda,
             support_lambda=settings.support_lambda,
             survival_bonus=settings.survival_bonus,
+            bounds_penalty=settings.bounds_penalty,
             bootstrap=settings.bootstrap,
             baseline=settings.baseline,
-            clipped_likelihood=settings.clipped_likelihood,
             weighting=settings.weighting,
             budget=settings.budget,
             seed=settings.seed,

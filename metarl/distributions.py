@@ -56,6 +56,10 @@ class ActionDistribution(Protocol):
         """Figures worth watching, by name, averaged over parameters (batch, P)."""
         ...
 
+    def excess(self, actions: Tensor) -> Tensor:
+        """Squared distance of the policy's actions from what the environment gets, (...)."""
+        ...
+
     def to_environment(self, actions: np.ndarray) -> np.ndarray:
         """Map policy actions to those of the environment."""
         ...
@@ -66,9 +70,6 @@ class DiagonalGaussian:
 
     The policy acts in [-1, 1]: `to_environment` maps that interval linearly to the bounds of the space and clips,
     as the MAML paper's code does. A space without all bounds takes the actions as they are, clipped to those it has.
-
-    Attributes:
-        low, high: (A,), where the policy's actions are clipped.
     """
 
     def __init__(self, space: gymnasium.spaces.Box):
@@ -77,8 +78,7 @@ class DiagonalGaussian:
         self.parameter_size = 2 * self.actions
         self.meaning = f"mean, then log standard deviation, of {self.actions} actions"
         self._bounded = bool(np.isfinite(space.low).all() and np.isfinite(space.high).all())
-        self.low: np.ndarray = np.full(self.actions, -1.0) if self._bounded else space.low.ravel()
-        self.high: np.ndarray = np.full(self.actions, 1.0) if self._bounded else space.high.ravel()
+        self._bounds = (-1.0, 1.0) if self._bounded else (space.low.ravel(), space.high.ravel())
 
     def noise(self, key: RolloutKey, tasks: int, steps: int, episodes: int) -> np.ndarray:
         """Standard normal, (M, T, E, A)."""
@@ -117,33 +117,16 @@ class DiagonalGaussian:
         """The mean standard deviation, in the policy's range [-1, 1]."""
         return {"policy_std": parameters.chunk(2, dim=-1)[1].exp().mean().item()}
 
+    def excess(self, actions: Tensor) -> Tensor:
+        """sum_i (a_i - clip(a_i))^2, in the policy's units; 0 within the bounds."""
+        low, high = (torch.as_tensor(bound, dtype=actions.dtype, device=actions.device) for bound in self._bounds)
+        return (actions - actions.clamp(low, high)).square().sum(-1)
+
     def to_environment(self, actions: np.ndarray) -> np.ndarray:
         """low + (action + 1) / 2 * (high - low), clipped to the bounds; (..., A) to (..., *space.shape)."""
         actions = actions.reshape(*actions.shape[:-1], *self.space.shape)
         low, high = self.space.low, self.space.high
         return np.clip(low + 0.5 * (actions + 1.0) * (high - low) if self._bounded else actions, low, high)
-
-
-class ClippedGaussian(DiagonalGaussian):
-    """A `DiagonalGaussian` whose probabilities are those of its actions once they are clipped.
-
-    Beyond a bound the environment gets the bound, wherever the action lies, so the density there only adds noise to a
-    gradient of log p. The probability of the whole tail has the same expected gradient times any advantage, and less
-    variance (clipped action policy gradient; Fujita and Maeda 2018). KL and Fisher matrix stay those before clipping,
-    which bound the ones after it from above.
-    """
-
-    def log_prob(self, parameters: Tensor, actions: Tensor) -> Tensor:
-        """sum_i of log Phi((low_i - mean_i) / std_i) at or below low_i, log Phi((mean_i - high_i) / std_i) at or above
-        high_i, and the log-density of a `DiagonalGaussian` in between."""
-        mean, log_std = parameters.chunk(2, dim=-1)
-        low, high = (torch.as_tensor(bound, dtype=mean.dtype, device=mean.device) for bound in (self.low, self.high))
-        below, above = actions <= low, actions >= high
-        inside = ~(below | above)
-        z = (actions - mean) * torch.exp(-log_std)
-        beyond = torch.where(below, low - mean, mean - high).masked_fill(inside, 0) * torch.exp(-log_std)
-        density = -0.5 * z.square() - log_std - 0.5 * math.log(2 * math.pi)
-        return torch.where(inside, density, torch.special.log_ndtr(beyond)).sum(-1)
 
 
 class Categorical:
@@ -186,22 +169,19 @@ class Categorical:
         """The mean entropy, in nats."""
         return {"policy_entropy": torch.special.entr(torch.softmax(parameters, -1)).sum(-1).mean().item()}
 
+    def excess(self, actions: Tensor) -> Tensor:
+        """0: the environment gets every action."""
+        return torch.zeros(actions.shape, device=actions.device)
+
     def to_environment(self, actions: np.ndarray) -> np.ndarray:
         """Shift 0..n-1 to the first action of the space."""
         return actions + self.space.start
 
 
-def distribution_for(space: gymnasium.Space, clipped: bool = False) -> ActionDistribution:
-    """Return the distribution family of an action space; ValueError for one that no family fits.
-
-    Args:
-        space: of the environment's actions.
-        clipped: whether probabilities are of the actions once they are clipped to the bounds of the space.
-    """
+def distribution_for(space: gymnasium.Space) -> ActionDistribution:
+    """Return the distribution family of an action space; ValueError for one that no family fits."""
     if isinstance(space, gymnasium.spaces.Box) and np.issubdtype(space.dtype, np.floating):
-        return ClippedGaussian(space) if clipped else DiagonalGaussian(space)
-    if clipped:
-        raise ValueError(f"clipped likelihoods for {space}; allowed: for a Box, whose actions have bounds")
+        return DiagonalGaussian(space)
     if isinstance(space, gymnasium.spaces.Discrete):
         return Categorical(space)
     raise ValueError(f"action space {space} is not supported; allowed: Box of floating-point numbers, or Discrete")

@@ -114,8 +114,8 @@ class Episodes:
             succeeded=None if shortened.succeeded is None else shortened.succeeded & kept,
         )
 
-    def with_bonus(self, bonus: float) -> "Episodes":
-        """The same episodes with `bonus` added to the reward of every valid step."""
+    def with_bonus(self, bonus: Tensor) -> "Episodes":
+        """The same episodes with `bonus`, (M, T, E), added to the rewards of all valid steps."""
         return replace(self, rewards=torch.where(self.valid, self.rewards + bonus, 0))
 
     @property

@@ -83,8 +83,9 @@ class Learner:
         survival_bonus: added to the reward of every step that learning sees; returns are told without it. Where an
             episode can end early and rewards are negative, ending it pays, and that is what is learned first. Where
             all episodes last the whole horizon it changes next to nothing, for the baseline predicts it.
-        clipped_likelihood: whether the probability of an action is that of what the environment gets once it is
-            clipped, see `metarl.distributions.ClippedGaussian`; for bounded actions.
+        bounds_penalty: taken from the rewards that learning sees, times the squared distance of each action from the
+            bounds that it is clipped to. Beyond a bound actions do not differ, so nothing but this penalty brings a
+            policy back, and its gradients there are noise.
         weighting: of the steps within a task, see `metarl.episodes.to_samples`.
         budget: `episodes`: E episodes per task; `steps`: as many whole ones as it takes to have E times the horizon
             in steps, see `metarl.rollout.collect`.
@@ -112,9 +113,9 @@ class Learner:
     gae_lambda: float = 1.0
     support_lambda: float | None = None
     survival_bonus: float = 0.0
+    bounds_penalty: float = 0.0
     bootstrap: bool = False
     baseline: str = "linear"
-    clipped_likelihood: bool = False
     weighting: str = "timestep"
     budget: str = "episodes"
     seed: int = 0
@@ -132,6 +133,7 @@ class Learner:
         if self.support_lambda is not None:
             require_share("support_lambda", self.support_lambda)
         require(0 <= self.survival_bonus < math.inf, "survival_bonus", self.survival_bonus, "at least 0")
+        require(0 <= self.bounds_penalty < math.inf, "bounds_penalty", self.bounds_penalty, "at least 0")
         require_one_of(WEIGHTINGS, "weighting", self.weighting)
         require_one_of(("episodes", "steps"), "budget", self.budget)
         require_part("rule", self.rule, "meta_parameters", "metarl.GradientDescent(0.1)")
@@ -146,7 +148,7 @@ class Learner:
         numbers = int(np.prod(self.distribution.observation_space.shape or ()))
         require_baseline(self.baseline, numbers, self.episodes * self.distribution.horizon)
         self.policy.to(self.device)
-        self.actions = distribution_for(self.distribution.action_space, self.clipped_likelihood)
+        self.actions = distribution_for(self.distribution.action_space)
         self.inner_loss = policy_loss(self.policy, self.actions, self.estimator)
         self.theta = self.rule.meta_parameters(parameters_of(self.policy))
         self.outer_state: State = self.outer.start(ravel(list(self.theta.values())), self.rule.steps)
@@ -221,7 +223,7 @@ class Learner:
                 sampled = self._sample(envs, phi, tasks, key, processes)
             with clock.phase("adapt"):
                 advantages, explained, deviation = estimate_advantages(
-                    sampled.with_bonus(self.survival_bonus),
+                    self._as_learned_from(sampled),
                     self.discount,
                     support_lambda if step < steps else self.gae_lambda,
                     self.bootstrap,
@@ -305,8 +307,11 @@ class Learner:
         steps = envs.num_envs // len(next(iter(tasks.values()))) * horizon
         return collect(envs, self.policy, self.actions, phi, tasks, horizon, key, steps, processes)
 
+    def _as_learned_from(self, episodes: Episodes) -> Episodes:
+        return episodes.with_bonus(self.survival_bonus - self.bounds_penalty * self.actions.excess(episodes.actions))
+
     def _outcomes(self, query: Stage) -> Tensor:
-        rewards = query.episodes.with_bonus(self.survival_bonus).rewards
+        rewards = self._as_learned_from(query.episodes).rewards
         returns = discounted_returns(rewards, self.discount)[:, 0]
         own = (returns, query.episodes.lengths, query.advantage_deviation)
         return outcomes(*(self.processes.join(of, self.tasks) for of in own))[self.processes.share(self.tasks)]

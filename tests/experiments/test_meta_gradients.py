@@ -81,17 +81,6 @@ def test_the_command_measures_and_leaves_the_run_alone(run, capsys):
     assert capsys.readouterr().err == f"error: {run / 'meta_gradients.json'} is there already; allowed: --output FILE\n"
 
 
-def test_the_likelihood_is_the_one_asked_for(run, tmp_path):
-    found = {}
-    for flag, clipped in {"--clipped-likelihood": True, "--no-clipped-likelihood": False}.items():
-        output = tmp_path / f"{clipped}.json"
-        meta_gradients.main([str(run), "--batches", "3", flag, "--output", str(output)])
-        found[clipped] = json.loads(output.read_text())["rows"]
-        _, _, learner = open_run(run, changes={"clipped_likelihood": clipped})
-        assert found[clipped] == meta_gradients.measure(learner, 3, [1.0])
-    assert found[True] != found[False]
-
-
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

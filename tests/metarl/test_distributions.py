@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 from torch.distributions import Categorical as TorchCategorical
-from torch.distributions import MultivariateNormal, Normal, kl_divergence
+from torch.distributions import MultivariateNormal, kl_divergence
 
-from metarl.distributions import Categorical, ClippedGaussian, DiagonalGaussian, distribution_for
+from metarl.distributions import Categorical, DiagonalGaussian, distribution_for
 
 BOX = gymnasium.spaces.Box(np.array([-2.0, 0.0, -1.0]), np.array([2.0, 1.0, 3.0]), dtype=np.float64)
 
@@ -27,65 +27,6 @@ def test_gaussian_log_prob_sums_over_action_dimensions():
     parameters, actions = draw(5, 4, 6), draw(5, 4, 3) * 2
     expected = gaussian(parameters).log_prob(actions)
     torch.testing.assert_close(DiagonalGaussian(BOX).log_prob(parameters, actions), expected)
-
-
-def score(family, parameters, actions):
-    """Gradient of log p by mean and log standard deviation for each of many actions (n, 1) of one dimension."""
-    rows = parameters.expand(len(actions), -1).clone().requires_grad_()
-    return torch.autograd.grad(family.log_prob(rows, actions).sum(), rows)[0]
-
-
-def test_clipped_log_prob_is_a_density_inside_the_bounds_and_the_mass_of_the_tail_beyond():
-    parameters = torch.tensor([0.8, -0.5, 0.0, *np.log([0.5, 2.0, 1.0])], dtype=torch.float64)
-    normals = [Normal(mean, std) for mean, std in ((0.8, 0.5), (-0.5, 2.0), (0.0, 1.0))]
-    family = ClippedGaussian(BOX)
-    for action, parts in (
-        ((0.3, -0.9, 0.7), lambda n, a: n.log_prob(a)),
-        ((-1.0, -5.0, -1.001), lambda n, a: n.cdf(torch.tensor(-1.0, dtype=torch.float64)).log()),
-        ((1.0, 40.0, 1.2), lambda n, a: (1 - n.cdf(torch.tensor(1.0, dtype=torch.float64))).log()),
-    ):
-        actions = torch.tensor(action, dtype=torch.float64)
-        expected = sum(parts(normal, a) for normal, a in zip(normals, actions, strict=True))
-        torch.testing.assert_close(family.log_prob(parameters, actions), expected)
-    far = torch.tensor([40.0, 0, 0, 0, 0, 0], dtype=torch.float64)  # a tail whose mass no float64 holds
-    assert family.log_prob(far, torch.full((3,), -1.0, dtype=torch.float64)).item() == pytest.approx(-848.8, abs=0.1)
-
-
-def test_a_clipped_score_is_the_mean_of_the_scores_that_end_up_at_the_same_action():
-    space = gymnasium.spaces.Box(-1, 1, (1,), np.float64)
-    parameters = torch.tensor([1.6, math.log(0.7)], dtype=torch.float64)
-    actions = torch.linspace(-7, 10, 400_001, dtype=torch.float64).unsqueeze(1)
-    weights = DiagonalGaussian(space).log_prob(parameters, actions).exp().unsqueeze(1)
-    scores, clipped = (score(family(space), parameters, actions) for family in (DiagonalGaussian, ClippedGaussian))
-    inside = (actions.abs() < 1).squeeze(1)
-    torch.testing.assert_close(clipped[inside], scores[inside])
-    for tail in ((actions <= -1).squeeze(1), (actions >= 1).squeeze(1)):
-        mean = (weights * scores)[tail].sum(0) / weights[tail].sum()
-        torch.testing.assert_close(clipped[tail], mean.expand_as(clipped[tail]), rtol=1e-3, atol=1e-3)
-    advantages = actions.clamp(-1, 1).sin()  # any function of the clipped action
-    both = [(weights * advantages * of).sum(0) / weights.sum() for of in (scores, clipped)]
-    torch.testing.assert_close(both[0], both[1], rtol=1e-4, atol=1e-5)
-    spread = [(weights * (advantages * of).square()).sum(0) for of in (scores, clipped)]
-    assert (spread[1] < 0.5 * spread[0]).all()
-
-
-def test_clipped_log_prob_has_two_derivatives():
-    parameters, actions = draw(9, 6) * 0.7, draw(9, 3) * 2
-    family = ClippedGaussian(BOX)
-    assert (actions.abs() > 1).any()
-    assert (actions.abs() < 1).any()
-    of_parameters = lambda p: family.log_prob(p, actions)  # noqa: E731
-    assert torch.autograd.gradcheck(of_parameters, parameters.requires_grad_())
-    assert torch.autograd.gradgradcheck(of_parameters, parameters)
-
-
-def test_a_clipped_gaussian_follows_the_bounds_that_a_space_has():
-    some = gymnasium.spaces.Box(np.array([0.0, -np.inf]), np.array([np.inf, 5.0]), dtype=np.float64)
-    parameters, actions = draw(4), torch.tensor([-3.0, 2.0], dtype=torch.float64)
-    mean, std = parameters[:2], parameters[2:].exp()
-    expected = Normal(mean[0], std[0]).cdf(torch.tensor(0.0)).log() + Normal(mean[1], std[1]).log_prob(actions[1])
-    torch.testing.assert_close(ClippedGaussian(some).log_prob(parameters, actions), expected)
-    assert score(ClippedGaussian(BOX), draw(6), draw(20, 3) * 3).isfinite().all()
 
 
 def test_gaussian_kl_has_the_stated_direction():
@@ -162,6 +103,24 @@ def test_actions_of_a_space_with_some_bounds_are_clipped_to_those():
     assert DiagonalGaussian(space).to_environment(np.array([[-3.0, 7.0], [9.0, -8.0]])).tolist() == [[0, 5], [9, -8]]
 
 
+@pytest.mark.parametrize(
+    ("space", "excess"),
+    [
+        (gymnasium.spaces.Box(np.array([-0.1, 0], np.float32), np.array([0.1, 150], np.float32)), [4 + 0.25, 0, 0.25]),
+        (gymnasium.spaces.Box(np.array([-np.inf, -0.5], np.float32), np.array([2, np.inf], np.float32)), [1 + 1, 0, 0]),
+        (gymnasium.spaces.Box(-np.inf, np.inf, (2,)), [0, 0, 0]),
+    ],
+)
+def test_excess_is_the_squared_distance_from_what_the_environment_gets(space, excess):
+    actions = torch.tensor([[3, -1.5], [0.5, -0.5], [-1.5, 1]], dtype=torch.float64)
+    torch.testing.assert_close(DiagonalGaussian(space).excess(actions), torch.tensor(excess, dtype=torch.float64))
+
+
+def test_no_discrete_action_is_in_excess():
+    distribution = distribution_for(gymnasium.spaces.Discrete(3))
+    assert torch.equal(distribution.excess(torch.tensor([[0, 1], [2, 2]])), torch.zeros(2, 2))
+
+
 def test_discrete_actions_start_where_the_space_starts():
     assert Categorical(gymnasium.spaces.Discrete(3, start=5)).to_environment(np.array([0, 2])).tolist() == [5, 7]
 
@@ -180,9 +139,3 @@ def test_other_action_spaces_are_refused():
     for space in (gymnasium.spaces.MultiBinary(3), gymnasium.spaces.Box(0, 5, (1,), np.int64)):
         with pytest.raises(ValueError, match=r"is not supported; allowed: Box of floating-point numbers, or Discrete"):
             distribution_for(space)
-
-
-def test_clipped_likelihoods_need_bounded_actions():
-    assert type(distribution_for(BOX, clipped=True)) is ClippedGaussian
-    with pytest.raises(ValueError, match=r"clipped likelihoods for Discrete\(2\); allowed: for a Box"):
-        distribution_for(gymnasium.spaces.Discrete(2), clipped=True)

@@ -10,8 +10,6 @@ import pytest
 import torch
 from gymnasium.spaces import Box, Discrete
 from torch import nn
-from torch.distributions import Normal
-from torch.func import functional_call
 
 from envs import AntVelocity, GymnasiumTasks, Navigation2D, choose_from
 from metarl import (
@@ -225,6 +223,7 @@ def test_frozen_parameters_stay_as_they_are():
         ({"gae_lambda": -3.0}, "gae_lambda = -3.0; allowed: 0 to 1"),
         ({"support_lambda": 1.1}, "support_lambda = 1.1; allowed: 0 to 1"),
         ({"survival_bonus": float("nan")}, "survival_bonus = nan; allowed: at least 0"),
+        ({"bounds_penalty": -0.1}, "bounds_penalty = -0.1; allowed: at least 0"),
         ({"seed": -1}, r"seed = -1; allowed: a whole number, 0 to 2\^64 - 1"),
         ({"seed": 2**64}, r"seed = 18446744073709551616; allowed: a whole number, 0 to 2\^64 - 1"),
         ({"tasks": 0}, "tasks = 0; allowed: a whole number, at least 1"),
@@ -612,29 +611,6 @@ def test_samples_are_made_as_the_settings_say(changes):
         assert torch.equal(stage.advantage_deviation, deviation)
 
 
-def test_an_inner_step_of_clipped_likelihoods_is_that_of_the_actions_the_environment_gets():
-    learner = navigation_learner(clipped_likelihood=True)
-    support, query = learner.adapt(held_out_tasks(learner, 4), 1)
-    plain, _ = navigation_learner().adapt(held_out_tasks(learner, 4), 1)
-    assert torch.equal(support.episodes.actions, plain.episodes.actions)
-    taken, valid = support.episodes.actions[0], support.episodes.valid[0]
-    assert 0.2 < (taken.abs() > 1).float().mean() < 0.8
-    theta = {name: value.clone().requires_grad_() for name, value in learner.theta.items()}
-    output = functional_call(learner.policy, theta, (support.episodes.observations[0].flatten(0, 1),))
-    mean, log_std = output.view(*taken.shape[:2], 4).chunk(2, dim=-1)
-    normal = Normal(mean, log_std.exp())
-    tail = torch.where(taken > 0, 1 - normal.cdf(torch.tensor(1.0)), normal.cdf(torch.tensor(-1.0)))
-    log_probs = torch.where(taken.abs() >= 1, tail.log(), normal.log_prob(taken)).sum(-1)
-    torch.testing.assert_close(log_probs[valid], support.episodes.log_probs[0][valid], rtol=1e-4, atol=1e-4)
-    advantages, _, _ = estimate_advantages(support.episodes)
-    loss = -(log_probs * advantages[0])[valid].mean()
-    for name, gradient in zip(theta, torch.autograd.grad(loss, list(theta.values())), strict=True):
-        expected = learner.theta[name] - 0.5 * gradient
-        torch.testing.assert_close(query.parameters[name][0], expected, rtol=1e-3, atol=1e-5)
-    figures = learner.step()
-    assert 0 < figures["kl"] <= 0.01
-
-
 @pytest.mark.parametrize("sampling", [False, True])
 def test_learning_sees_a_bonus_for_survival_that_returns_do_not_tell(sampling):
     lengths = (2, 4, 6)
@@ -657,6 +633,46 @@ def test_learning_sees_a_bonus_for_survival_that_returns_do_not_tell(sampling):
         returns = discounted_returns(seen, 0.99)[:, 0]
         expected = outcomes(returns, stages[-1].episodes.lengths, stages[-1].advantage_deviation)
         torch.testing.assert_close(learner.objective(stages).outcomes, expected)
+
+
+def test_learning_sees_a_penalty_for_actions_beyond_their_bounds_that_returns_do_not_tell():
+    learner = navigation_learner(bounds_penalty=0.5, survival_bonus=0.25)
+    for stage in learner.adapt(held_out_tasks(learner, 4), 1):
+        told = stage.episodes.rewards.sum(dim=1).double()
+        torch.testing.assert_close(stage.episodes.returns.double(), told)
+        beyond = (stage.episodes.actions.abs() - 1).clamp(min=0) ** 2
+        seen = stage.episodes.rewards + stage.episodes.valid * (0.25 - 0.5 * (beyond[..., 0] + beyond[..., 1]))
+        advantages, explained, _ = estimate_advantages(replace(stage.episodes, rewards=seen))
+        expected = to_samples(stage.episodes, advantages).packed().advantages
+        torch.testing.assert_close(stage.samples.advantages, expected, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(stage.explained_variance, explained, rtol=1e-4, atol=1e-4)
+
+
+class Indifferent(gymnasium.Env):
+    """All actions are worth the same."""
+
+    observation_space, action_space = Box(0, 1, (1,)), Box(-2, 4, (1,))
+
+    def reset(self, *, seed=None, options=None):
+        return np.ones(1, np.float32), {}
+
+    def step(self, action):
+        return np.ones(1, np.float32), 0.0, False, False, {}
+
+
+@pytest.mark.parametrize(("penalty", "within"), [(0.0, False), (1.0, True)])
+def test_a_penalty_brings_a_policy_back_within_the_bounds_of_its_actions(penalty, within):
+    distribution = GymnasiumTasks(Indifferent, choose_from({"task": np.arange(2)}), lambda env, task: None, horizon=4)
+    torch.manual_seed(0)
+    policy = GaussianMLP(distribution.observation_space, distribution.action_space, (4,), "tanh")
+    with torch.no_grad():
+        dict(policy.named_parameters())["mean.2.bias"].fill_(3)
+    rule = GradientDescent(0.01)
+    learner = Learner(distribution, policy, 2, 20, rule=rule, outer=TRPO(max_kl=0.1), bounds_penalty=penalty)
+    for _ in range(30):
+        learner.step()
+    mean, _ = torch.func.functional_call(policy, learner.theta, (torch.ones(1),))
+    assert mean < 1 if within else mean == 3
 
 
 class Toil(gymnasium.Env):

@@ -10,6 +10,8 @@ import torch
 
 import metarl
 from experiments import report, reproduce_few_shot, reproduction
+from experiments.configuration import from_json
+from experiments.training import find_experiment
 from metarl.check import check
 from metarl.evaluation import evaluate, held_out_tasks
 
@@ -86,6 +88,14 @@ def test_what_its_results_link_to_exists():
         links = re.findall(r"\]\(([^)#]+)", text)
         assert links
         assert all((folder / link).exists() for link in links if not link.startswith("http"))
+
+
+def test_the_settings_of_every_run_that_is_kept_are_those_of_today():
+    kept = sorted(reproduction.RESULTS.rglob("config.json"))
+    assert len(kept) > 100
+    for path in kept:
+        config = json.loads(path.read_text())
+        from_json(find_experiment(config["experiment"]).settings, config["settings"])
 
 
 @pytest.mark.slow

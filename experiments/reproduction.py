@@ -102,10 +102,10 @@ def train_run(
     words, ends = list(flags), [min(after, asked.iterations) for after, _ in then]
     for more, until in zip(["", *(more for _, more in then)], [*ends, asked.iterations], strict=True):
         words += more.split()
-        if not (directory / "checkpoint.pt").exists():
-            training.main(experiment, [*new, "--iterations", str(until)])
-        elif _iterations(directory) < until:
-            training.main(experiment, ["--resume", str(directory), *words, "--iterations", str(until)])
+        begun = (directory / "checkpoint.pt").exists()
+        if not begun or _iterations(directory) < until:
+            start = ["--resume", str(directory), *words] if begun else new
+            training.main(experiment, [*start, "--iterations", str(until)], evaluated=until == asked.iterations)
 
 
 def _iterations(folder: Path) -> int:

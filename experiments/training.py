@@ -120,17 +120,17 @@ def find_experiment(name: str) -> Experiment:
         raise RunError(f"experiment {name!r} is not known to this version of metarl") from error
 
 
-def main(experiment: Experiment, arguments: Sequence[str] | None = None) -> None:
+def main(experiment: Experiment, arguments: Sequence[str] | None = None, evaluated: bool = True) -> None:
     """Run a script: train, evaluate, and say where to look. Bad input ends with one line and exit status 2.
 
     A run that the user stopped ends with 130, as of any program that an interrupt ended; with several processes it is
-    torchrun that says how it ended.
+    torchrun that says how it ended. `evaluated=False` leaves the evaluation to the caller.
     """
     with one_line_errors(), ExitStack() as held:
         words = sys.argv[1:] if arguments is None else arguments
         run, settings, learner, progress = _start(experiment, words, held)
         finished = train(experiment, run, settings, learner, progress)
-        if finished:
+        if finished and evaluated:
             evaluation = evaluate_run(experiment, settings, learner, run.directory)
             if learner.processes.rank == 0:
                 with _writer(run, learner) as writer:

@@ -292,6 +292,7 @@ def test_a_method_may_go_on_with_other_flags(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(recipes, "FIGURES", {"navigation_2d": recipes.Reproduction({"maml": method})})
     for iterations in ("1", "5"):  # stopped before the changes
         reproduce.main(["navigation_2d", "--seeds", "0", "--iterations", iterations])
+    assert capsys.readouterr().out.count("tensorboard --logdir") == 2  # evaluated once a call, not before each change
     config = json.loads((tmp_path / "results/navigation_2d/maml/seed0/config.json").read_text())
     [note] = config["resumed"]
     assert (note["iteration"], note["changed"]) == (2, {"inner_step_size": [0.4, 0.2]})

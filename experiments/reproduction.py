@@ -79,7 +79,7 @@ def train_run(
     trained: bool = True,
     then: Sequence[tuple[int, str]] = (),
 ) -> None:
-    """Start a run, or continue it up to the iterations that its flags or else its script ask for.
+    """Start a run, or continue it up to the iterations that its flags or else its script ask for, and evaluate it.
 
     Args:
         experiment: the script.

@@ -124,7 +124,7 @@ def main(experiment: Experiment, arguments: Sequence[str] | None = None, evaluat
     """Run a script: train, evaluate, and say where to look. Bad input ends with one line and exit status 2.
 
     A run that the user stopped ends with 130, as of any program that an interrupt ended; with several processes it is
-    torchrun that says how it ended. `evaluated=False` leaves the evaluation to the caller.
+    torchrun that says how it ended. `evaluated=False` leaves out the evaluation.
     """
     with one_line_errors(), ExitStack() as held:
         words = sys.argv[1:] if arguments is None else arguments

@@ -11,7 +11,8 @@ import numpy as np
 import metarl
 from envs import Tasks, check_tasks
 from experiments.configuration import OneLineParser, SettingError, output_file
-from experiments.training import one_line_errors, open_run
+from experiments.starting import open_run
+from experiments.training import one_line_errors
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -33,8 +33,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from envs.mujoco_batch import MujocoBatch
 from experiments.configuration import OneLineParser, parse, setting, with_default
+from experiments.experiment import find_experiment
 from experiments.settings import Settings, choose_device, choose_threads
-from experiments.training import find_experiment, one_line_errors
+from experiments.training import one_line_errors
 from metarl.learner import Clock, Stage
 from metarl.models import MLP, ConvNet
 from metarl.randomness import keyed_generator

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.configuration import OneLineParser, SettingError, output_folder
-from experiments.training import evaluate_run, one_line_errors, open_run, table
+from experiments.starting import open_run
+from experiments.training import evaluate_run, one_line_errors, table
 from experiments.videos import save_videos
 
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 import metarl
 from experiments.configuration import SettingError, setting, with_default
+from experiments.experiment import Experiment, step
 from experiments.settings import Settings, prepare_process
-from experiments.training import Experiment, step
 from metarl.few_shot import Criterion, FewShotLearner, MAMLGradient, ReptileGradient
 from metarl.few_shot_tasks import FewShotDistribution, FewShotTasks
 from metarl.runs import RunError

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import metarl
 from envs.mujoco_batch import MujocoTasks
 from experiments.configuration import setting, with_default
+from experiments.experiment import Experiment
 from experiments.settings import Settings, build_learner
-from experiments.training import Experiment
 
 
 @dataclass(frozen=True)

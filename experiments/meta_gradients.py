@@ -19,7 +19,8 @@ from envs import Tasks
 from experiments.configuration import OneLineParser, SettingError, output_file
 from experiments.estimators import Variant
 from experiments.pictures import save_json
-from experiments.training import one_line_errors, open_run
+from experiments.starting import open_run
+from experiments.training import one_line_errors
 from metarl.estimators import ESTIMATORS
 from metarl.learner import Stage
 from metarl.parameters import ravel

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import metarl
 from envs.meta_world import BENCHMARKS, MetaWorld
 from experiments.configuration import SettingError, setting, with_default
+from experiments.experiment import Experiment
 from experiments.settings import Settings, build_learner
-from experiments.training import Experiment, main
+from experiments.training import main
 
 _OURS = "Meta-World's own"
 

@@ -7,8 +7,9 @@ from matplotlib.figure import Figure
 import metarl
 from envs import Navigation2D
 from experiments.configuration import with_default
+from experiments.experiment import Experiment
 from experiments.settings import Settings, build_learner
-from experiments.training import Experiment, main
+from experiments.training import main
 from metarl.evaluation import Evaluation
 
 

@@ -17,7 +17,8 @@ import metarl
 from experiments.configuration import OneLineParser, SettingError, output_file
 from experiments.meta_gradients import add_batches, another, check_batches, further_tasks, off_diagonal
 from experiments.pictures import save_json
-from experiments.training import one_line_errors, open_run
+from experiments.starting import open_run
+from experiments.training import one_line_errors
 from metarl.objective import MetaObjective
 from metarl.parameters import ravel
 from metarl.randomness import keyed_generator

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from experiments import evaluate, recipes, training
 from experiments.configuration import OneLineParser
+from experiments.experiment import find_experiment
 from experiments.report import report
 from experiments.reproduction import choose, folders, keep_curve, train_run
 from metarl.runs import Run, load_checkpoint
@@ -41,7 +42,7 @@ def run_method(figure: str, name: str, seed: int, flags: Sequence[str]) -> None:
         seed: of the run.
         flags: of the experiment's script, besides those of the method.
     """
-    method, experiment = recipes.FIGURES[figure].methods[name], training.find_experiment(figure)
+    method, experiment = recipes.FIGURES[figure].methods[name], find_experiment(figure)
     directory, kept = folders(figure, name, seed)
     train_run(experiment, directory, kept, seed, [*method.flags.split(), *flags], method.trained, method.then)
     keep_run(figure, name, seed)

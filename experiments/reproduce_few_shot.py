@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from experiments import evaluate, reproduction, training
 from experiments.configuration import OneLineParser
+from experiments.experiment import find_experiment
 from experiments.pictures import save_json
 from experiments.reproduction import (
     choose,
@@ -101,7 +102,7 @@ def run_method(figure: str, name: str, seed: int, flags: Sequence[str]) -> None:
     method = FIGURES[figure][name]
     directory, _ = folders(figure, method.run or name, seed)
     _, kept = folders(figure, name, seed)
-    train_run(training.find_experiment(figure), directory, kept, seed, [*method.flags.split(), *flags])
+    train_run(find_experiment(figure), directory, kept, seed, [*method.flags.split(), *flags])
     for shots in reversed(method.shots or (None,)):  # the first one's picture stays
         words = method.evaluation.split() + ([] if shots is None else ["--shots", str(shots)])
         evaluate.main([str(directory), *words, "--output", str(kept)])

@@ -11,6 +11,7 @@ from typing import Any
 
 from experiments import training
 from experiments.configuration import OneLineParser, SettingError, parse
+from experiments.experiment import Experiment
 from experiments.pictures import save_json
 from metarl.runs import load_checkpoint
 
@@ -71,7 +72,7 @@ def choose(
 
 
 def train_run(
-    experiment: training.Experiment,
+    experiment: Experiment,
     directory: Path,
     kept: Path,
     seed: int,
@@ -79,7 +80,7 @@ def train_run(
     trained: bool = True,
     then: Sequence[tuple[int, str]] = (),
 ) -> None:
-    """Start a run, or continue it up to the iterations that its flags or else its script ask for, and evaluate it.
+    """Start a run, or continue it up to the iterations that its flags or else its script ask for.
 
     Args:
         experiment: the script.
@@ -105,7 +106,7 @@ def train_run(
         begun = (directory / "checkpoint.pt").exists()
         if not begun or _iterations(directory) < until:
             start = ["--resume", str(directory), *words] if begun else new
-            training.main(experiment, [*start, "--iterations", str(until)], evaluated=until == asked.iterations)
+            training.main(experiment, [*start, "--iterations", str(until)], evaluated=False)
 
 
 def _iterations(folder: Path) -> int:

@@ -11,7 +11,7 @@ import torch
 import metarl
 from experiments import report, reproduce_few_shot, reproduction
 from experiments.configuration import from_json
-from experiments.training import find_experiment
+from experiments.experiment import find_experiment
 from metarl.check import check
 from metarl.evaluation import evaluate, held_out_tasks
 

@@ -9,7 +9,8 @@ import pytest
 
 import metarl
 from experiments import adapt, navigation_2d, sine
-from experiments.training import main, open_run, prepare
+from experiments.starting import open_run
+from experiments.training import main, prepare
 from tests.experiments.test_command_line import TINY, error_of
 
 ROOT = Path(__file__).parents[2]

@@ -7,7 +7,8 @@ import torch
 
 from experiments import navigation_2d, settings
 from experiments.configuration import SettingError
-from experiments.training import main, open_run
+from experiments.starting import open_run
+from experiments.training import main
 from metarl import Learner
 from tests.experiments.test_command_line import TINY
 from tests.experiments.test_training import assert_same_run

@@ -14,7 +14,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from experiments import benchmark, evaluate, few_shot, mini_imagenet, omniglot, reproduce_few_shot, reproduction, sine
 from experiments.configuration import SettingError
 from experiments.few_shot import LEARNERS, FewShotEvaluation, over_blocks
-from experiments.training import main, open_run
+from experiments.starting import open_run
+from experiments.training import main
 from metarl import FewShotLearner, Sine
 from metarl.distributed import Processes
 from metarl.runs import load_checkpoint, save_checkpoint

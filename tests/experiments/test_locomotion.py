@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from envs.mujoco_batch import MujocoBatch
-from experiments import benchmark, evaluate, recipes, report, reproduce, reproduction, training
-from experiments.training import find_experiment, main
+from experiments import benchmark, evaluate, experiment, recipes, report, reproduce, reproduction
+from experiments.experiment import find_experiment
+from experiments.training import main
 from metarl.runs import load_checkpoint
 from tests.experiments.test_command_line import TINY, error_of
 
@@ -165,7 +166,7 @@ def test_an_interrupt_ends_the_reproduction_and_keeps_nothing_half_done(tmp_path
     monkeypatch.setattr(reproduction, "RESULTS", tmp_path / "results")
     methods = {"maml": recipes.Method(" ".join(TINY).replace("--iterations 2", "--iterations 3"))}
     monkeypatch.setattr(recipes, "FIGURES", {"navigation_2d": recipes.Reproduction(methods)})
-    step, steps = training.step, []
+    step, steps = experiment.step, []
 
     def interrupted(settings, learner):
         steps.append(learner.iteration)
@@ -173,7 +174,7 @@ def test_an_interrupt_ends_the_reproduction_and_keeps_nothing_half_done(tmp_path
             signal.raise_signal(signal.SIGINT)
         return step(settings, learner)
 
-    monkeypatch.setattr(training, "step", interrupted)
+    monkeypatch.setattr(experiment, "step", interrupted)
     with pytest.raises(SystemExit) as stop:
         reproduce.main(["navigation_2d", "--seeds", "0", "1"])
     assert (stop.value.code, steps) == (130, [0, 1])
@@ -292,7 +293,8 @@ def test_a_method_may_go_on_with_other_flags(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(recipes, "FIGURES", {"navigation_2d": recipes.Reproduction({"maml": method})})
     for iterations in ("1", "5"):  # stopped before the changes
         reproduce.main(["navigation_2d", "--seeds", "0", "--iterations", iterations])
-    assert capsys.readouterr().out.count("tensorboard --logdir") == 2  # evaluated once a call, not before each change
+    evaluated = [line for line in capsys.readouterr().out.splitlines() if line.startswith("results in")]
+    assert len(evaluated) == 3  # the last iterate of each call, not before each change, and the best, which stayed
     config = json.loads((tmp_path / "results/navigation_2d/maml/seed0/config.json").read_text())
     [note] = config["resumed"]
     assert (note["iteration"], note["changed"]) == (2, {"inner_step_size": [0.4, 0.2]})

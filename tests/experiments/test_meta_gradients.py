@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from experiments import meta_gradients, navigation_2d
-from experiments.training import main, open_run, prepare
+from experiments.starting import open_run
+from experiments.training import main, prepare
 from metarl.parameters import ravel
 from metarl.runs import load_checkpoint
 from tests.experiments.test_command_line import error_of

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from experiments import navigation_2d, products
-from experiments.training import main, open_run
+from experiments.starting import open_run
+from experiments.training import main
 from metarl.outer import TRPO
 from metarl.parameters import ravel
 from metarl.randomness import keyed_generator

@@ -16,7 +16,9 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from experiments import evaluate, navigation_2d
-from experiments.training import Experiment, main, open_run, prepare
+from experiments.experiment import Experiment
+from experiments.starting import open_run
+from experiments.training import main, prepare
 from metarl import evaluation
 from metarl.episodes import NonFiniteError
 from metarl.learner import Learner
@@ -170,7 +172,7 @@ def test_the_checkpoint_of_another_run_is_refused(unbroken, tmp_path, capsys):
 
 def test_a_run_remembers_which_versions_made_it(tmp_path, monkeypatch):
     versions = ["old", "old", "new", "new", "newer"]
-    monkeypatch.setattr("experiments.training._commit", lambda: versions.pop(0))
+    monkeypatch.setattr("experiments.starting._commit", lambda: versions.pop(0))
     train("--iterations", 1, "--run-dir", tmp_path / "run")
     for iterations in "2345":
         main(navigation_2d.EXPERIMENT, ["--resume", str(tmp_path / "run"), "--iterations", iterations])
@@ -384,7 +386,7 @@ def test_what_cannot_change_does_not(unbroken, capsys):
 
 
 def test_a_resumed_run_may_take_other_inner_steps_and_remembers_it(tmp_path, monkeypatch):
-    monkeypatch.setattr("experiments.training._commit", lambda: "same")
+    monkeypatch.setattr("experiments.starting._commit", lambda: "same")
     run = tmp_path / "run"
     train("--iterations", 1, "--run-dir", run)
     _, _, learner = open_run(run)

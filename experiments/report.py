@@ -47,9 +47,13 @@ def groups(summary: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str,
 
 
 def best(methods: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """The method with the best mean return over the gradient steps 1 to 3, if any has taken them."""
-    adapted = [name for name, entry in methods.items() if ADAPTED[-1] in entry]
-    return sorted(adapted, key=lambda name: sum(methods[name][key]["mean"] for key in ADAPTED))[-1:]
+    """Of the methods with the most seeds the one with the best mean return over the gradient steps 1 to 3, if any."""
+    adapted = {name: entry for name, entry in methods.items() if ADAPTED[-1] in entry}
+
+    def merit(name: str) -> tuple[int, float]:
+        return len(adapted[name]["seeds"]), sum(adapted[name][key]["mean"] for key in ADAPTED)
+
+    return sorted(adapted, key=merit)[-1:]
 
 
 def overview(summary: Mapping[str, Mapping[str, Any]]) -> str:
@@ -117,15 +121,15 @@ def _summarise(figure: str, name: str, folders: Sequence[Path]) -> dict[str, Any
     configs = [json.loads((folder / "config.json").read_text()) for folder in folders]
     curves = [_curve(folder) for folder in folders]
     seeds = [record["seed"] for record in records]
-    iterations = max(record["iteration"] for record in records) if method.trained else None
-    changes = [f"after iteration {after} {more}" for after, more in method.then if after < (iterations or 0)]
+    iterations = [record["iteration"] for record in records]
+    changes = [f"after iteration {after} {more}" for after, more in method.then if after < max(iterations)]
     entry: dict[str, Any] = {
         "seeds": seeds,
         "dynamics": records[0]["dynamics"],
         "seconds": [curve["seconds"] for curve in curves],
         "machine": curves[0]["machine"],
         "commit": common([commits(config) for config in configs]),
-        "command": command("reproduce", figure, name, seeds, iterations),
+        "command": command("reproduce", figure, name, seeds, iterations if method.trained else []),
         "flags": "; ".join([method.flags, *changes]),
     }
     for prefix, file in (("", "evaluation.json"), ("best/", "best_evaluation.json")):

@@ -50,13 +50,12 @@ def run_method(figure: str, name: str, seed: int, flags: Sequence[str]) -> None:
 
 def keep_run(figure: str, name: str, seed: int) -> None:
     """Evaluate a run as far as it has come, and keep what matters of it."""
-    method = recipes.FIGURES[figure].methods[name]
     directory, kept = folders(figure, name, seed)
     kept.mkdir(parents=True, exist_ok=True)
     _evaluate_once(directory, [], kept / "evaluation.json")
     if seed == 0 and (directory / "paths.png").exists():  # one picture of the paths is enough
         shutil.copy(directory / "paths.png", kept / "paths.png")
-    if method.trained:
+    if (directory / "best.pt").exists():  # else what is kept, and was continued, has the best one's evaluation
         _evaluate_once(directory, ["--best"], kept / "best_evaluation.json")
         shutil.copy(directory / "best.pt", kept / "best.pt")
     for file in ("config.json", "checkpoint.pt"):

@@ -183,7 +183,7 @@ def _summarise(figure: str, name: str, folders: Sequence[Path]) -> dict[str, Any
             entry["iterations"] = common([record["iteration"] for record in records])
             entry["shots"], entry["evaluation_tasks"] = records[0]["shots"], records[0]["evaluation_tasks"]
             prefix = ""
-            iterations = max(record["iteration"] for record in records)
+            iterations = [record["iteration"] for record in records]
             entry["command"] = command("reproduce_few_shot", figure, name, entry["seeds"], iterations)
         else:
             prefix = f"shots_{shots}/"

@@ -154,10 +154,15 @@ def keep_summary(summary: dict[str, dict[str, Any]]) -> None:
     save_json(path, {**(json.loads(path.read_text()) if path.exists() else {}), **summary})
 
 
-def command(script: str, figure: str, name: str, seeds: Sequence[int], iterations: int | None) -> str:
-    """What makes a method's results, with None for runs without training."""
-    words = f"python experiments/{script}.py {figure} --methods {name!r} --seeds {' '.join(map(str, seeds))}"
-    return words if iterations is None else f"{words} --iterations {iterations}"
+def command(script: str, figure: str, name: str, seeds: Sequence[int], iterations: Sequence[int]) -> str:
+    """What makes a method's results: a command for all seeds that have come equally far; no iterations if untrained."""
+    words = f"python experiments/{script}.py {figure} --methods {name!r} --seeds"
+    if not iterations:
+        return f"{words} {' '.join(map(str, seeds))}"
+    parts: dict[int, list[str]] = {}
+    for seed, count in zip(seeds, iterations, strict=True):
+        parts.setdefault(count, []).append(str(seed))
+    return " && ".join(f"{words} {' '.join(of)} --iterations {count}" for count, of in parts.items())
 
 
 def commits(config: Mapping[str, Any]) -> str | None:

@@ -268,9 +268,12 @@ def test_reproduction_runs_keeps_and_reports(tmp_path, monkeypatch, capsys):
     line = error_of(capsys, reproduce.main, ["navigation_2d", "--seeds", "0", "--methods", "first-order"])
     assert line == f"error: {first_order} holds 3 iterations; allowed: --iterations 3 or more"
     assert not run.exists()
-    shutil.copytree(first_order, run)  # what is kept can be continued, elsewhere too
+    shutil.copytree(first_order, run)  # what is kept can be continued, elsewhere too, and without the best iterate
+    (run / "best.pt").unlink()
+    best = (first_order / "best_evaluation.json").read_text()
     reproduce.main(["navigation_2d", "--seeds", "0", "--methods", "first-order", "--iterations", "3"])
     assert json.loads((first_order / "curve.json").read_text()) == before
+    assert (first_order / "best_evaluation.json").read_text() == best
     reproduce.main(["navigation_2d", "--seeds", "0", "--methods", "first-order", "--iterations", "4"])
     after = json.loads((first_order / "curve.json").read_text())
     [line] = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
@@ -325,14 +328,24 @@ def test_training_is_compared_over_the_same_environment_steps(tmp_path, monkeypa
 
 
 def test_the_overview_shows_the_best_method_beside_the_published_one():
-    def entry(*returns):
+    def entry(*returns, seeds=2):
         means = {f"return/step_{step}": {"mean": mean, "standard_error": 0.5} for step, mean in enumerate(returns)}
-        return {**means, "iterations": [90, 100], "env_steps": 7_000, "seeds": [0, 1]}
+        return {**means, "iterations": [90, 100], "env_steps": 7_000, "seeds": list(range(seeds))}
 
     methods = {"maml": entry(-30.0, -9.0, -8.0, -7.0), "first-order": entry(-40.0, -12.0, -3.0, -2.0)}
+    methods["one seed, be it the luckiest"] = entry(-30.0, -2.0, -1.0, -1.0, seeds=1)
     summary = {"navigation_2d": {**methods, "oracle": {"return/step_0": {"mean": -0.5}}}, "sine": {}}
     row = "| navigation 2d | first-order | -12.0 ± 0.5 (-11.7) | -3.0 ± 0.5 (-3.3) | -2.0 ± 0.5 (-3.2) |"
     assert report.overview(summary).splitlines()[2:] == [f"{row} 90 to 100 | 2 | 7,000 |"]
+
+
+def test_seeds_that_came_unequally_far_have_a_command_each():
+    said = reproduction.command("reproduce", "ant_goal", "maml", [0, 1, 2], [7, 5, 7])
+    start = "python experiments/reproduce.py ant_goal --methods 'maml' --seeds"
+    assert said == f"{start} 0 2 --iterations 7 && {start} 1 --iterations 5"
+    assert reproduction.command("reproduce", "ant_goal", "random", [0, 1], []) == (
+        "python experiments/reproduce.py ant_goal --methods 'random' --seeds 0 1"
+    )
 
 
 def test_reproduce_refuses_what_it_does_not_know(capsys):

@@ -292,7 +292,8 @@ def test_reproduction_keeps_what_its_tables_show(tmp_path, monkeypatch, capsys):
     assert summary["other"] == 1
     maml, kept = summary["sine"]["maml"], tmp_path / "results" / "sine" / "maml"
     assert (maml["seeds"], maml["iterations"], maml["shots"]) == ([0, 1], [6, 4], 5)
-    assert maml["command"].endswith("sine --methods 'maml' --seeds 0 1 --iterations 6")
+    start = "python experiments/reproduce_few_shot.py sine --methods 'maml' --seeds"
+    assert maml["command"] == f"{start} 0 --iterations 6 && {start} 1 --iterations 4"
     for prefix, shots in (("", 5), ("shots_10/", 10)):
         records = [json.loads((kept / f"seed{i}/evaluation_{shots}_shots.json").read_text()) for i in (0, 1)]
         found = maml[f"{prefix}mse/step_2"]

@@ -78,6 +78,8 @@ class TrustRegion:
         bound: the most the constraint may be.
         damping: added to the diagonal.
         iterations: of conjugate gradient.
+        precision: residual, relative to the gradient, at which conjugate gradient ends. What is left below it is
+            rounding, or where A knows no curvature; divided by the damping it would rule the direction.
         aim: share of the bound that the first length is to reach, as the constraint is not quite quadratic.
         backtrack: factor between two lengths.
         attempts: lengths tried.
@@ -86,6 +88,7 @@ class TrustRegion:
     bound: float = 0.01
     damping: float = 1e-5
     iterations: int = 10
+    precision: float = 0.01
     aim: float = 0.95
     backtrack: float = 0.8
     attempts: int = 15
@@ -110,7 +113,9 @@ class TrustRegion:
             the new vector, which is `vector` itself unless the step was accepted, and what happened.
         """
         before, norm = loss.item(), gradient.norm().item()
-        direction, residual = conjugate_gradient(lambda v: product(v) + self.damping * v, gradient, self.iterations)
+        direction, residual = conjugate_gradient(
+            lambda v: product(v) + self.damping * v, gradient, self.iterations, (self.precision * norm) ** 2
+        )
         curvature = _dot(direction, gradient - residual).item()
         if not math.isfinite(curvature):
             raise ArithmeticError("a product with the Hessian of the constraint is not finite")

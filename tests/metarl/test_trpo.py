@@ -107,6 +107,21 @@ def test_the_length_is_that_of_the_true_constraint(factor):
     torch.testing.assert_close(new, expected)
 
 
+def test_what_the_curvature_does_not_know_does_not_rule_the_step():
+    """Products from a part of the samples miss directions in which the gradient is little more than noise."""
+    known = torch.tensor([1.0, 4.0, 0.0, 0.0], dtype=torch.float64)
+    g = torch.tensor([1.0, 2.0, 0.003, -0.002], dtype=torch.float64)
+    start = torch.zeros(4, dtype=torch.float64)
+
+    def evaluate(x):
+        return g @ x, 0.5 * x @ x
+
+    new, outcome = TrustRegion().step(start, g @ start, g, lambda v: known * v, evaluate)
+    natural = torch.tensor([1.0, 0.5, 0.0, 0.0], dtype=torch.float64)
+    assert (outcome.status, outcome.line_search_steps) == ("accepted", 1)
+    assert torch.cosine_similarity(new, -natural, dim=0) > 0.9999
+
+
 def test_a_constraint_that_is_far_too_small_lengthens_the_step_no_more_than_backtracking_can_undo():
     a, g, evaluate = quadratic_problem()
     start = torch.zeros(5, dtype=torch.float64)

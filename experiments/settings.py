@@ -92,6 +92,11 @@ class Settings:
     initial_sampling: bool = setting(
         False, "E-MAML's term for how the support data depend on the policy; with score", source="paper"
     )
+    multi_step: bool = setting(
+        False,
+        "let the policies after all inner steps count alike in the outer loss, as in MAML++, not the last ones alone",
+        source="paper",
+    )
     adaptation: str = setting(
         "maml",
         "what the inner loop moves, and how: everything; with learned step sizes per parameter, or per layer and step; "
@@ -219,6 +224,7 @@ def build_learner(settings: Settings, distribution: TaskDistribution) -> metarl.
             rule=build_rule(settings),
             estimator=ESTIMATORS[settings.estimator],
             initial_sampling=settings.initial_sampling,
+            multi_step=settings.multi_step,
             outer=build_outer(settings),
             discount=settings.discount,
             gae_lambda=settings.gae_lambda,

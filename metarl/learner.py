@@ -76,6 +76,8 @@ class Learner:
         outer: the outer optimiser.
         initial_sampling: whether E-MAML's term for the sampling of the support data joins the meta-gradient; for
             estimators that lack it.
+        multi_step: whether the policies after every inner step count in the meta-objective, all alike, or the last ones
+            alone. The support data of a later step are an earlier policy's query data, so this costs no episodes.
         discount, gae_lambda, bootstrap, baseline: see `metarl.advantages.estimate_advantages`.
         support_lambda: in place of `gae_lambda` for the support data; None for the same. An inner gradient comes from
             the few episodes of one task and is mostly noise, which a smaller lambda reduces; the meta-gradient
@@ -109,6 +111,7 @@ class Learner:
     estimator: Estimator = score
     outer: OuterOptimiser = field(default_factory=TRPO)
     initial_sampling: bool = False
+    multi_step: bool = False
     discount: float = 0.99
     gae_lambda: float = 1.0
     support_lambda: float | None = None
@@ -222,17 +225,9 @@ class Learner:
             with clock.phase("rollout"):
                 sampled = self._sample(envs, phi, tasks, key, processes)
             with clock.phase("adapt"):
-                advantages, explained, deviation = estimate_advantages(
-                    self._as_learned_from(sampled),
-                    self.discount,
-                    support_lambda if step < steps else self.gae_lambda,
-                    self.bootstrap,
-                    self.baseline,
-                    share.start,
-                )
-                samples = to_samples(sampled, advantages, self.weighting)
-                if self.estimator not in EPISODIC:
-                    samples = samples.packed(processes)
+                gae_lambda = support_lambda if step < steps else self.gae_lambda
+                advantages, explained, deviation = self._advantages(sampled, gae_lambda, share.start)
+                samples = self._samples(sampled, advantages, processes)
                 stages.append(Stage(phi, sampled, samples, explained, deviation, norm))
                 if step < steps:
                     phi, norm = self.inner_step(phi, samples, step)
@@ -242,6 +237,7 @@ class Learner:
     def objective(self, stages: Sequence[Stage]) -> MetaObjective:
         """The meta-objective of an iteration's stages, as `adapt` returns them."""
         *supports, query = [stage.samples for stage in stages]
+        earlier = [self._as_query(stage) for stage in stages[1:-1]] if self.multi_step else []
         return MetaObjective(
             self.policy,
             self.actions,
@@ -254,6 +250,7 @@ class Learner:
             self._outcomes(stages[-1]) if self.initial_sampling else None,
             self.processes,
             [stage.parameters for stage in stages[1:]],
+            earlier,
         )
 
     def agent(self, stage: Stage, task: int = 0) -> Agent:
@@ -307,6 +304,22 @@ class Learner:
         steps = envs.num_envs // len(next(iter(tasks.values()))) * horizon
         return collect(envs, self.policy, self.actions, phi, tasks, horizon, key, steps, processes)
 
+    def _advantages(self, episodes: Episodes, gae_lambda: float, first_task: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+        return estimate_advantages(
+            self._as_learned_from(episodes), self.discount, gae_lambda, self.bootstrap, self.baseline, first_task
+        )
+
+    def _samples(self, episodes: Episodes, advantages: Tensor, processes: Processes) -> Samples:
+        samples = to_samples(episodes, advantages, self.weighting)
+        return samples if self.estimator in EPISODIC else samples.packed(processes)
+
+    def _as_query(self, stage: Stage) -> Samples:
+        """The samples of a stage that an inner step has followed, with the advantages of the meta-gradient."""
+        if self.support_lambda is None:
+            return stage.samples
+        advantages, _, _ = self._advantages(stage.episodes, self.gae_lambda)
+        return self._samples(stage.episodes, advantages, self.processes)
+
     def _as_learned_from(self, episodes: Episodes) -> Episodes:
         return episodes.with_bonus(self.survival_bonus - self.bounds_penalty * self.actions.excess(episodes.actions))
 
@@ -342,6 +355,10 @@ class Learner:
             raise ValueError(f"initial_sampling = True with weighting = {self.weighting!r}; allowed: timestep")
         if self.initial_sampling and (isinstance(self.outer, Reptile) or not self.rule.steps):
             raise ValueError("initial_sampling = True without a gradient through inner steps; allowed: False")
+        if self.multi_step and (isinstance(self.outer, Reptile) or self.rule.steps < 2):
+            raise ValueError("multi_step = True without a gradient through two inner steps or more; allowed: False")
+        if self.multi_step and self.initial_sampling:
+            raise ValueError("multi_step = True with initial_sampling = True; allowed: one of them")
         if not self.rule.steps:
             if isinstance(self.outer, Reptile):
                 raise ValueError(f"outer = {self.outer} learns nothing without inner steps; allowed: at least 1")

@@ -1,6 +1,7 @@
 """The meta-objective: how well the adapted policies do, as a function of the meta-parameters alone."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -23,10 +24,11 @@ class MetaObjective:
         KL(theta) = 1/M sum_m sum_n w_n KL(p_old(. | o_n) || p(. | o_n; phi_m(theta)))
 
     where phi_m adapts theta on the support data of task m; E-MAML's `sampling_term` joins L where outcomes are given.
-    Theta is one flat vector here. Tasks are handled in chunks that suit the cache, and divided over processes. Each has
-    its own loss and gradient, and these are added in float64: rounded to float32 the sum is the same in any order. So
-    neither chunks nor processes change a bit, where a task's own numbers do not depend on those computed beside it:
-    on a CPU.
+    With `earlier` query data both are means over the policies after each inner step, all of the same weight: MAML++'s
+    multi-step loss (Antoniou et al. 2019) without its annealing. Theta is one flat vector here. Tasks are handled in
+    chunks that suit the cache, and divided over processes. Each has its own loss and gradient, and these are added in
+    float64: rounded to float32 the sum is the same in any order. So neither chunks nor processes change a bit, where a
+    task's own numbers do not depend on those computed beside it: on a CPU.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class MetaObjective:
         outcomes: Tensor | None = None,
         processes: Processes = ALONE,
         adapted: Sequence[Parameters] | None = None,
+        earlier: Sequence[Samples] = (),
     ):
         """Fix the data.
 
@@ -56,9 +59,11 @@ class MetaObjective:
             processes: whose tasks the means are over; each holds the data of its own, and gets the same results.
             adapted: phi_1 ... phi_S (M, ...) that theta leads to where the episodes were sampled, if they are known;
                 saves `kl_products` computing them.
+            earlier: data after inner steps 1 ... S - 1, if the policies after them count too; else none.
         """
         self.policy, self.distribution, self.estimator, self.rule = policy, distribution, estimator, rule
         self.like, self.supports, self.query, self.outcomes = like, supports, query, outcomes
+        self.queries = [*earlier, query]
         self.inner_loss = policy_loss(policy, distribution, estimator)
         self.tasks = len(query.weights)
         self.processes, self.adapted = processes, adapted
@@ -80,7 +85,9 @@ class MetaObjective:
         def of_chunk(tasks: slice) -> tuple[Tensor, Tensor]:
             theta = self._leaves(vector, tasks)
             path = self._path(theta, self.supports, tasks)
-            loss = self._losses(path, self._query_outputs(path, tasks), tasks, outer)
+            loss = self._over_queries(path, tasks, partial(outer, self.distribution)) + self._sampling_terms(
+                path, tasks
+            )
             if penalties is not None:
                 loss = loss + penalties @ self._inner_kls(path, tasks)
             gradients = torch.autograd.grad(loss.sum(), list(theta.values()), materialize_grads=True)
@@ -103,11 +110,9 @@ class MetaObjective:
 
         def of_chunk(tasks: slice) -> Tensor:
             path = self._adapted_after_each_step(theta, tasks)
-            query = self.query.of_tasks(tasks)
             with torch.no_grad():
-                outputs = self._query_outputs(path, tasks)
-                loss = self._losses(path, outputs, tasks, surrogate)
-                kl = (query.weights * self.distribution.kl(query.distribution, outputs)).sum(dim=1)
+                loss, kl = self._over_queries(path, tasks, self._surrogate_and_kl)
+                loss = loss + self._sampling_terms(path, tasks)
             return torch.stack([loss, kl]).double().sum(dim=1)
 
         mean = self._mean(torch.stack(self._map(of_chunk, self.chunks)).sum(dim=0))
@@ -147,9 +152,10 @@ class MetaObjective:
 
             H = 1/M sum_m J_m' F_m J_m,    J_m = d phi_m / d theta,    F_m the Fisher matrix of the adapted policy,
 
-        without second derivatives of J: always positive semi-definite, and the Hessian itself where the estimator's
-        derivative is that of its own inner step (`score`, `likelihood-ratio`). With others J is what the meta-gradient
-        runs through (`lvc`, `dice`, first order), so H is that of another function than the line search measures.
+        or the mean of this over the inner steps whose policies count; without second derivatives of J: always positive
+        semi-definite, and the Hessian itself where the estimator's derivative is that of its own inner step (`score`,
+        `likelihood-ratio`). With others J is what the meta-gradient runs through (`lvc`, `dice`, first order), so H is
+        that of another function than the line search measures.
 
         Args:
             vector: theta when the episodes were sampled.
@@ -163,32 +169,38 @@ class MetaObjective:
         """
         thin = _thin_episodes if self.estimator in EPISODIC else _thin
         supports = [thin(support, fraction, rng) for support in self.supports]
-        query = _thin(self.query, fraction, rng)
+        queries = [_thin(query, fraction, rng) for query in self.queries]
 
-        def maps_of_chunk(tasks: slice) -> tuple[Jacobian, Jacobian, Tensor, Tensor]:
+        def maps_of_chunk(tasks: slice) -> tuple[slice, Jacobian, Jacobian, list[Tensor]]:
             theta = self._leaves(vector, tasks)
             if self.adapted is None:
                 anchors = self._adapted_after_each_step(unravel(vector, self.like), tasks)[1:]
             else:
                 anchors = [{name: value[tasks] for name, value in phi.items()} for phi in self.adapted]
-            phi = self._path(theta, supports, tasks, anchors)[-1]
-            leaves = {name: value.detach().requires_grad_() for name, value in phi.items()}
-            outputs = call_per_task(self.policy, leaves, query.observations[tasks])
-            adaptation = Jacobian(list(phi.values()), list(theta.values()))
-            network = Jacobian([outputs], list(leaves.values()))
-            return adaptation, network, outputs.detach(), query.weights[tasks]
+            path = self._path(theta, supports, tasks, anchors)[-len(queries) :]
+            leaves = [{name: value.detach().requires_grad_() for name, value in phi.items()} for phi in path]
+            outputs = [
+                call_per_task(self.policy, phi, query.observations[tasks])
+                for phi, query in zip(leaves, queries, strict=True)
+            ]
+            adaptation = Jacobian([value for phi in path for value in phi.values()], list(theta.values()))
+            network = Jacobian(outputs, [value for phi in leaves for value in phi.values()])
+            return tasks, adaptation, network, [output.detach() for output in outputs]
 
         maps = self._map(maps_of_chunk, self._chunks(round(self.chunk / fraction)))
 
         def product(v: Tensor) -> Tensor:
             direction = unravel(v, self.like)
 
-            def of_chunk(chunk: tuple[Jacobian, Jacobian, Tensor, Tensor]) -> Tensor:
-                adaptation, network, outputs, weights = chunk
-                tangents = expand_over_tasks(direction, len(weights))
-                [moved] = network.product(adaptation.product(list(tangents.values())))
-                metric = weights.unsqueeze(-1) * self.distribution.fisher_product(outputs, moved)
-                return _sum_over_tasks(adaptation.transposed_product(network.transposed_product([metric])))
+            def of_chunk(chunk: tuple[slice, Jacobian, Jacobian, list[Tensor]]) -> Tensor:
+                tasks, adaptation, network, outputs = chunk
+                tangents = expand_over_tasks(direction, tasks.stop - tasks.start)
+                moved = network.product(adaptation.product(list(tangents.values())))
+                metrics = [
+                    query.weights[tasks].unsqueeze(-1) / len(queries) * self.distribution.fisher_product(output, change)
+                    for query, output, change in zip(queries, outputs, moved, strict=True)
+                ]
+                return _sum_over_tasks(adaptation.transposed_product(network.transposed_product(metrics)))
 
             return self._mean(torch.stack(self._map(of_chunk, maps)).sum(dim=0))
 
@@ -206,18 +218,30 @@ class MetaObjective:
         """The mean over the tasks of all processes, from the sum over those of this one."""
         return (self.processes.sum(total) / self.all_tasks).to(self.query.weights.dtype)
 
-    def _query_outputs(self, path: Sequence[Parameters], tasks: slice) -> Tensor:
-        return call_per_task(self.policy, path[-1], self.query.observations[tasks])
+    def _over_queries(
+        self, path: Sequence[Parameters], tasks: slice, figure: Callable[[Tensor, Samples], Tensor]
+    ) -> Tensor:
+        """Mean over the query data of a figure of the policies' outputs and the data, (..., m)."""
+        figures = []
+        for phi, query in zip(path[-len(self.queries) :], self.queries, strict=True):
+            data = query.of_tasks(tasks)
+            figures.append(figure(call_per_task(self.policy, phi, data.observations), data))
+        return torch.stack(figures).mean(dim=0)
 
-    def _losses(self, path: Sequence[Parameters], query_outputs: Tensor, tasks: slice, outer: Estimator) -> Tensor:
-        losses = outer(self.distribution, query_outputs, self.query.of_tasks(tasks))
+    def _surrogate_and_kl(self, outputs: Tensor, query: Samples) -> Tensor:
+        """(2, m)."""
+        kl = (query.weights * self.distribution.kl(query.distribution, outputs)).sum(dim=1)
+        return torch.stack([surrogate(self.distribution, outputs, query), kl])
+
+    def _sampling_terms(self, path: Sequence[Parameters], tasks: slice) -> Tensor | float:
+        """E-MAML's, (m,); 0 without outcomes."""
         if self.outcomes is None:
-            return losses
+            return 0.0
         supports = [support.of_tasks(tasks) for support in self.supports]
         outputs = [
             call_per_task(self.policy, phi, data.observations) for phi, data in zip(path, supports, strict=False)
         ]
-        return losses + sampling_term(self.distribution, outputs, supports, self.outcomes[tasks])
+        return sampling_term(self.distribution, outputs, supports, self.outcomes[tasks])
 
     def _inner_kls(self, path: Sequence[Parameters], tasks: slice) -> Tensor:
         """Per inner step and task, (S, m)."""

@@ -29,6 +29,7 @@ def test_the_defaults_are_the_papers():
     assert settings == (0.99, 1.0, False, "timestep", "episodes")
     assert learner.baseline == "linear"
     assert not learner.initial_sampling
+    assert not learner.multi_step
 
 
 def test_every_seed_has_its_own_policy():
@@ -71,6 +72,7 @@ def test_rollouts_and_advantages_are_as_asked():
     assert (learner.survival_bonus, build(survival_bonus=2.0).survival_bonus) == (0.0, 2.0)
     assert (learner.bounds_penalty, build(bounds_penalty=0.1).bounds_penalty) == (0.0, 0.1)
     assert build(initial_sampling=True).initial_sampling
+    assert build(multi_step=True, inner_steps=2).multi_step
 
 
 @pytest.mark.parametrize(

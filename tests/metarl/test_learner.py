@@ -465,6 +465,15 @@ def test_a_policy_that_cannot_run_for_a_batch_of_tasks_is_refused(policy):
             {"initial_sampling": True, "weighting": "episode"},
             "initial_sampling = True with weighting = 'episode'; allowed: timestep",
         ),
+        ({"multi_step": True}, "multi_step = True without a gradient through two inner steps or more; allowed: False"),
+        (
+            {"multi_step": True, "rule": GradientDescent(0.1, steps=2), "outer": Reptile()},
+            "multi_step = True without a gradient through two inner steps or more; allowed: False",
+        ),
+        (
+            {"multi_step": True, "rule": GradientDescent(0.1, steps=2), "initial_sampling": True},
+            "multi_step = True with initial_sampling = True; allowed: one of them",
+        ),
         (
             {"outer": Reptile(), "rule": MetaSGD(0.1)},
             r"outer = Reptile\(step_size=0.1\) would leave step_size.log_std as it is; allowed: with a rule that",
@@ -584,6 +593,24 @@ def test_several_trained_steps_lead_to_the_policies_that_sampled():
     loss, kl = learner.objective(stages).evaluate(ravel(list(learner.theta.values())))
     assert loss.item() == pytest.approx(0, abs=1e-5)
     assert kl.item() == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("support_lambda", [None, 0.5])
+def test_multi_step_judges_every_stage_with_the_advantages_of_the_meta_gradient(support_lambda):
+    learner = navigation_learner(
+        rule=GradientDescent(0.5, steps=3), multi_step=True, gae_lambda=0.9, support_lambda=support_lambda
+    )
+    stages = learner.adapt(held_out_tasks(learner, 4), 3)
+    objective = learner.objective(stages)
+    for stage, found in zip(stages[1:], objective.queries, strict=True):
+        expected = to_samples(stage.episodes, estimate_advantages(stage.episodes, 0.99, 0.9)[0]).packed()
+        assert torch.equal(found.advantages, expected.advantages)
+        assert torch.equal(found.log_probs, expected.log_probs)
+    for stage, found in zip(stages[:-1], objective.supports, strict=True):
+        assert found is stage.samples
+    figures = learner.step()
+    assert 0 < figures["kl"] <= 0.01
+    assert figures["accepted"] == 1
 
 
 @pytest.mark.parametrize(

@@ -35,10 +35,9 @@ class Problem:
         self.vector = ravel(list(self.theta.values()))
         self.objective = self.make(chunk)
 
-    def make(self, chunk=TASKS, supports=None, query=None):
-        return MetaObjective(
-            self.policy, FAMILY, score, self.rule, self.theta, supports or self.supports, query or self.query, chunk
-        )
+    def make(self, chunk=TASKS, supports=None, query=None, earlier=()):
+        supports, query = self.supports if supports is None else supports, query or self.query
+        return MetaObjective(self.policy, FAMILY, score, self.rule, self.theta, supports, query, chunk, earlier=earlier)
 
     def slow_step(self, phi, samples):
         """One task at a time."""
@@ -124,6 +123,27 @@ def test_chunks_change_nothing(chunk):
     for fraction in (1.0, 0.5):
         products = [p.objective.kl_products(p.vector, fraction, np.random.default_rng(0))(v) for p in (parts, whole)]
         torch.testing.assert_close(*products)
+
+
+@pytest.mark.parametrize("chunk", [1, TASKS])
+def test_the_multi_step_objective_is_the_mean_over_inner_steps(chunk):
+    """Of objectives that each end with one of the steps."""
+    problem = Problem(3)
+    data = [*problem.supports, problem.query]
+    whole = problem.make(chunk, earlier=data[1:-1])
+    parts = [problem.make(supports=data[:step], query=data[step]) for step in (1, 2, 3)]
+    elsewhere = problem.vector + 0.05 * torch.randn_like(problem.vector)
+    v = torch.randn_like(problem.vector)
+
+    def figures(objective):
+        product = objective.kl_products(problem.vector, 1.0, np.random.default_rng(0))
+        return [*objective.evaluate(elsewhere), *objective.loss_and_gradient(elsewhere), product(v)]
+
+    means = [sum(of) / 3 for of in zip(*map(figures, parts), strict=True)]
+    last = figures(parts[-1])
+    for found, expected, other in zip(figures(whole), means, last, strict=True):
+        torch.testing.assert_close(found, expected)
+        assert not torch.allclose(found, other, rtol=1e-3)
 
 
 def test_where_the_episodes_were_sampled_ratios_are_one_and_kl_is_zero():

@@ -41,6 +41,7 @@ class Reproduction:
 PRETRAINED, RANDOM = "--inner-steps 0 --inner-step-size", "--iterations 1 --inner-step-size"
 HALVED = "--later-factor 0.5"  # published returns that go on changing after one step had no factor of 0.01
 ORACLE = "--inner-steps 0 --observe-task --evaluation-steps 0"
+PENALTY = "--bounds-penalty 0.05"
 
 CONTEXT = "--adaptation cavia"  # the paper's context vector, whose learned start the first layer's bias can stand for
 GAE = {"first-order, GAE 0.95": Method("--order first --gae-lambda 0.95")}
@@ -103,7 +104,15 @@ FIGURES = {
             "oracle": Method(ORACLE, (442.69,)),
             "context vector": Method(CONTEXT, (-40.49, -44.08, -38.27, -42.50)),
         },
-        {**COMPARISON, **CHEETAH, **quadratic(CHEETAH)},
+        {
+            **COMPARISON,
+            "maml, bounds penalty": Method(PENALTY),
+            **CHEETAH,
+            **quadratic(CHEETAH),
+            f"{SMALL}, quadratic, bounds penalty": small_batches(
+                8, 500, f"--later-factor 0.2 --baseline quadratic {PENALTY}"
+            ),
+        },
     ),
     "half_cheetah_velocity": Reproduction(
         {
@@ -153,7 +162,7 @@ FIGURES = {
             f"{SMALL}, two tasks, bounds penalty": small_batches(
                 tasks=2,
                 iterations=11500,
-                more="--survival-bonus 2 --bounds-penalty 0.05 --evaluate-every 1000",
+                more=f"--survival-bonus 2 {PENALTY} --evaluate-every 1000",
                 steps={200: 0.06, 300: 0.04, 420: 0.03, 560: 0.02, 800: 0.015},
             ),
         },

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from metarl.runs import write_atomically
 
-COLORS = (*(f"C{number}" for number in range(10)), "black", "gold", "lightgreen")
+COLORS = (*(f"C{number}" for number in range(10)), "black", "gold", "lightgreen", "navy", "deeppink", "tan")
 
 
 def adaptation(evaluation: Any) -> Figure:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from envs.mujoco_batch import MujocoBatch
-from experiments import benchmark, evaluate, experiment, recipes, report, reproduce, reproduction
+from experiments import benchmark, evaluate, experiment, pictures, recipes, report, reproduce, reproduction
 from experiments.experiment import find_experiment
 from experiments.training import main
 from metarl.runs import load_checkpoint
@@ -182,6 +182,12 @@ def test_an_interrupt_ends_the_reproduction_and_keeps_nothing_half_done(tmp_path
     reproduce.main(["navigation_2d", "--seeds", "0"])
     assert steps == [0, 1, 2]
     assert (tmp_path / "results" / "navigation_2d" / "maml" / "seed0" / "evaluation.json").exists()
+
+
+def test_every_method_of_a_figure_has_a_colour_of_its_own():
+    assert len(set(pictures.COLORS)) == len(pictures.COLORS)
+    for recipe in recipes.FIGURES.values():
+        assert max(len(recipe.paper), len(recipe.comparison)) + 1 <= len(pictures.COLORS)
 
 
 def test_reproduction_runs_keeps_and_reports(tmp_path, monkeypatch, capsys):

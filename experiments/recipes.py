@@ -52,6 +52,10 @@ NAVIGATION = {  # later factors, of these as of others: the best on other tasks 
         "--estimator lvc --gae-lambda 0.95 --tasks 5 --iterations 400 --evaluate-every 100 --inner-step-size 0.1 "
         "--later-factor 0.4"
     ),
+    "lvc, small batches, multi-step": Method(
+        "--estimator lvc --gae-lambda 0.95 --tasks 5 --iterations 260 --evaluate-every 100 --inner-step-size 0.1 "
+        "--inner-steps 3 --adaptation layer-step-sizes --multi-step"
+    ),
 }
 
 
@@ -107,6 +111,7 @@ FIGURES = {
         {
             **COMPARISON,
             "maml, bounds penalty": Method(PENALTY),
+            "maml, lvc, bounds penalty": Method(f"--estimator lvc {PENALTY}"),
             **CHEETAH,
             **quadratic(CHEETAH),
             f"{SMALL}, quadratic, bounds penalty": small_batches(

@@ -62,6 +62,7 @@ LEARNERS = {
     "reptile": lambda: navigation(outer=Reptile()),
     "e-maml": lambda: navigation(initial_sampling=True, rule=LayerStepSizes(0.3)),
     "corridor": lambda: corridor(outer=TRPO(product_fraction=0.5)),
+    "multi-step": lambda: corridor(multi_step=True, rule=LayerStepSizes(0.3, steps=2), support_lambda=0.5),
     "success": lambda: corridor("tells of success alone", seed=35),
     "steps": lambda: corridor(budget="steps", outer=TRPO(product_fraction=0.5)),
     "dice": lambda: corridor(budget="steps", estimator=dice, outer=TRPO(product_fraction=0.5)),

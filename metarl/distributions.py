@@ -114,13 +114,18 @@ class DiagonalGaussian:
         return parameters.chunk(2, dim=-1)[0]
 
     def summary(self, parameters: Tensor) -> dict[str, float]:
-        """The mean standard deviation, in the policy's range [-1, 1]."""
-        return {"policy_std": parameters.chunk(2, dim=-1)[1].exp().mean().item()}
+        """The mean standard deviation, in the policy's range [-1, 1], and the share of means beyond their bounds."""
+        mean, log_std = parameters.chunk(2, dim=-1)
+        beyond = (mean != self._clipped(mean)).float().mean()
+        return {"policy_std": log_std.exp().mean().item(), "means_beyond_bounds": beyond.item()}
 
     def excess(self, actions: Tensor) -> Tensor:
         """sum_i (a_i - clip(a_i))^2, in the policy's units; 0 within the bounds."""
+        return (actions - self._clipped(actions)).square().sum(-1)
+
+    def _clipped(self, actions: Tensor) -> Tensor:
         low, high = (torch.as_tensor(bound, dtype=actions.dtype, device=actions.device) for bound in self._bounds)
-        return (actions - actions.clamp(low, high)).square().sum(-1)
+        return actions.clamp(low, high)
 
     def to_environment(self, actions: np.ndarray) -> np.ndarray:
         """low + (action + 1) / 2 * (high - low), clipped to the bounds; (..., A) to (..., *space.shape)."""

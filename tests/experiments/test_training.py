@@ -67,7 +67,7 @@ def test_a_run_writes_what_it_promises(unbroken):
     lines = timeless_metrics(unbroken)
     assert [line["iteration"] for line in lines] == [1, 2, 3, 4, 5, 6]
     expected = {"env_steps", "return/step_0", "return/step_1", "adaptation_gain", "kl", "line_search_steps"}
-    expected |= {"explained_variance", "policy_std", "inner_gradient_norm"}
+    expected |= {"explained_variance", "policy_std", "means_beyond_bounds", "inner_gradient_norm"}
     assert expected <= set(lines[0])
     full = json.loads((unbroken / "metrics.jsonl").read_text().splitlines()[0])
     assert {"seconds/rollout", "seconds/adapt", "seconds/update"} <= set(full)

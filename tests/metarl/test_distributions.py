@@ -129,7 +129,9 @@ def test_modes_and_summaries():
     family = DiagonalGaussian(BOX)
     parameters = torch.tensor([[1.0, 2.0, 3.0, 0.0, np.log(2.0), np.log(3.0)]])
     assert family.mode(parameters).tolist() == [[1.0, 2.0, 3.0]]
-    assert family.summary(parameters)["policy_std"] == pytest.approx(2.0)
+    assert family.summary(parameters) == pytest.approx({"policy_std": 2.0, "means_beyond_bounds": 2 / 3})
+    parameters[0, :3] = torch.tensor([-1.0, 0.5, -1.1])
+    assert family.summary(parameters)["means_beyond_bounds"] == pytest.approx(1 / 3)
     discrete = Categorical(gymnasium.spaces.Discrete(4))
     assert discrete.mode(torch.tensor([[0.0, 3.0, 1.0, 2.0]])).tolist() == [1]
     assert discrete.summary(torch.zeros(2, 4))["policy_entropy"] == pytest.approx(np.log(4))

@@ -85,9 +85,8 @@ class MetaObjective:
         def of_chunk(tasks: slice) -> tuple[Tensor, Tensor]:
             theta = self._leaves(vector, tasks)
             path = self._path(theta, self.supports, tasks)
-            loss = self._over_queries(path, tasks, partial(outer, self.distribution)) + self._sampling_terms(
-                path, tasks
-            )
+            loss = self._over_queries(path, tasks, partial(outer, self.distribution))
+            loss = loss + self._sampling_terms(path, tasks)
             if penalties is not None:
                 loss = loss + penalties @ self._inner_kls(path, tasks)
             gradients = torch.autograd.grad(loss.sum(), list(theta.values()), materialize_grads=True)

@@ -229,8 +229,11 @@ class MetaObjective:
 
     def _surrogate_and_kl(self, outputs: Tensor, query: Samples) -> Tensor:
         """(2, m)."""
-        kl = (query.weights * self.distribution.kl(query.distribution, outputs)).sum(dim=1)
-        return torch.stack([surrogate(self.distribution, outputs, query), kl])
+        return torch.stack([surrogate(self.distribution, outputs, query), self._kl(outputs, query)])
+
+    def _kl(self, outputs: Tensor, data: Samples) -> Tensor:
+        """From the policies that sampled the data to those of these outputs, (m,)."""
+        return (data.weights * self.distribution.kl(data.distribution, outputs)).sum(dim=1)
 
     def _sampling_terms(self, path: Sequence[Parameters], tasks: slice) -> Tensor | float:
         """E-MAML's, (m,); 0 without outcomes."""
@@ -247,8 +250,7 @@ class MetaObjective:
         rows = []
         for phi, support in zip(path, self.supports, strict=False):  # the path is one longer
             data = support.of_tasks(tasks)
-            outputs = call_per_task(self.policy, phi, data.observations)
-            rows.append((data.weights * self.distribution.kl(data.distribution, outputs)).sum(dim=1))
+            rows.append(self._kl(call_per_task(self.policy, phi, data.observations), data))
         return torch.stack(rows) if rows else self.query.weights.new_zeros(0, tasks.stop - tasks.start)
 
     def _path(

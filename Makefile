@@ -22,6 +22,7 @@ test: install
 lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	rm -rf build/types && mkdir -p build/types && cp -r metarl build/types/ && cp -r envs experiments build/types/metarl/
+	cd build/types && ../../$(BIN)/mypy --config-file ../../pyproject.toml
 
 check: lint test

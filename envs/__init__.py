@@ -4,12 +4,12 @@ from functools import partial
 
 import gymnasium
 
-from envs.ant import AntDirection, AntGoal, AntVelocity
-from envs.gymnasium_tasks import GymnasiumTasks, VectorTasks, choose_from
-from envs.half_cheetah import HalfCheetahDirection, HalfCheetahVelocity
-from envs.navigation import Navigation2D
-from envs.oracle import ObservedTasks
-from envs.tasks import SingleTaskEnv, TaskBatch, TaskDistribution, Tasks, check_tasks
+from .ant import AntDirection, AntGoal, AntVelocity
+from .gymnasium_tasks import GymnasiumTasks, VectorTasks, choose_from
+from .half_cheetah import HalfCheetahDirection, HalfCheetahVelocity
+from .navigation import Navigation2D
+from .oracle import ObservedTasks
+from .tasks import SingleTaskEnv, TaskBatch, TaskDistribution, Tasks, check_tasks
 
 __all__ = [
     "AntDirection",

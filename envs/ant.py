@@ -12,8 +12,8 @@ from typing import ClassVar
 import mujoco
 import numpy as np
 
-from envs.locomotion import Direction, Goal, Velocity
-from envs.mujoco_batch import TORSO, Body, State, compile_spec, gymnasium_spec
+from .locomotion import Direction, Goal, Velocity
+from .mujoco_batch import TORSO, Body, State, compile_spec, gymnasium_spec
 
 
 class Ant(Body):

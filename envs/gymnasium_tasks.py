@@ -16,7 +16,7 @@ from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.wrappers.vector import FlattenObservation
 
-from envs.tasks import TaskDistribution, Tasks, check_tasks, tasks_of_lanes
+from .tasks import TaskDistribution, Tasks, check_tasks, tasks_of_lanes
 
 Sampler = Callable[[int, np.random.Generator], Tasks]
 Task = dict[str, Any]

@@ -9,8 +9,8 @@ from typing import ClassVar
 import mujoco
 import numpy as np
 
-from envs.locomotion import Direction, Velocity
-from envs.mujoco_batch import TORSO, Body, State, compile_spec, gymnasium_spec
+from .locomotion import Direction, Velocity
+from .mujoco_batch import TORSO, Body, State, compile_spec, gymnasium_spec
 
 
 class PaperHalfCheetah(Body):

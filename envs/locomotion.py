@@ -5,8 +5,8 @@ from typing import Any, ClassVar
 import numpy as np
 from gymnasium.spaces import Box
 
-from envs.mujoco_batch import MujocoTasks
-from envs.tasks import Tasks
+from .mujoco_batch import MujocoTasks
+from .tasks import Tasks
 
 
 class Signs(Box):

@@ -11,8 +11,8 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from envs.gymnasium_tasks import GymnasiumTasks, Sampler, Task, choose_from
-from envs.tasks import Tasks
+from .gymnasium_tasks import GymnasiumTasks, Sampler, Task, choose_from
+from .tasks import Tasks
 
 BENCHMARKS = ("ML1", "ML10", "ML45")
 

@@ -19,12 +19,12 @@ import mujoco
 import numpy as np
 from gymnasium.spaces import Box
 
-from envs.tasks import TaskBatch, TaskDistribution, Tasks
+from .tasks import TaskBatch, TaskDistribution, Tasks
 
 try:
     from mujoco.batch import Batch
 except ImportError:  # MuJoCo before 3.17
-    from envs.lane_batch import Batch
+    from .lane_batch import Batch
 
 State = Mapping[str, np.ndarray]
 

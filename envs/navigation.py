@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from gymnasium.spaces import Box
 
-from envs.tasks import TaskBatch, TaskDistribution, Tasks
+from .tasks import TaskBatch, TaskDistribution, Tasks
 
 
 class Navigation2D(TaskDistribution):

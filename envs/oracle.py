@@ -6,7 +6,7 @@ import gymnasium
 import numpy as np
 from gymnasium.spaces import Box
 
-from envs.tasks import TaskDistribution, Tasks
+from .tasks import TaskDistribution, Tasks
 
 
 class ObservedTasks(TaskDistribution):

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 import metarl
-from envs import Tasks, check_tasks
-from experiments.configuration import OneLineParser, SettingError, output_file
-from experiments.starting import open_run
-from experiments.training import one_line_errors
+from metarl.envs import Tasks, check_tasks
+from metarl.experiments.runner.configuration import OneLineParser, SettingError, output_file
+from metarl.experiments.runner.starting import open_run
+from metarl.experiments.runner.training import one_line_errors
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -7,7 +7,7 @@ printed with their spread. Run it with nothing else running. The paper's half-ch
         --activation relu                                  # --product-fraction 1: exact products
 """
 
-import metarl  # before torch: see there
+import metarl.experiments  # before torch: see there
 
 # isort: split
 import json
@@ -31,14 +31,15 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
-from envs.mujoco_batch import MujocoBatch
-from experiments.configuration import OneLineParser, parse, setting, with_default
-from experiments.experiment import find_experiment
-from experiments.settings import Settings, choose_device, choose_threads
-from experiments.training import one_line_errors
-from metarl.learner import Clock, Stage
-from metarl.models import MLP, ConvNet
-from metarl.randomness import keyed_generator
+from metarl.core.parameters import ravel
+from metarl.core.randomness import keyed_generator
+from metarl.envs.mujoco_batch import MujocoBatch
+from metarl.experiments.runner.configuration import OneLineParser, parse, setting, with_default
+from metarl.experiments.runner.experiment import find_experiment
+from metarl.experiments.runner.settings import Settings, choose_device, choose_threads
+from metarl.experiments.runner.training import one_line_errors
+from metarl.few_shot.networks import MLP, ConvNet
+from metarl.rl.learner import Clock, Stage
 
 EXPERIMENTS = (
     "navigation_2d",
@@ -250,7 +251,7 @@ def learner_parts(learner: metarl.Learner) -> Timings:
     """One meta-iteration, and its phases one by one on fixed data."""
     tasks = learner.distribution.sample(learner.tasks, keyed_generator(0, "benchmark"))
     support, query = learner.adapt(tasks, 1)
-    vector = metarl.parameters.ravel(list(learner.theta.values()))
+    vector = ravel(list(learner.theta.values()))
 
     def rollout() -> float:
         stages: list[Stage] = []

@@ -4,10 +4,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.configuration import OneLineParser, SettingError, output_folder
-from experiments.starting import open_run
-from experiments.training import evaluate_run, one_line_errors, table
-from experiments.videos import save_videos
+from metarl.experiments.runner.configuration import OneLineParser, SettingError, output_folder
+from metarl.experiments.runner.starting import open_run
+from metarl.experiments.runner.training import evaluate_run, one_line_errors, table
+from metarl.experiments.runner.videos import save_videos
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -2,11 +2,11 @@
 
 from dataclasses import dataclass
 
-from envs import HalfCheetahDirection
-from experiments.configuration import with_default
-from experiments.locomotion import LocomotionSettings, locomotion_experiment
-from experiments.settings import Settings
-from experiments.training import main
+from metarl.envs import HalfCheetahDirection
+from metarl.experiments.runner.configuration import with_default
+from metarl.experiments.runner.locomotion import LocomotionSettings, locomotion_experiment
+from metarl.experiments.runner.settings import Settings
+from metarl.experiments.runner.training import main
 
 
 @dataclass(frozen=True)

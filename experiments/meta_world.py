@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 
 import metarl
-from envs.meta_world import BENCHMARKS, MetaWorld
-from experiments.configuration import SettingError, setting, with_default
-from experiments.experiment import Experiment
-from experiments.settings import Settings, build_learner
-from experiments.training import main
+from metarl.envs.meta_world import BENCHMARKS, MetaWorld
+from metarl.experiments.runner.configuration import SettingError, setting, with_default
+from metarl.experiments.runner.experiment import Experiment
+from metarl.experiments.runner.settings import Settings, build_learner
+from metarl.experiments.runner.training import main
 
 _OURS = "Meta-World's own"
 

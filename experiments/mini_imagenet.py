@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import metarl
-from experiments.configuration import setting, with_default
-from experiments.few_shot import FewShotSettings
-from experiments.few_shot_images import ImageExperiment, ImageSettings, build_images, episodes
-from experiments.images import default_cache, mini_imagenet
-from experiments.training import main
-from metarl.models import ConvNet
+from metarl.experiments.runner.configuration import setting, with_default
+from metarl.experiments.runner.few_shot import FewShotSettings
+from metarl.experiments.runner.few_shot_images import ImageExperiment, ImageSettings, build_images, episodes
+from metarl.experiments.runner.images import default_cache, mini_imagenet
+from metarl.experiments.runner.training import main
+from metarl.few_shot.networks import ConvNet
 
 
 @dataclass(frozen=True)

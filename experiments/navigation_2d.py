@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 
 import metarl
-from envs import Navigation2D
-from experiments.configuration import with_default
-from experiments.experiment import Experiment
-from experiments.settings import Settings, build_learner
-from experiments.training import main
-from metarl.evaluation import Evaluation
+from metarl.envs import Navigation2D
+from metarl.experiments.runner.configuration import with_default
+from metarl.experiments.runner.experiment import Experiment
+from metarl.experiments.runner.settings import Settings, build_learner
+from metarl.experiments.runner.training import main
+from metarl.rl.evaluation import Evaluation
 
 
 @dataclass(frozen=True)

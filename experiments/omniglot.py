@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import metarl
-from experiments.configuration import setting, with_default
-from experiments.few_shot import FewShotSettings
-from experiments.few_shot_images import ImageExperiment, ImageSettings, build_images, episodes
-from experiments.images import default_cache, omniglot
-from experiments.training import main
-from metarl.models import MLP, ConvNet
+from metarl.experiments.runner.configuration import setting, with_default
+from metarl.experiments.runner.few_shot import FewShotSettings
+from metarl.experiments.runner.few_shot_images import ImageExperiment, ImageSettings, build_images, episodes
+from metarl.experiments.runner.images import default_cache, omniglot
+from metarl.experiments.runner.training import main
+from metarl.few_shot.networks import MLP, ConvNet
 
 
 @dataclass(frozen=True)

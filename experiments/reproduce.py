@@ -12,11 +12,12 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments import evaluate, recipes, training
-from experiments.configuration import OneLineParser
-from experiments.experiment import find_experiment
-from experiments.report import report
-from experiments.reproduction import choose, folders, keep_curve, train_run
+from metarl.experiments import evaluate
+from metarl.experiments.runner import recipes, training
+from metarl.experiments.runner.configuration import OneLineParser
+from metarl.experiments.runner.experiment import find_experiment
+from metarl.experiments.runner.report import report
+from metarl.experiments.runner.reproduction import choose, folders, keep_curve, train_run
 from metarl.runs import Run, load_checkpoint
 
 

@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from experiments import evaluate, reproduction, training
-from experiments.configuration import OneLineParser
-from experiments.experiment import find_experiment
-from experiments.pictures import save_json
-from experiments.reproduction import (
+from metarl.experiments import evaluate
+from metarl.experiments.runner import reproduction, training
+from metarl.experiments.runner.configuration import OneLineParser
+from metarl.experiments.runner.experiment import find_experiment
+from metarl.experiments.runner.plots import save_json
+from metarl.experiments.runner.reproduction import (
     choose,
     command,
     commits,

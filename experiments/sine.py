@@ -7,12 +7,18 @@ import torch
 from matplotlib.figure import Figure
 
 import metarl
-from experiments.configuration import setting, with_default
-from experiments.few_shot import LEARNERS, FewShotEvaluation, FewShotExperiment, FewShotSettings, build_few_shot
-from experiments.settings import Settings
-from experiments.training import main
-from metarl.few_shot_tasks import Examples
-from metarl.models import MLP
+from metarl.experiments.runner.configuration import setting, with_default
+from metarl.experiments.runner.few_shot import (
+    LEARNERS,
+    FewShotEvaluation,
+    FewShotExperiment,
+    FewShotSettings,
+    build_few_shot,
+)
+from metarl.experiments.runner.settings import Settings
+from metarl.experiments.runner.training import main
+from metarl.few_shot.networks import MLP
+from metarl.few_shot.tasks import Examples
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ import numpy as np
 from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from metarl.distributions import distribution_for
-from metarl.protocol import Tasks, describe_array, describe_error, protocol_defects
-from metarl.randomness import keyed_generator
+from metarl.core.randomness import keyed_generator
+from metarl.rl.action_distributions import distribution_for
+from metarl.rl.task_distribution import Tasks, describe_array, describe_error, protocol_defects
 
 _TASKS = 16  # compared with each other, a lane each
 _DRAWN = 200  # tasks whose values are looked at

@@ -8,9 +8,9 @@ import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from torch import Tensor, nn
 
-from metarl.distributions import ActionDistribution
-from metarl.episodes import Samples
-from metarl.parameters import Parameters, expand_over_tasks, parameters_of
+from metarl.core.parameters import Parameters, expand_over_tasks, parameters_of
+from metarl.rl.action_distributions import ActionDistribution
+from metarl.rl.episodes import Samples
 
 
 class Corridor(gymnasium.Env):
@@ -89,7 +89,7 @@ def random_samples(
     generator: torch.Generator,
 ) -> Samples:
     """Float64 samples as if drawn with phi (M, ...): real log-probs, random observations, advantages and weights."""
-    from metarl.parameters import call_per_task
+    from metarl.core.parameters import call_per_task
 
     inputs = next(iter(policy.parameters())).shape[1]
     observations = torch.randn(tasks, count, inputs, dtype=torch.float64, generator=generator)

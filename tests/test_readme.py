@@ -9,11 +9,12 @@ import pytest
 import torch
 
 import metarl
-from experiments import report, reproduce_few_shot, reproduction
-from experiments.configuration import from_json
-from experiments.experiment import find_experiment
 from metarl.check import check
-from metarl.evaluation import evaluate, held_out_tasks
+from metarl.experiments import reproduce_few_shot
+from metarl.experiments.runner import report, reproduction
+from metarl.experiments.runner.configuration import from_json
+from metarl.experiments.runner.experiment import find_experiment
+from metarl.rl.evaluation import evaluate, held_out_tasks
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

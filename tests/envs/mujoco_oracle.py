@@ -3,8 +3,8 @@
 import mujoco
 import numpy as np
 
-import envs
-from envs.half_cheetah import PaperHalfCheetah
+from metarl import envs
+from metarl.envs.half_cheetah import PaperHalfCheetah
 
 MUJOCO_TASKS = (
     envs.HalfCheetahDirection,

@@ -11,11 +11,11 @@ from gymnasium.spaces import Box, Dict, Discrete
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from torch import nn
 
-import envs
 import metarl
+from metarl import envs
 from metarl.check import check
-from metarl.evaluation import held_out_tasks
-from metarl.policies import DictObservations
+from metarl.rl.evaluation import held_out_tasks
+from metarl.rl.policies import DictObservations
 
 
 def draw_cart_pole(count, rng):

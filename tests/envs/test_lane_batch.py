@@ -6,8 +6,8 @@ import mujoco
 import numpy as np
 import pytest
 
-import envs
-from envs import lane_batch, mujoco_batch
+from metarl import envs
+from metarl.envs import lane_batch, mujoco_batch
 from tests.envs.mujoco_oracle import DYNAMICS, assert_batches_equal_lanes
 
 

@@ -8,8 +8,8 @@ import pytest
 
 metaworld = pytest.importorskip("metaworld")
 
-from envs.meta_world import MetaWorld  # noqa: E402
 from metarl.check import check  # noqa: E402
+from metarl.envs.meta_world import MetaWorld  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # Meta-World's own
 

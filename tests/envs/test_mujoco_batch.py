@@ -9,7 +9,7 @@ import mujoco
 import numpy as np
 import pytest
 
-import envs
+from metarl import envs
 from tests.envs.mujoco_oracle import DYNAMICS, MUJOCO_TASKS, assert_batches_equal_lanes
 
 
@@ -247,7 +247,7 @@ def test_more_threads_than_cores_warns():
 
 def test_no_renderer_is_one_clear_line():
     code = """
-import envs
+from metarl import envs
 batch = envs.HalfCheetahDirection().make(1)
 batch.reset(seed=0)
 for attempt in range(2):  # a second one must not abort the process
@@ -268,7 +268,8 @@ for attempt in range(2):  # a second one must not abort the process
 
 def test_picture_where_a_renderer_exists():
     code = """
-import envs, numpy as np
+import numpy as np
+from metarl import envs
 batch = envs.AntDirection().make(2)
 batch.reset(seed=0)
 picture = batch.render_lane(1)

@@ -5,7 +5,7 @@ import pytest
 from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode
 
-import envs
+from metarl import envs
 from tests.probes import CorridorTasks
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-import envs
+from metarl import envs
 from tests.envs.mujoco_oracle import DYNAMICS, MUJOCO_TASKS
 
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import metarl
-from experiments import adapt, navigation_2d, sine
-from experiments.starting import open_run
-from experiments.training import main, prepare
-from tests.experiments.test_command_line import TINY, error_of
+from metarl.experiments import adapt, navigation_2d, sine
+from metarl.experiments.runner.starting import open_run
+from metarl.experiments.runner.training import main, prepare
+from tests.experiments.runner.test_command_line import TINY, error_of
 
 ROOT = Path(__file__).parents[2]
 

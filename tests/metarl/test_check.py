@@ -6,7 +6,7 @@ import pytest
 from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
-import envs
+from metarl import envs
 from metarl.check import check, main
 from tests.envs.test_gymnasium_tasks import CASES, Parts, draw_factor, set_factor
 from tests.probes import Corridor

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from envs import Navigation2D
 from metarl import CLASSIFICATION, TRPO, FewShotLearner, GaussianMLP, GradientDescent, ImageEpisodes, Learner, Stage
-from metarl.models import ConvNet
-from metarl.parameters import ravel
-from metarl.trpo import conjugate_gradient
+from metarl.core.parameters import ravel
+from metarl.core.trust_region import conjugate_gradient
+from metarl.envs import Navigation2D
+from metarl.few_shot.networks import ConvNet
 
 DEVICES = [
     "cpu",

@@ -1,0 +1,70 @@
+"""Chunks side by side: results in order, mathematics of one thread, a module for each thread."""
+
+import threading
+
+import pytest
+import torch
+from torch import nn
+
+from metarl.core.parallel import own_copy, parallel_map
+
+
+@pytest.fixture(autouse=True)
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_results_keep_the_order_of_the_items():
+    assert parallel_map(lambda x: x * x, range(7)) == [x * x for x in range(7)]
+
+
+def test_two_items_run_at_the_same_time_on_one_thread_each():
+    barrier = threading.Barrier(2, timeout=30)
+
+    def count(item):
+        barrier.wait()
+        return torch.get_num_threads()
+
+    assert parallel_map(count, [0, 1]) == [1, 1]
+    assert torch.get_num_threads() == 2
+
+
+def test_a_single_item_has_one_thread_as_well():
+    assert parallel_map(lambda _: torch.get_num_threads(), [0]) == [1]
+    assert torch.get_num_threads() == 2
+
+
+def test_a_gpu_takes_one_item_after_the_other():
+    """So that its memory holds one chunk at a time."""
+    main = threading.get_ident()
+    assert parallel_map(lambda _: threading.get_ident(), [0, 1, 2], "cuda") == [main] * 3
+
+
+def test_each_thread_has_a_module_of_its_own():
+    module, barrier = nn.Linear(2, 2), threading.Barrier(2, timeout=30)
+
+    def mine(item):
+        barrier.wait()
+        return own_copy(module), own_copy(module)
+
+    (a, again), (b, _) = parallel_map(mine, [0, 1])
+    assert a is again
+    assert len({id(found) for found in (a, b, module)}) == 3
+    assert torch.equal(a.weight, module.weight)
+    assert own_copy(module) is module
+
+
+def test_a_module_that_cannot_be_copied_is_named():
+    module = nn.Linear(2, 2)
+    module.lock = threading.Lock()
+    with pytest.raises(TypeError, match=r"Linear has no copy for a second thread .*; allowed: one thread"):
+        parallel_map(lambda _: own_copy(module), [0, 1])
+
+
+def test_errors_come_through_and_leave_the_threads_as_they_were():
+    with pytest.raises(ZeroDivisionError):
+        parallel_map(lambda x: 1 / x, [1, 0])
+    assert torch.get_num_threads() == 2

@@ -1,0 +1,102 @@
+"""Agents in files: what comes back acts as what was saved, and nothing else is accepted."""
+
+import numpy as np
+import pytest
+import torch
+from gymnasium.spaces import Box, Discrete
+from torch import nn
+
+from metarl import Agent, CategoricalMLP, GaussianMLP, NonFiniteError, WithContext
+from metarl.core.parameters import parameters_of
+from metarl.runs import RunError, save_checkpoint
+
+PLANE, WIDER = Box(-1.0, 1.0, (2,), np.float64), Box(-1.0, 1.0, (5,), np.float64)
+PUSH, CHOICE = Box(np.array([-2.0, 0.0, 0.0]), np.array([1.0, 3.0, 5.0]), dtype=np.float64), Discrete(4, start=7)
+
+
+def randomised(policy):
+    return {name: torch.randn_like(value) for name, value in parameters_of(policy).items()}
+
+
+@pytest.mark.parametrize(
+    ("policy", "space"),
+    [
+        (GaussianMLP(PLANE, PUSH, (7, 6), "tanh", minimum_std=0.1), PUSH),
+        (CategoricalMLP(PLANE, CHOICE, (5,)), CHOICE),
+        (WithContext(GaussianMLP(WIDER, PUSH, (4,)), 3), PUSH),
+    ],
+    ids=["gaussian", "categorical", "context"],
+)
+def test_a_loaded_agent_acts_the_same(policy, space, tmp_path):
+    agent = Agent(policy, randomised(policy), space, (2,))
+    agent.save(tmp_path / "agent.pt")
+    loaded = Agent.load(tmp_path / "agent.pt")
+    assert loaded.action_space == space
+    for observation in np.random.default_rng(0).normal(size=(20, 2)):
+        np.testing.assert_array_equal(loaded(observation), agent(observation))
+        assert space.contains(loaded(observation).astype(space.dtype))
+    inputs = torch.randn(3, 2)
+    for one, other in ((agent, loaded),):
+        outputs = [torch.func.functional_call(a.policy, a.parameters, (inputs,)) for a in (one, other)]
+        assert torch.equal(*outputs)  # the deviations too
+
+
+@pytest.mark.parametrize("space", [PUSH, CHOICE])
+def test_an_agent_that_has_diverged_does_not_act(space):
+    policy = (GaussianMLP if space is PUSH else CategoricalMLP)(PLANE, space, (4,))
+    agent = Agent(
+        policy, {name: torch.full_like(value, torch.nan) for name, value in randomised(policy).items()}, space, (2,)
+    )
+    with pytest.raises(NonFiniteError, match="the output of the policy is not a number"):
+        agent(np.zeros(2))
+
+
+def test_a_module_of_ones_own_must_be_given(tmp_path):
+    policy = nn.Sequential(nn.Flatten(), nn.Linear(6, 4))
+    agent = Agent(policy, randomised(policy), CHOICE, (2, 3))
+    agent.save(tmp_path / "agent.pt")
+    with pytest.raises(
+        RunError, match=r"its policy is a Sequential, which metarl.rl.policies cannot make; allowed: Agent"
+    ):
+        Agent.load(tmp_path / "agent.pt")
+    other = nn.Sequential(nn.Flatten(), nn.Linear(6, 4))
+    loaded = Agent.load(tmp_path / "agent.pt", other)
+    picture = np.random.default_rng(0).normal(size=(2, 3))
+    assert loaded(picture) == agent(picture)
+    with pytest.raises(
+        RunError, match=r"agent.pt: the state holds the parameters \{'1.weight': \(4, 6\).*; allowed: \{'0.weight'"
+    ):
+        Agent.load(tmp_path / "agent.pt", nn.Sequential(nn.Linear(6, 4)))
+
+
+class Scaled(nn.Module):
+    def __init__(self, scale):
+        super().__init__()
+        self.linear = nn.Linear(2, 4)
+        self.register_buffer("scale", torch.tensor([scale, 1.0]))
+
+    def forward(self, observations):
+        return self.linear(observations * self.scale)
+
+
+def test_a_file_holds_buffers_and_the_parameters_of_one_task_alone(tmp_path):
+    policy = Scaled(3.0)
+    of_all = {name: torch.randn(1000, *value.shape) for name, value in parameters_of(policy).items()}
+    agent = Agent(policy, {name: value[7] for name, value in of_all.items()}, CHOICE, (2,))
+    agent.save(tmp_path / "agent.pt")
+    assert (tmp_path / "agent.pt").stat().st_size < 10_000
+    loaded = Agent.load(tmp_path / "agent.pt", Scaled(-3.0))
+    for observation in np.random.default_rng(0).normal(size=(20, 2)):
+        assert loaded(observation) == agent(observation) == agent(observation[::-1].copy()[::-1])
+    with pytest.raises(
+        RunError, match=r"agent.pt: the state holds the buffers and frozen parameters \{'scale': \(2,\)"
+    ):
+        Agent.load(tmp_path / "agent.pt", nn.ModuleDict({"linear": nn.Linear(2, 4)}))
+
+
+def test_other_files_are_refused(tmp_path):
+    save_checkpoint(tmp_path / "checkpoint.pt", {"learner": {}})
+    with pytest.raises(RunError, match=r"checkpoint.pt holds no agent; allowed: what Agent.save"):
+        Agent.load(tmp_path / "checkpoint.pt")
+    with pytest.raises(RunError, match="does not exist"):
+        Agent.load(tmp_path / "nothing.pt")

@@ -5,11 +5,12 @@ from functools import partial
 import gymnasium
 
 from .ant import AntDirection, AntGoal, AntVelocity
-from .gymnasium_tasks import GymnasiumTasks, VectorTasks, choose_from
+from .gymnasium_tasks import GymnasiumTasks
 from .half_cheetah import HalfCheetahDirection, HalfCheetahVelocity
 from .navigation import Navigation2D
 from .oracle import ObservedTasks
 from .tasks import SingleTaskEnv, TaskBatch, TaskDistribution, Tasks, check_tasks
+from .vector_tasks import VectorTasks, choose_from
 
 __all__ = [
     "AntDirection",

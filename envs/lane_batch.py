@@ -1,4 +1,4 @@
-"""What `envs.mujoco_batch` uses of `mujoco.batch.Batch`, for MuJoCo before 3.17, which has no such module.
+"""A stand-in for the parts of `mujoco.batch.Batch` that are used here, for MuJoCo before 3.17, which lacks it.
 
 Every lane has an `mjData` of its own, and Python threads step them: `mj_step` releases the interpreter's lock. Numbers
 are the same as those of `mj_step` on one lane, to the last bit; the speed is lower, for each lane is a Python call.

@@ -11,8 +11,9 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from .gymnasium_tasks import GymnasiumTasks, Sampler, Task, choose_from
+from .gymnasium_tasks import GymnasiumTasks, Task
 from .tasks import Tasks
+from .vector_tasks import Sampler, choose_from
 
 BENCHMARKS = ("ML1", "ML10", "ML45")
 

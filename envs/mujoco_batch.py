@@ -226,7 +226,7 @@ class MujocoBatch(TaskBatch):
         return self.renderer.render()
 
     def close_extras(self, **kwargs: Any) -> None:
-        """Free the renderer."""
+        """Free the memory of the renderer, if there is one."""
         if self.renderer is not None:
             self.renderer.close()
             self.renderer = None

@@ -60,7 +60,7 @@ class ObservedTaskBatch(gymnasium.vector.VectorWrapper):
         return self._append(observations), infos
 
     def step(self, actions: Any) -> tuple[np.ndarray, Any, Any, Any, dict[str, Any]]:
-        """Step; the tasks stay."""
+        """Step the environments, and append the tasks to their observations."""
         observations, *others, infos = self.env.step(actions)
         if "final_obs" in infos:
             finals = zip(infos["final_obs"], self.parameters, strict=True)

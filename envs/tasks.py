@@ -1,18 +1,8 @@
-"""What a task distribution and its batch of environments are.
+"""Bases of the task distributions of this package and of their batches of environments.
 
-A *task* is a record of parameters: a goal, a velocity, a direction. M tasks are a dict of arrays, each with a
-leading axis of M, which can be saved, printed and sliced. A *task distribution* samples them and builds a
-batch of environments. A *batch* is a `gymnasium.vector.VectorEnv` of N lanes, given its tasks at reset:
-
-    observations, _ = batch.reset(seed=seeds, options={"tasks": tasks})
-
-with N a multiple of M and E = N / M: lane i serves task i // E, so the episodes of a task lie side by side. An
-episode that ended goes on as it likes until all have: rollouts drop what follows the end, so it does not matter whether
-and how the batch autoresets. `infos["success"]` (N,), if the batch gives it, tells whether a step reached the goal.
-
-A distribution of your own needs `sample`, `make`, `horizon` and the two spaces, and no base class; test tasks that
-training must not see come from a second sampler, `sample_test`, if it has one. `python -m metarl.check MODULE:OBJECT`
-says in plain words what is wrong with it.
+What a task, a task distribution and a batch are is the contract that `metarl.rl.task_distribution` writes down: tasks
+are a dict of arrays (M, ...); a batch is a `gymnasium.vector.VectorEnv` of N lanes, N a multiple of M, that takes its
+tasks at `reset(seed=seeds, options={"tasks": tasks})`, and lane i serves task i // (N / M).
 """
 
 from collections.abc import Sequence
@@ -236,5 +226,5 @@ class SingleTaskEnv(gymnasium.Env):
         return self.batch.render_lane() if self.render_mode == "rgb_array" else None
 
     def close(self) -> None:
-        """Free what the simulator holds."""
+        """Close the batch that simulates this environment."""
         self.batch.close()

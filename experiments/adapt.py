@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 
 import metarl
-from metarl.envs import Tasks, check_tasks
-from metarl.experiments.runner.configuration import OneLineParser, SettingError, output_file
-from metarl.experiments.runner.starting import open_run
+from metarl.core.settings import SettingError
+from metarl.experiments.runner.command_line import OneLineParser
+from metarl.experiments.runner.outputs import output_file
+from metarl.experiments.runner.start import open_run
 from metarl.experiments.runner.training import one_line_errors
+from metarl.rl.task_distribution import Tasks
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -22,29 +24,32 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--task", required=True, metavar="JSON", help='parameters of the task, such as {"velocity": 1}')
     parser.add_argument("--steps", type=int, metavar="INT", help="gradient steps (default: the run's evaluation_steps)")
     parser.add_argument("--episodes", type=int, metavar="INT", help="per step (default: the run's training episodes)")
-    parser.add_argument("--best", action="store_true", help="the best iterate by training return, not the last one")
+    parser.add_argument("--best", action="store_true", help="the best iterate by return in training, not the last one")
     parser.add_argument("--output", type=Path, metavar="FILE", help="of the adapted policy (default: RUN/adapted.pt)")
     chosen = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
     with one_line_errors():
         experiment, settings, learner = open_run(chosen.run, "best.pt" if chosen.best else "checkpoint.pt")
         if not isinstance(learner, metarl.Learner):
             raise SettingError(f"{experiment.name} has no tasks to act in; allowed: a reinforcement-learning run")
-        tasks = read_task(chosen.task, learner.distribution)
+        tasks = read_task(chosen.task, learner.task_distribution)
         for name, value, least in (("steps", chosen.steps, 0), ("episodes", chosen.episodes, 1)):
             if value is not None and value < least:
                 raise SettingError(f"--{name} = {value}; allowed: at least {least}")
-        path = output_file(chosen.output, chosen.run / "adapted.pt")
-        steps = settings.evaluation_steps if chosen.steps is None else chosen.steps
-        stages = learner.adapt(tasks, steps, chosen.episodes)
-        for step, stage in enumerate(stages):
-            returns = stage.episodes.returns
+        output = output_file(chosen.output, chosen.run / "adapted.pt")
+        inner_steps = settings.evaluation.inner_steps if chosen.steps is None else chosen.steps
+        with learner:
+            path = learner.adapt(tasks, inner_steps, chosen.episodes)
+        for step, adapted in enumerate(path):
+            returns = adapted.episodes.returns
             print(f"{step} gradient steps: return {returns.mean():.2f}, mean of {returns.numel()} episodes")
-        learner.agent(stages[-1]).save(path)
-    print(f"adapted policy in {path}; agent = metarl.Agent.load({str(path)!r}); action = agent(observation)")
+        learner.agent(path[-1]).save(output)
+    print(f"adapted policy in {output}; agent = metarl.Agent.load({str(output)!r}); action = agent(observation)")
 
 
 def read_task(text: str, distribution: Any) -> Tasks:
     """One task from JSON, as arrays (1, ...); SettingError for one that does not fit the distribution."""
+    from metarl.envs import check_tasks  # imported here: the package imports the simulators
+
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:

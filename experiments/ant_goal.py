@@ -1,22 +1,18 @@
 """Meta-train an ant to run to a place, by default with the paper's settings."""
 
-from dataclasses import dataclass
-
-from metarl.envs import AntGoal
-from metarl.experiments.runner.configuration import with_default
-from metarl.experiments.runner.locomotion import LocomotionSettings, locomotion_experiment
-from metarl.experiments.runner.settings import Settings
+from metarl.experiments.runner.locomotion import PAPER, locomotion_experiment
+from metarl.experiments.runner.recipes import RECOMMENDED, Recipe, recommended
 from metarl.experiments.runner.training import main
 
-
-@dataclass(frozen=True)
-class GoalSettings(LocomotionSettings):
-    """Meta-train an ant with MAML-TRPO to run to a place that only the reward tells."""
-
-    iterations: int = with_default(Settings, "iterations", 500, "as the paper's longest; this task is in its code only")
-
-
-EXPERIMENT = locomotion_experiment(AntGoal, GoalSettings)
+RECIPES = {
+    "maml": Recipe(
+        {**PAPER, "iterations": 500}, note="as many iterations as the paper's longest; this task is in its code only"
+    ),
+    RECOMMENDED: recommended(5, 1500, second_order=False, survival_bonus=2.0),
+}
+EXPERIMENT = locomotion_experiment(
+    "ant_goal", "Meta-train an ant to run to a place that only the reward tells.", "AntGoal", RECIPES
+)
 
 if __name__ == "__main__":
     main(EXPERIMENT)

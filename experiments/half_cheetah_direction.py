@@ -1,22 +1,45 @@
 """Meta-train a half-cheetah to run forwards or backwards, by default with the paper's settings."""
 
-from dataclasses import dataclass
-
-from metarl.envs import HalfCheetahDirection
-from metarl.experiments.runner.configuration import with_default
-from metarl.experiments.runner.locomotion import LocomotionSettings, locomotion_experiment
-from metarl.experiments.runner.settings import Settings
+from metarl.experiments.runner.locomotion import PAPER, locomotion_experiment
+from metarl.experiments.runner.recipes import (
+    COMPARISON,
+    CONTEXT,
+    ORACLE,
+    PENALTY,
+    RECOMMENDED,
+    SMALL,
+    Recipe,
+    pretrained,
+    quadratic,
+    recommended,
+    small_batches,
+    untrained,
+)
 from metarl.experiments.runner.training import main
 
-
-@dataclass(frozen=True)
-class DirectionSettings(LocomotionSettings):
-    """Meta-train a half-cheetah with MAML-TRPO to run forwards or backwards, whichever the reward asks for."""
-
-    max_kl: float = with_default(Settings, "max_kl", 0.02, "paper's published result")
-
-
-EXPERIMENT = locomotion_experiment(HalfCheetahDirection, DirectionSettings)
+SMALL_BATCHES = {SMALL: small_batches(8, 500, extra_step_scale=0.2)}
+RECIPES = {
+    "maml": Recipe(
+        {**PAPER, "max_kl": 0.02}, (-50.69, 293.19, 313.48, 315.65), "KL bound of the paper's published result"
+    ),
+    "pretrained": pretrained(0.2, (-43.03, -24.75, -12.85, 19.57)),
+    "random": untrained(1.0, (-35.74, 21.83, 62.32, 86.19)),
+    "oracle": Recipe(ORACLE, (442.69,)),
+    "context vector": Recipe(CONTEXT, (-40.49, -44.08, -38.27, -42.50)),
+    **COMPARISON,
+    "maml, bounds penalty": Recipe(PENALTY),
+    "maml, lvc, bounds penalty": Recipe({"estimator": "lvc", **PENALTY}),
+    **SMALL_BATCHES,
+    **quadratic(SMALL_BATCHES),
+    f"{SMALL}, quadratic, bounds penalty": SMALL_BATCHES[SMALL] | {"baseline": "quadratic", **PENALTY},
+    RECOMMENDED: recommended(4, 500, second_order=False, baseline="quadratic"),
+}
+EXPERIMENT = locomotion_experiment(
+    "half_cheetah_direction",
+    "Meta-train a half-cheetah to run forwards or backwards, whichever the reward asks for.",
+    "HalfCheetahDirection",
+    RECIPES,
+)
 
 if __name__ == "__main__":
     main(EXPERIMENT)

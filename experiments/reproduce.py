@@ -1,79 +1,92 @@
-"""Reproduce the paper's reinforcement-learning figures: `python experiments/reproduce.py navigation_2d --seeds 0 1 2`.
+"""Reproduce results: `python experiments/reproduce.py navigation_2d --recipes maml --seeds 0 1 2`.
 
-`--methods 'maml, lvc' first-order ProMP DiCE E-MAML Meta-SGD ANIL` runs other meta-learners beside `maml`, at equal
-environment steps, and `--methods 'exact products'` runs `maml` with Hessian products from all samples. For each method
-and seed a run is trained under runs/reproduce (continued if it was stopped), evaluated, and what matters of it is kept
-under experiments/results. What is kept can be continued where the runs are not: copy its folder to the same place under
-runs/reproduce first. `--report` makes the tables and figures from what is there.
+Without arguments it lists what there is: every environment and data set, its rows, and the command that makes each.
+With a name it trains runs of recipes under runs/reproduce (those that were stopped are continued), evaluates them on
+test tasks and writes what matters of them into experiments/results. `--report` only makes the digest, tables and
+pictures again.
 """
 
-import json
-import shutil
+import argparse
+import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from metarl.experiments import evaluate
-from metarl.experiments.runner import recipes, training
-from metarl.experiments.runner.configuration import OneLineParser
-from metarl.experiments.runner.experiment import find_experiment
-from metarl.experiments.runner.report import report
-from metarl.experiments.runner.reproduction import choose, folders, keep_curve, train_run
-from metarl.runs import Run, load_checkpoint
+from metarl.core.settings import SettingError
+from metarl.experiments.runner.command_line import OneLineParser
+from metarl.experiments.runner.experiment import Experiment, find_experiment
+from metarl.experiments.runner.flat_settings import flat_settings
+from metarl.experiments.runner.report import EXPERIMENTS, Report
+from metarl.experiments.runner.reproduction import run_recipe
+from metarl.experiments.runner.results import command
+from metarl.experiments.runner.tables import headline
+from metarl.experiments.runner.training import one_line_errors
+
+_PASSED_ON = {"iterations": int, "threads": int, "data": str, "cache": str}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train and evaluate what is missing, then report."""
-    parser = OneLineParser("Train and evaluate the methods of one of the paper's figures, or report what has been run.")
-    known = {figure: recipe.methods for figure, recipe in recipes.FIGURES.items()}
-    usual = {figure: recipe.paper for figure, recipe in recipes.FIGURES.items()}
-    with training.one_line_errors():
-        chosen = choose(parser, known, usual, arguments)
-        for name in chosen.methods:
-            for seed in chosen.seeds:
-                run_method(chosen.figure, name, seed, chosen.flags)
-        report()
+    """List, or train, evaluate, keep and report."""
+    with one_line_errors():
+        chosen = _parser().parse_args(sys.argv[1:] if arguments is None else arguments)
+        if chosen.name is None and not chosen.report:
+            print(listing())
+            return
+        if chosen.name is not None:
+            if chosen.report:
+                raise SettingError(
+                    f"--report with {chosen.name}, whose runs end with a report; allowed: one of the two"
+                )
+            _reproduce(chosen)
+        Report().write()
 
 
-def run_method(figure: str, name: str, seed: int, flags: Sequence[str]) -> None:
-    """Train, evaluate and keep one run; whatever of that is already done is not done again.
-
-    Args:
-        figure: the experiment.
-        name: of the method.
-        seed: of the run.
-        flags: of the experiment's script, besides those of the method.
-    """
-    method, experiment = recipes.FIGURES[figure].methods[name], find_experiment(figure)
-    directory, kept = folders(figure, name, seed)
-    train_run(experiment, directory, kept, seed, [*method.flags.split(), *flags], method.trained, method.then)
-    keep_run(figure, name, seed)
+def listing() -> str:
+    """All rows of all experiments: the command that makes each, its seeds, and what it gave."""
+    report, lines = Report(), []
+    for name in EXPERIMENTS:
+        experiment, entries = find_experiment(name), report.summary.get(name, {})
+        lines.append(name)
+        for row in dict.fromkeys([*experiment.recipes, *entries]):
+            entry = entries.get(row)
+            words = entry["command"] if entry else command(name, row, {0: 0}, 0)
+            lines += [f"  {row}: {headline(entry) if entry else 'no results'}", f"    {words}"]
+    return "\n".join(lines)
 
 
-def keep_run(figure: str, name: str, seed: int) -> None:
-    """Evaluate a run as far as it has come, and keep what matters of it."""
-    directory, kept = folders(figure, name, seed)
-    kept.mkdir(parents=True, exist_ok=True)
-    _evaluate_once(directory, [], kept / "evaluation.json")
-    if seed == 0 and (directory / "paths.png").exists():  # one picture of the paths is enough
-        shutil.copy(directory / "paths.png", kept / "paths.png")
-    if (directory / "best.pt").exists():  # else what is kept, and was continued, has the best one's evaluation
-        _evaluate_once(directory, ["--best"], kept / "best_evaluation.json")
-        shutil.copy(directory / "best.pt", kept / "best.pt")
-    for file in ("config.json", "checkpoint.pt"):
-        shutil.copy(directory / file, kept / file)
-    lines = Run(directory).metrics()
-    keys = [key for key in (lines[0] if lines else {}) if "return/" in key or key == "env_steps"]
-    seconds = [sum(line[f"seconds/{part}"] for part in ("rollout", "adapt", "update")) for line in lines]
-    keep_curve(kept, lines, keys, seconds)
+def _reproduce(chosen: argparse.Namespace) -> None:
+    """Run what the command line asks for."""
+    experiment = find_experiment(chosen.name)
+    recipes = [experiment.recipe_name(name) for name in chosen.recipes or _usual(experiment)]
+    if min(chosen.seeds) < 0:
+        raise SettingError(f"--seeds = {min(chosen.seeds)}; allowed: at least 0")
+    changes = {name: value for name in _PASSED_ON if (value := getattr(chosen, name)) is not None}
+    if useless := [name for name in changes if name not in flat_settings(experiment.settings)]:
+        raise SettingError(f"--{useless[0]} means nothing in {experiment.name}; allowed: without it")
+    for recipe in recipes:
+        for seed in chosen.seeds:
+            run_recipe(experiment, recipe, seed, changes)
 
 
-def _evaluate_once(directory: Path, flags: list[str], kept: Path) -> None:
-    """Keep the evaluation of a checkpoint; the run may hold it already, and what is kept may be that."""
-    iteration = load_checkpoint(directory / ("best.pt" if flags else "checkpoint.pt"))["learner"]["iteration"]
-    made = directory / ("evaluation-best" if flags else "") / "evaluation.json"
-    if not made.exists() or json.loads(made.read_text())["iteration"] != iteration:
-        evaluate.main([str(directory), *flags, "--output", str(made.parent)])
-    shutil.copy(made, kept)
+def _usual(experiment: Experiment) -> list[str]:
+    """The recipes with published results, of which there may be none; then all."""
+    return [name for name, recipe in experiment.recipes.items() if recipe.published] or list(experiment.recipes)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = OneLineParser("Train recipes, evaluate them and keep the results; without arguments, list what there is.")
+    parser.add_argument("name", nargs="?", choices=EXPERIMENTS, metavar="NAME", help=", ".join(EXPERIMENTS))
+    parser.add_argument("--recipes", nargs="+", metavar="NAME", help="rows (default: those with published results)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="INT", help="(default 0 1 2)")
+    parser.add_argument("--report", action="store_true", help="only the digest, tables and pictures of what is kept")
+    helps = {
+        "iterations": "continue runs up to this (default: the recipe's); what has come as far stays as it is",
+        "threads": "of physics and mathematics (default: all cores)",
+        "data": "folder of the images",
+        "cache": "folder of the prepared images",
+    }
+    for name, kind in _PASSED_ON.items():
+        metavar = "INT" if kind is int else "DIR"
+        parser.add_argument(f"--{name}", type=kind, metavar=metavar, help=helps[name])
+    return parser
 
 
 if __name__ == "__main__":

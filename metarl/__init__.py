@@ -7,43 +7,61 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from metarl.core.adaptation import GradientDescent, LayerStepSizes, MetaSGD
     from metarl.core.errors import NonFiniteError, SimulationError
     from metarl.core.randomness import keyed_generator
-    from metarl.few_shot.learner import (
-        CLASSIFICATION,
-        REGRESSION,
-        Criterion,
-        FewShotLearner,
-        MAMLGradient,
-        ReptileGradient,
-        nearest_neighbour,
-    )
+    from metarl.core.rules import GradientDescent, LayerStepSizes, MetaSGD
+    from metarl.core.settings import SettingError
+    from metarl.few_shot.centroids import Prototypical, SimpleShot
+    from metarl.few_shot.criteria import CLASSIFICATION, REGRESSION, Criterion, nearest_neighbour
+    from metarl.few_shot.embedding import EmbeddingMethod
+    from metarl.few_shot.embedding_networks import EmbeddingNet
+    from metarl.few_shot.gradient import MAML, Classifier, FewShotReptile
+    from metarl.few_shot.learner import FewShotLearner
+    from metarl.few_shot.learner_state import FewShotState
+    from metarl.few_shot.matching import ContextEmbeddings, FullContextMatching, Matching
+    from metarl.few_shot.method import Method
+    from metarl.few_shot.outer import OuterLoop
+    from metarl.few_shot.relation import Relation, RelationNet
+    from metarl.few_shot.ridge import RidgeRegression
+    from metarl.few_shot.siamese import Siamese
     from metarl.few_shot.tasks import Examples, FewShotTasks, ImageBatches, ImageEpisodes, Sine
+    from metarl.rl.adaptation_step import AdaptationStep
+    from metarl.rl.advantages import Advantages
     from metarl.rl.agent import Agent
-    from metarl.rl.learner import Learner, Stage
+    from metarl.rl.learner import Learner
+    from metarl.rl.learner_state import LearnerState
     from metarl.rl.outer import PPO, TRPO, Adam, Reptile
     from metarl.rl.policies import CategoricalMLP, DictObservations, GaussianMLP, WithContext
+    from metarl.rl.sampler import Sampling
 
 __version__ = "0.2.0"
 
 _EXPORTS = {
-    "metarl.core.adaptation": ("GradientDescent", "LayerStepSizes", "MetaSGD"),
+    "metarl.core.rules": ("GradientDescent", "LayerStepSizes", "MetaSGD"),
     "metarl.core.errors": ("NonFiniteError", "SimulationError"),
     "metarl.core.randomness": ("keyed_generator",),
-    "metarl.few_shot.learner": (
-        "CLASSIFICATION",
-        "REGRESSION",
-        "Criterion",
-        "FewShotLearner",
-        "MAMLGradient",
-        "ReptileGradient",
-        "nearest_neighbour",
-    ),
+    "metarl.core.settings": ("SettingError",),
+    "metarl.few_shot.centroids": ("Prototypical", "SimpleShot"),
+    "metarl.few_shot.criteria": ("CLASSIFICATION", "REGRESSION", "Criterion", "nearest_neighbour"),
+    "metarl.few_shot.embedding": ("EmbeddingMethod",),
+    "metarl.few_shot.embedding_networks": ("EmbeddingNet",),
+    "metarl.few_shot.gradient": ("MAML", "Classifier", "FewShotReptile"),
+    "metarl.few_shot.learner": ("FewShotLearner",),
+    "metarl.few_shot.learner_state": ("FewShotState",),
+    "metarl.few_shot.matching": ("ContextEmbeddings", "FullContextMatching", "Matching"),
+    "metarl.few_shot.method": ("Method",),
+    "metarl.few_shot.outer": ("OuterLoop",),
+    "metarl.few_shot.relation": ("Relation", "RelationNet"),
+    "metarl.few_shot.ridge": ("RidgeRegression",),
+    "metarl.few_shot.siamese": ("Siamese",),
     "metarl.few_shot.tasks": ("Examples", "FewShotTasks", "ImageBatches", "ImageEpisodes", "Sine"),
+    "metarl.rl.adaptation_step": ("AdaptationStep",),
+    "metarl.rl.advantages": ("Advantages",),
     "metarl.rl.agent": ("Agent",),
-    "metarl.rl.learner": ("Learner", "Stage"),
+    "metarl.rl.learner": ("Learner",),
+    "metarl.rl.learner_state": ("LearnerState",),
     "metarl.rl.outer": ("PPO", "TRPO", "Adam", "Reptile"),
+    "metarl.rl.sampler": ("Sampling",),
     "metarl.rl.policies": ("CategoricalMLP", "DictObservations", "GaussianMLP", "WithContext"),
 }
 _MODULE_OF = {name: module for module, names in _EXPORTS.items() for name in names}

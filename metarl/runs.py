@@ -1,12 +1,13 @@
 """The run directory: what a run writes, so that nothing is lost and nothing is executed when it is read.
 
-config.json       the settings, and which experiment they belong to
-metrics.jsonl     one line per meta-iteration; null where a figure is not finite
-checkpoint.pt     the last state: written to a temporary file, synced and renamed
-best.pt           the state with the highest return after adaptation in training
+Its directory holds:
+
+    config.json       the settings, and which experiment they belong to
+    metrics.jsonl     one line per meta-iteration; null where a metric is not finite
+    checkpoint.pt     the last state: written to a temporary file, synced and renamed
+    best.pt           the state with the highest return after adaptation in training
 """
 
-import fcntl
 import io
 import json
 import math
@@ -16,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 FORMAT, VERSION = "metarl-checkpoint", 1
+_LOCK = ".lock"
 
 
 class RunError(RuntimeError):
@@ -27,24 +30,36 @@ class RunError(RuntimeError):
 def write_atomically(path: Path, content: bytes) -> None:
     """Replace a file by new content, or leave it as it was; no reader ever sees half of it.
 
+    A symbolic link is followed: what it points to is replaced, and the link stays.
+
     Raises:
-        RunError: the disk is full, or the place cannot be written.
+        RunError: the disk is full, the place cannot be written, or something else than a regular file is there.
     """
-    temporary = path.with_name(f".{path.name}.writing")
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():
+        raise RunError(f"cannot write {path}: it is not a regular file")
+    temporary = target.with_name(f".{target.name}.writing")
     try:
         with open(temporary, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        os.replace(temporary, target)
+        _sync_directory(target.parent)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise RunError(f"cannot write {path}: {error.strerror}; what was there before is intact") from error
+
+
+def _sync_directory(directory: Path) -> None:
+    """Make a rename in a directory durable, where the operating system can."""
+    if not hasattr(os, "O_DIRECTORY"):
+        return
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
@@ -88,7 +103,7 @@ class Run:
     def __init__(self, directory: Path):
         self.directory = directory
         self.metrics_path = directory / "metrics.jsonl"
-        self._held: int | None = None
+        self._lock = FileLock(directory / _LOCK, blocking=False)
 
     @classmethod
     def create(cls, directory: Path, config: dict[str, Any]) -> "Run":
@@ -98,7 +113,7 @@ class Run:
         """
         if (directory / "checkpoint.pt").exists():
             raise RunError(f"{directory} already holds a run; continue it with --resume {directory}")
-        remains = {"config.json", ".config.json.writing", ".checkpoint.pt.writing"}
+        remains = {"config.json", ".config.json.writing", ".checkpoint.pt.writing", _LOCK}
         if directory.exists() and (not directory.is_dir() or {path.name for path in directory.iterdir()} - remains):
             raise RunError(f"{directory} exists and is not a run; choose a new or empty directory")
         try:
@@ -113,24 +128,20 @@ class Run:
     def claim(self) -> None:
         """Be the only one to write the run, until `release` or the end of the process; RunError if another one does.
 
-        A lock of the operating system's on the directory; file systems that have none let all pass.
+        The lock is the operating system's; on file systems that have none it lets all pass.
         """
-        self._held = os.open(self.directory, os.O_RDONLY)
         try:
-            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self.release()
+            self._lock.acquire()
+        except Timeout:
             raise RunError(
                 f"{self.directory} is being written by another process; choose another one, or wait"
             ) from None
-        except OSError:
+        except (NotImplementedError, OSError):
             pass
 
     def release(self) -> None:
-        """Let others write the run."""
-        if self._held is not None:
-            os.close(self._held)
-            self._held = None
+        """Give up the lock, so that another process may write the run."""
+        self._lock.release()
 
     @classmethod
     def open(cls, directory: Path) -> "Run":
@@ -141,11 +152,11 @@ class Run:
 
     @property
     def config(self) -> dict[str, Any]:
-        """What `create` was given."""
+        """The content of config.json; RunError if it cannot be read."""
         path = self.directory / "config.json"
         try:
             content = json.loads(path.read_text())
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise RunError(f"{path} cannot be read: not JSON") from error
         if not isinstance(content, dict):
             raise RunError(f"{path} cannot be read: not a JSON object")
@@ -155,52 +166,51 @@ class Run:
         """Write the settings, which a resumed run may have changed."""
         write_atomically(self.directory / "config.json", (json.dumps(config, indent=2) + "\n").encode())
 
-    def append_metrics(self, figures: dict[str, Any]) -> None:
+    def append_metrics(self, metrics: dict[str, Any]) -> None:
         """Add the line of an iteration; RunError if it cannot be written."""
         try:
             with open(self.metrics_path, "a") as file:
-                file.write(_line(figures))
+                file.write(_line(metrics))
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
             raise RunError(f"cannot write {self.metrics_path}: {error.strerror}") from error
 
     def metrics(self, up_to: int | None = None) -> list[dict[str, Any]]:
-        """The figures of all iterations, up to a number; a line that a kill left unfinished does not count."""
+        """The metrics of all iterations, up to a number; a line that a kill left unfinished does not count."""
         lines = self.metrics_path.read_text(errors="replace").splitlines() if self.metrics_path.exists() else []
-        figures = [parsed for parsed in map(_parse_line, lines) if parsed is not None]
-        return [line for line in figures if up_to is None or line["iteration"] <= up_to]
+        parsed = [metrics for metrics in map(_parse_line, lines) if metrics is not None]
+        return [line for line in parsed if up_to is None or line["iteration"] <= up_to]
 
     def save(self, name: str, state: dict[str, Any]) -> None:
         """Write a checkpoint under a file name, with the configuration."""
         save_checkpoint(self.directory / name, {**state, "config": self.config})
 
     def load(self, name: str) -> dict[str, Any]:
-        """Read a checkpoint by file name; RunError if it is that of another experiment or seed."""
-        state, own = load_checkpoint(self.directory / name), _identity(self.config)
-        other = _identity(state.get("config", self.config))
-        if other != own:
-            raise RunError(f"{self.directory / name} is of {other}; allowed: {own}, as in config.json")
-        return state
+        """Read a checkpoint by file name."""
+        return load_checkpoint(self.directory / name)
 
     def rewind(self, iteration: int) -> None:
         """Drop the metrics of the iterations after a checkpoint's."""
         write_atomically(self.metrics_path, "".join(map(_line, self.metrics(iteration))).encode())
 
 
-def _identity(config: dict[str, Any]) -> str:
-    return f"{config.get('experiment')} with seed {(config.get('settings') or {}).get('seed')}"
+def _line(metrics: dict[str, Any]) -> str:
+    """Metrics as a line of JSON, which knows neither NaN nor Infinity: null stands for them."""
+    return json.dumps(_finite(metrics), allow_nan=False) + "\n"
 
 
-def _line(figures: dict[str, Any]) -> str:
-    """Figures as a line of JSON, which knows neither NaN nor Infinity."""
-    finite = {n: None if isinstance(v, float) and not math.isfinite(v) else v for n, v in figures.items()}
-    return json.dumps(finite, allow_nan=False) + "\n"
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _parse_line(line: str) -> dict[str, Any] | None:
     try:
-        figures = json.loads(line)
-    except ValueError:
+        metrics = json.loads(line)
+    except (ValueError, RecursionError):
         return None
-    return figures if isinstance(figures, dict) and isinstance(figures.get("iteration"), int) else None
+    return metrics if isinstance(metrics, dict) and isinstance(metrics.get("iteration"), int) else None

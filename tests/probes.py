@@ -8,9 +8,9 @@ import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from torch import Tensor, nn
 
-from metarl.core.parameters import Parameters, expand_over_tasks, parameters_of
+from metarl.core.parameters import Parameters, call_per_task, expand_over_tasks, parameters_of
 from metarl.rl.action_distributions import ActionDistribution
-from metarl.rl.episodes import Samples
+from metarl.rl.episodes import Episodes, Samples
 
 
 class Corridor(gymnasium.Env):
@@ -40,11 +40,13 @@ class Corridor(gymnasium.Env):
         if self.broken == "reward" and self.lane == 3 and self.steps == 2:
             reward = np.nan
         succeeded = self.steps >= 4 or self.episodes > 1
-        told = self.broken == "tells success" or (self.broken == "tells of success alone" and succeeded)
+        told = self.broken == "reports success" or (self.broken == "reports success alone" and succeeded)
         infos = {"success": succeeded} if told else {}
         if self.broken == "blows up afterwards":
             infos = {"blown_up": self.episodes > 1 or self.steps > self.length}
-        return self._observation(), reward, self.steps >= self.length, False, infos
+        ended = self.steps >= self.length
+        cut = self.broken == "cuts its first episode" and self.length == 2 and self.episodes == 1
+        return self._observation(), reward, ended and not cut, ended and cut, infos
 
     def _observation(self):
         broken = self.broken == "observation" and self.lane == 2 and self.steps == 1
@@ -69,7 +71,7 @@ class CorridorTasks:
 
 
 class TinyGaussian(nn.Module):
-    """A smooth policy small enough for finite differences: O inputs, A actions, state-dependent deviations."""
+    """A smooth policy small enough for finite differences: O inputs, A actions, spread that depends on the state."""
 
     def __init__(self, observations: int = 3, actions: int = 2, hidden: int = 4):
         super().__init__()
@@ -89,8 +91,6 @@ def random_samples(
     generator: torch.Generator,
 ) -> Samples:
     """Float64 samples as if drawn with phi (M, ...): real log-probs, random observations, advantages and weights."""
-    from metarl.core.parameters import call_per_task
-
     inputs = next(iter(policy.parameters())).shape[1]
     observations = torch.randn(tasks, count, inputs, dtype=torch.float64, generator=generator)
     outputs = call_per_task(policy, phi, observations).detach()
@@ -101,7 +101,7 @@ def random_samples(
     return Samples(
         observations=observations,
         actions=actions,
-        distribution=outputs,
+        dist_params=outputs,
         log_probs=distribution.log_prob(outputs, actions),
         advantages=torch.randn(tasks, count, dtype=torch.float64, generator=generator),
         weights=weights / weights.sum(dim=1, keepdim=True),
@@ -121,3 +121,29 @@ def finite_differences(function, vector: Tensor, epsilon: float = 1e-6) -> Tenso
         for step in epsilon * torch.eye(len(vector), dtype=vector.dtype)
     ]
     return torch.stack(list(columns), dim=-1)
+
+
+def ragged_episodes(
+    lengths: Sequence[Sequence[int]],
+    observations: int = 2,
+    horizon: int = 7,
+    seed: int = 0,
+    terminated: bool = True,
+) -> Episodes:
+    """(M, E) lengths to padded episodes whose padding holds garbage that must not matter; float64."""
+    rng = np.random.default_rng(seed)
+    tasks, episodes = np.shape(lengths)
+    shape = (tasks, horizon, episodes)
+    valid = np.arange(horizon)[None, :, None] < np.asarray(lengths)[:, None, :]
+    rewards = np.where(valid, rng.normal(size=shape), 0)
+    return Episodes(
+        observations=torch.from_numpy(rng.normal(size=(*shape, observations))),
+        actions=torch.from_numpy(rng.normal(size=(*shape, 1))),
+        dist_params=torch.from_numpy(rng.normal(size=(*shape, 2))),
+        log_probs=torch.from_numpy(rng.normal(size=shape)),
+        rewards=torch.from_numpy(rewards),
+        valid=torch.from_numpy(valid),
+        terminated=torch.full((tasks, episodes), terminated),
+        final_observations=torch.from_numpy(rng.normal(size=(tasks, episodes, observations))),
+        failed=torch.zeros(tasks, episodes, dtype=torch.bool),
+    )

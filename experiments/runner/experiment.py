@@ -1,91 +1,137 @@
-"""What an experiment script stands for: its settings, its learner, what training and evaluation do with it."""
+"""What an experiment script stands for: its settings, its recipes, and how its learner is trained and evaluated."""
 
+import dataclasses
 import importlib
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
-from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import torch
+from tqdm import tqdm
 
-import metarl
+from metarl.core.distributed import Processes
+from metarl.core.evaluation import Evaluation
+from metarl.core.settings import SettingError, nearest
+from metarl.experiments.runner.flat_settings import from_flat, to_flat, updated
+from metarl.experiments.runner.recipes import Recipe
 from metarl.experiments.runner.settings import Settings
-from metarl.rl.evaluation import evaluate, held_out_tasks
 from metarl.runs import RunError
+
+PAPER = "paper"  # on every command line, the name of the paper's own recipe
+
+
+class RunLearner(Protocol):
+    """What a run needs of a learner; its other attributes are the business of its experiment.
+
+    `dataclasses.replace(learner, task_chunk=...)` must give a learner that continues from the same state.
+    """
+
+    @property
+    def iteration(self) -> int: ...
+
+    @property
+    def processes(self) -> Processes: ...
+
+    @property
+    def device(self) -> str: ...
+
+    @property
+    def task_chunk(self) -> int | None: ...
+
+    def step(self) -> dict[str, float]: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """What one script stands for. The methods say what training does in reinforcement learning.
+    """What one script stands for. Subclasses say how a kind of learner is built, trained and evaluated.
 
     Attributes:
         name: of the script, and of the runs it makes.
-        settings: its configuration class.
-        build: makes the learner.
-        figures: pictures of its own, by name, made from an evaluation.
-        merit_of_start: whether `merit` is that of the meta-parameters that an iteration begins with, as returns in
-            training are, and not of those that it ends with.
+        description: one sentence, for the help.
+        settings: the dataclass of its settings.
+        recipes: named settings, by the names that results have; one of them has the paper's settings.
+        paper_recipe: the name of that one, to whose settings the others are changes; `--recipe paper` means it too.
+        default_recipe: what runs when no recipe is named.
+        judges_start: whether the selection metric of an iteration is that of the meta-parameters that it begins with,
+            as returns in training are, and not of those that it ends with.
     """
 
-    merit_of_start: ClassVar[bool] = True
+    judges_start: ClassVar[bool] = True
 
     name: str
-    settings: type[Any]
-    build: Callable[[Any], Any]
-    figures: Callable[[Any], dict[str, Any]] = lambda evaluation: {}
+    description: str
+    settings: type[Settings]
+    recipes: Mapping[str, Recipe]
+    paper_recipe: str = "maml"
+    default_recipe: str = PAPER
+
+    def recipe_name(self, name: str) -> str:
+        """The name in `recipes` that `--recipe NAME` means, an empty one the default; SettingError if unknown."""
+        name = name or self.default_recipe
+        name = self.paper_recipe if name == PAPER else name
+        if name not in self.recipes:
+            known = [PAPER, *self.recipes]
+            raise SettingError(f"--recipe = {name!r}; allowed: {', '.join(map(repr, known))}{nearest(name, known)}")
+        return name
+
+    def values(self, recipe: str = "", changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The flat values of a recipe's settings with changes; SettingError for a change that cannot be."""
+        values = to_flat(self.settings())
+        name = self.recipe_name(recipe)
+        for layer in (self.paper_recipe, *[name] * (name != self.paper_recipe)):
+            values = updated(self.settings, values, self.recipes[layer].settings)
+        return to_flat(from_flat(self.settings, updated(self.settings, values, changes or {})))
+
+    def configure(self, recipe: str = "", **changes: Any) -> Any:
+        """The settings of a recipe with changes, by flat name; SettingError for a change that cannot be."""
+        return from_flat(self.settings, self.values(recipe, changes))
+
+    def build(self, settings: Any) -> Any:
+        """Make the learner; SettingError for settings that do not go together."""
+        raise NotImplementedError
 
     def check_continuable(self, learner: Any) -> None:
         """RunError if a learner's state, as it was loaded, is enough to evaluate it but not to train on."""
 
-    def advance(self, settings: Any, learner: Any) -> dict[str, float]:
-        """Train up to the next record, and return its figures."""
-        started, steps_before = time.perf_counter(), learner.env_steps
-        figures = step(settings, learner)
-        seconds = time.perf_counter() - started
-        failed, episodes = int(figures["failed_episodes"]), int(figures["episodes"])
-        said = f"{failed} of {episodes} episodes of iteration {learner.iteration}"
-        _check_failures(failed / episodes, said, settings)
-        figures["steps_per_second"] = (learner.env_steps - steps_before) / seconds
-        return figures
+    def advance(self, settings: Any, learner: Any) -> tuple[Any, dict[str, float]]:
+        """Train up to the next record; return the learner, which may be another object now, and its metrics."""
+        raise NotImplementedError
 
-    def merit(self, settings: Any, figures: dict[str, float]) -> float:
-        """What the best iterate has most of."""
-        return figures[f"return/step_{settings.inner_steps}"]
+    def selection_metric(self, settings: Any, metrics: Mapping[str, float]) -> float:
+        """The metric by which `best.pt` is chosen; larger is better."""
+        raise NotImplementedError
 
-    def shown(self, settings: Any, figures: dict[str, float]) -> str:
+    def progress_text(self, settings: Any, metrics: Mapping[str, float]) -> str:
         """What the progress bar shows."""
-        failed = f", {figures['failed_episodes']:.0f} episodes blew up" if figures["failed_episodes"] else ""
-        after, speed = self.merit(settings, figures), figures["steps_per_second"]
-        return f"return {figures['return/step_0']:.1f} -> {after:.1f}, {speed:,.0f} steps/s" + failed
+        raise NotImplementedError
 
-    def evaluate(self, settings: Any, learner: Any, split: str) -> Any:
-        """Performance after each gradient step; `validation` while training, `test` at its end: here the same tasks."""
-        tasks = held_out_tasks(learner, settings.evaluation_tasks)
-        evaluation = evaluate(learner, settings.evaluation_steps, tasks, settings.evaluation_episodes)
-        share = float(evaluation.failures.mean())
-        _check_failures(share, f"{share:.1%} of the episodes of an evaluation", settings)
-        return evaluation
+    def evaluate(self, settings: Any, learner: Any, split: str) -> Evaluation:
+        """Evaluate after each gradient step, on the `validation` tasks while training and on `test` tasks at its end.
+
+        Collective: every rank must call it.
+        """
+        raise NotImplementedError
+
+    def plots(self, evaluation: Any) -> dict[str, Any]:
+        """Pictures of an evaluation of its own, by name."""
+        return {}
 
     def record(self, settings: Any, learner: Any) -> dict[str, Any]:
-        """What the evaluation's file says of the run."""
-        return {
-            "dynamics": learner.distribution.dynamics,
-            "seed": settings.seed,
-            "iteration": learner.iteration,
-            "env_steps": learner.env_steps,
-            "episodes_per_step": settings.evaluation_episodes,
-            "inner_step_size": settings.inner_step_size,
-            "later_factor": settings.later_factor,
-        }
+        """What the file of an evaluation says of the run."""
+        raise NotImplementedError
 
 
 def find_experiment(name: str) -> Experiment:
-    """The experiment of a script in this folder; RunError if there is none of that name."""
+    """The experiment of a script in `metarl.experiments`; RunError if there is none of that name."""
     try:
-        module: ModuleType = importlib.import_module(f"experiments.{name}")
-        return module.EXPERIMENT
+        return importlib.import_module(f"metarl.experiments.{name}").EXPERIMENT
     except (ModuleNotFoundError, AttributeError) as error:
         raise RunError(f"experiment {name!r} is not known to this version of metarl") from error
 
@@ -94,27 +140,32 @@ class DeviceMemoryError(RuntimeError):
     """The device has too little memory; the message says which setting to lower."""
 
 
-def step(settings: Any, learner: Any) -> dict[str, float]:
-    """One meta-iteration; where the device lacks memory, again in smaller chunks if the settings allow it.
+def step(settings: Settings, learner: Any, num_tasks: int) -> tuple[Any, dict[str, float]]:
+    """Do one meta-iteration; where the device lacks memory, again in smaller chunks if the settings allow it.
 
-    An iteration that failed has changed nothing, and samples the same episodes again.
+    An iteration that failed has changed nothing, and samples the same tasks and episodes again.
+
+    Args:
+        settings: of the run.
+        learner: of any kind.
+        num_tasks: M, tasks in its meta-batch.
+
+    Returns:
+        the learner, which is another one with smaller chunks where that was necessary, and its metrics.
     """
     while True:
         try:
-            return learner.step()
+            return learner, learner.step()
         except torch.OutOfMemoryError as error:
-            own = learner.processes.share(learner.tasks)
-            chunk = min(learner.task_chunk or learner.tasks, own.stop - own.start)
-            smaller = "--task-chunk, --tasks" if chunk > 1 else "--tasks"
-            if chunk == 1 or not settings.shrink_chunks:
+            own = learner.processes.shard(num_tasks)
+            chunk = min(learner.task_chunk or num_tasks, own.stop - own.start)
+            smaller = "--task-chunk, --num-tasks" if chunk > 1 else "--num-tasks"
+            if chunk == 1 or not settings.machine.shrink_chunks:
                 raise DeviceMemoryError(
                     f"{learner.device} is out of memory with {chunk} tasks at a time; lower {smaller} or the network"
                 ) from error
-            learner.task_chunk = (chunk + 1) // 2
+        smaller_chunks = dataclasses.replace(learner, task_chunk=(chunk + 1) // 2)
+        learner.close()
+        learner = smaller_chunks
         torch.cuda.empty_cache()
-        print(f"{learner.device} is out of memory; now {learner.task_chunk} tasks at a time", file=sys.stderr)
-
-
-def _check_failures(share: float, said: str, settings: Settings) -> None:
-    if share > settings.max_failed:
-        raise metarl.SimulationError(f"{said} blew up; allowed: a share of {settings.max_failed:g} (--max-failed)")
+        tqdm.write(f"{learner.device} is out of memory; now {learner.task_chunk} tasks at a time", file=sys.stderr)

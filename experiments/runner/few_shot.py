@@ -1,159 +1,157 @@
-"""What the supervised few-shot experiments share: settings, the learner built from them, evaluation, pictures."""
+"""Few-shot learning: the settings that all its experiments share, and the learner built from them."""
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
-import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-import metarl
-from metarl.experiments.runner.configuration import SettingError, setting, with_default
+from metarl.core.rules import GradientDescent, LayerStepSizes, MetaSGD
+from metarl.core.settings import SettingError, check_settings, setting
 from metarl.experiments.runner.experiment import Experiment, step
-from metarl.experiments.runner.settings import Settings, prepare_process
-from metarl.few_shot.learner import Criterion, FewShotLearner, MAMLGradient, ReptileGradient
-from metarl.few_shot.networks import BatchNorm
-from metarl.few_shot.tasks import FewShotDistribution, FewShotTasks
+from metarl.experiments.runner.machine import prepare_process
+from metarl.experiments.runner.settings import (
+    EVALUATION,
+    RUN,
+    EvaluationSettings,
+    RunSettings,
+    Settings,
+    part,
+    same_as,
+    variants,
+)
+from metarl.few_shot.criteria import Criterion
+from metarl.few_shot.evaluation import FewShotEvaluation, evaluate
+from metarl.few_shot.gradient import MAML, FewShotReptile
+from metarl.few_shot.learner import FewShotLearner
+from metarl.few_shot.method import Method
+from metarl.few_shot.normalisation import BatchNorm
+from metarl.few_shot.outer import OuterLoop
+from metarl.few_shot.tasks import FewShotDistribution
 from metarl.runs import RunError
 
-LEARNERS = ("maml", "first-order", "reptile", "meta-sgd", "anil", "maml++")
-_BLOCK = 25  # tasks that are drawn together in evaluation
+_ADAPTED = ("*weight", "*bias")  # all but the shifts of batch norms, which tasks share, as in the paper's code
+_HEAD = ("head.*",)
 
 
 @dataclass(frozen=True)
-class FewShotSettings:
-    """Settings of a supervised few-shot run; experiments change the defaults that the paper changes."""
+class FirstOrder(GradientDescent):
+    """MAML's first-order approximation."""
 
-    seed: int = with_default(Settings, "seed", 0, "")
-    iterations: int = with_default(Settings, "iterations", 60_000, "paper")
-    tasks: int = with_default(Settings, "tasks", 25, "paper's code")
-    learner: str = setting(
-        "maml",
-        "how it meta-learns; maml++ learns a step size per tensor and step and weighs the losses of all steps",
-        choices=LEARNERS,
-        source="paper",
-    )
-    shots: int = setting(1, "K, support examples of a class or curve", at_least=1, source="paper")
+    second_order: bool = False
+
+
+@dataclass(frozen=True)
+class ReptileRule(GradientDescent):
+    """The inner loop of Reptile, through which no gradient runs."""
+
+    second_order: bool = False
+
+
+@dataclass(frozen=True)
+class ANIL(GradientDescent):
+    """Gradient descent on the last layer alone."""
+
+
+@dataclass(frozen=True)
+class MAMLPlusPlus(LayerStepSizes):
+    """Learned step sizes per tensor and step, and the multi-step loss."""
+
+    multi_step_iterations: int = same_as(MAML, "multi_step_iterations", default=1_500, source="MAML++'s code")
+
+
+@dataclass(frozen=True)
+class FineTuned(GradientDescent):
+    """Training takes no inner steps; gradient descent on a task comes after it."""
+
+    inner_steps: int = 0
+    second_order: bool = False
+
+
+METHODS: dict[str, type[GradientDescent]] = {
+    "maml": GradientDescent,
+    "first-order": FirstOrder,
+    "reptile": ReptileRule,
+    "meta-sgd": MetaSGD,
+    "anil": ANIL,
+    "maml++": MAMLPlusPlus,
+}
+
+
+def methods(help: str, **more: type) -> Any:
+    """Declare the method of an experiment: those above, and more of its own."""
+    text = "how it meta-learns; maml++ learns a step size per tensor and step and weighs the losses of all steps"
+    return variants("method", f"{text}; {help}", {**METHODS, **more}, "inner loop")
+
+
+@dataclass(frozen=True)
+class FewShotRun(RunSettings):
+    """How long a run is, and how often it is recorded and saved."""
+
+    iterations: int = same_as(RunSettings, "iterations", default=60_000)
+    checkpoint_every: int = same_as(RunSettings, "checkpoint_every", default=100)
+    record_every: int = setting(10, "iterations that a line of metrics averages", at_least=1)
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """The tasks of a meta-batch."""
+
+    num_tasks: int = same_as(FewShotLearner, "num_tasks")
+    shots: int = setting(1, "K, support examples of a class or curve", at_least=1)
     queries: int = setting(
         0, "query examples of a class or curve in training; 0 for as many as support", at_least=0, source="paper's code"
     )
-    inner_steps: int = with_default(Settings, "inner_steps", 1, "paper")
-    inner_step_size: float = with_default(Settings, "inner_step_size", 0.01, "paper")
-    later_factor: float = with_default(Settings, "later_factor", 1.0, "paper")
-    multi_step_iterations: int = setting(
-        1_500,
-        "until then the losses of earlier inner steps count too",
-        at_least=0,
-        source="MAML++'s code",
-        only=("learner", "maml++"),
-    )
-    learning_rate: float = setting(0.001, "of Adam in the outer loop", more_than=0, source="paper's code")
-    final_learning_rate: float = setting(
-        0.0, "where a cosine takes it by the last iteration; 0 keeps it constant", at_least=0, source="paper"
-    )
-    clip: float = setting(0.0, "bound on each element of the meta-gradient; 0 for none", at_least=0, source="paper")
-    device: str = with_default(Settings, "device", "auto", "")
-    threads: int = with_default(Settings, "threads", 0, "")
-    task_chunk: int = with_default(Settings, "task_chunk", 0, "")
-    shrink_chunks: bool = with_default(Settings, "shrink_chunks", False, "")
-    record_every: int = setting(10, "iterations that a line of figures averages", at_least=1)
-    checkpoint_every: int = with_default(Settings, "checkpoint_every", 100, "")
-    evaluate_every: int = setting(
-        1000, "iterations between evaluations on validation tasks; 0 for none", at_least=0, changeable=True
-    )
-    evaluation_tasks: int = with_default(Settings, "evaluation_tasks", 600, "paper")
-    evaluation_shots: int = setting(
-        0, "K of the tasks of evaluations; 0 for that of training", at_least=0, changeable=True
-    )
-    evaluation_steps: int = with_default(Settings, "evaluation_steps", 10, "paper")
-    evaluation_statistics: str = setting(
-        "batch",
-        "of batch norm on query data of evaluations: of these data, or per step of training tasks",
-        choices=("batch", "per-step"),
-        changeable=True,
-        source="paper; MAML++",
-    )
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
     @property
     def training_queries(self) -> int:
         """Query examples of a class or curve in training."""
         return self.queries or self.shots
 
-    @property
-    def judged_shots(self) -> int:
-        """Support examples of a class or curve in evaluations."""
-        return self.evaluation_shots or self.shots
+
+@dataclass(frozen=True)
+class FewShotEvaluationSettings(EvaluationSettings):
+    """How a learner is evaluated on held-out tasks."""
+
+    every: int = same_as(EvaluationSettings, "every", default=1_000)
+    num_tasks: int = same_as(EvaluationSettings, "num_tasks", default=600)
+    inner_steps: int = same_as(EvaluationSettings, "inner_steps", default=10)
+    shots: int = setting(
+        0,
+        "K of the tasks of evaluations; 0 for that of training",
+        at_least=0,
+        flag="evaluation_shots",
+        changeable=True,
+    )
+    statistics: str = setting(
+        "batch",
+        "of batch norm on query data of evaluations: of these data, or per step of training tasks",
+        choices=("batch", "per-step"),
+        flag="evaluation_statistics",
+        changeable=True,
+        source="paper; MAML++",
+    )
 
 
 @dataclass(frozen=True)
-class FewShotEvaluation:
-    """How well a learner does on tasks that it did not train on.
+class FewShotSettings(Settings):
+    """The settings of a few-shot run; experiments add a network, and declare the method again where they have more."""
 
-    Attributes:
-        name: of the figure, `mse` or `accuracy`.
-        per_task: the figure after 0 ... S steps, (S + 1, M).
-        learner: that was evaluated.
-        tasks: a few of the tasks, for pictures.
-        nearest_neighbour: the figure of a classifier's nearest neighbours, (M,), where there is one.
-    """
-
-    name: str
-    per_task: np.ndarray
-    learner: FewShotLearner
-    tasks: FewShotTasks
-    nearest_neighbour: np.ndarray | None = None
+    run: FewShotRun = part(FewShotRun, RUN)
+    episodes: Episodes = part(Episodes, "sampling")
+    method: GradientDescent = methods("anil adapts the last layer alone")
+    outer: OuterLoop = part(OuterLoop, "outer loop")
+    evaluation: FewShotEvaluationSettings = part(FewShotEvaluationSettings, EVALUATION)
 
     @property
-    def mean(self) -> np.ndarray:
-        """Over tasks, (S + 1,)."""
-        return self.per_task.mean(axis=1)
-
-    @property
-    def standard_error(self) -> np.ndarray:
-        """Of the mean over tasks, (S + 1,); NaN for a single task, or where a task's figure is infinite."""
-        return np.array([_standard_error(values) for values in self.per_task])
-
-    @property
-    def uncertainty(self) -> tuple[str, np.ndarray]:
-        """What is shown beside the mean: half of its 95 % interval over tasks, (S + 1,)."""
-        return "95 %", 1.96 * self.standard_error
-
-    @property
-    def figures(self) -> dict[str, float]:
-        """Means over tasks by name, as `metrics.jsonl` and TensorBoard show them."""
-        return {name: float(values.mean()) for name, values in self._measured.items()}
-
-    @property
-    def _measured(self) -> dict[str, np.ndarray]:
-        """Each figure of every task, (M,), by name."""
-        found = {f"{self.name}/step_{step}": values for step, values in enumerate(self.per_task)}
-        nearest = self.nearest_neighbour
-        return found if nearest is None else {**found, f"{self.name}/nearest_neighbour": nearest}
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data: per gradient step the mean, half of its 95 % interval, and each task; None if not finite."""
-
-        def described(values: np.ndarray) -> dict[str, Any]:
-            error = _standard_error(values)
-            rounded = [round(value, 5) if math.isfinite(value) else None for value in values.tolist()]
-            return {"mean": _finite(values.mean()), "interval_95": _finite(1.96 * error), "per_task": rounded}
-
-        found = {name: described(values) for name, values in self._measured.items()}
-        return found | {"evaluation_tasks": self.per_task.shape[1]}
-
-
-def _standard_error(values: np.ndarray) -> float:
-    if len(values) == 1:
-        return math.nan
-    with np.errstate(invalid="ignore"):  # many steps on a hard task may diverge
-        return float(values.std(ddof=1)) / math.sqrt(len(values))
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
+    def judged_shots(self) -> int:
+        """Support examples of a class or curve in evaluations."""
+        return self.evaluation.shots or self.episodes.shots
 
 
 @dataclass(frozen=True)
@@ -161,114 +159,111 @@ class FewShotExperiment(Experiment):
     """An experiment whose learner is a `FewShotLearner`.
 
     Attributes:
-        distribution: the tasks of evaluations, given settings and the learner.
+        criterion: loss and metric.
+        training_tasks: makes the training tasks, given the settings and the device.
+        evaluation_tasks: makes the tasks of evaluations, given the settings and the training tasks.
+        network: makes the module, given the settings and the training tasks.
+        draw: makes pictures of an evaluation, by name.
     """
 
-    merit_of_start: ClassVar[bool] = False
-    distribution: Any = None
+    judges_start: ClassVar[bool] = False
+
+    criterion: Criterion = field(kw_only=True)
+    training_tasks: Callable[[Any, str], FewShotDistribution] = field(kw_only=True)
+    evaluation_tasks: Callable[[Any, Any], FewShotDistribution] = field(kw_only=True)
+    network: Callable[[Any, Any], nn.Module] = field(kw_only=True)
+    draw: Callable[[FewShotEvaluation], dict[str, Any]] | None = field(default=None, kw_only=True)
+
+    def build(self, settings: FewShotSettings) -> FewShotLearner:
+        """As of any experiment."""
+        for every in (settings.run.checkpoint_every, settings.evaluation.every):
+            if every % settings.run.record_every:
+                flag = "--checkpoint-every" if every == settings.run.checkpoint_every else "--evaluate-every"
+                multiples = f"a multiple of --record-every = {settings.run.record_every}"
+                raise SettingError(f"{flag} = {every}; allowed: {multiples}")
+        device = prepare_process(settings)
+        tasks = self.training_tasks(settings, device)
+        self.evaluation_tasks(settings, tasks)  # what evaluations need is refused now, not after training
+        module = self.network(settings, tasks)
+        if settings.evaluation.statistics == "per-step" and not _normalised(module):
+            raise SettingError("--evaluation-statistics = per-step of a network without batch norm; allowed: batch")
+        try:
+            return FewShotLearner(
+                tasks,
+                self.build_method(settings, module, tasks),
+                self.meta_batch(settings),
+                replace(settings.outer, iterations=max(1, settings.run.iterations)),
+                settings.run.seed,
+                device,
+                settings.machine.task_chunk or None,
+            )
+        except ValueError as error:  # settings that do not go together
+            raise SettingError(str(error)) from error
+
+    def build_method(self, settings: Any, module: nn.Module, training: Any) -> Method:
+        """The method with its module, given the training tasks."""
+        rule = self.build_rule(settings)
+        if isinstance(rule, ReptileRule):
+            return FewShotReptile(module, self.criterion, rule)
+        multi_step = rule.multi_step_iterations if isinstance(rule, MAMLPlusPlus) else 0
+        return MAML(module, self.criterion, rule, multi_step)
+
+    def build_rule(self, settings: FewShotSettings) -> GradientDescent:
+        """The inner loop, with the names of the parameters that it adapts."""
+        return replace(settings.method, adapted=_HEAD if isinstance(settings.method, ANIL) else _ADAPTED)
+
+    def meta_batch(self, settings: Any) -> int:
+        """The number of tasks in a meta-batch."""
+        return settings.episodes.num_tasks
 
     def check_continuable(self, learner: FewShotLearner) -> None:
-        """RunError for the parameters alone, which is what results kept of early runs."""
-        if learner.iteration and not learner.state_dict()["adam"]:
+        """RunError for the parameters alone, which is what results keep of runs."""
+        if learner.iteration and not learner.state.adam:
             raise RunError("this checkpoint holds parameters alone, without Adam's moments; allowed: to evaluate it")
 
-    def advance(self, settings: Any, learner: FewShotLearner) -> dict[str, float]:
-        """Train to the next multiple of `record_every`, or to the end; figures are means over these iterations."""
-        started, first = time.perf_counter(), learner.iteration
-        end = min((first // settings.record_every + 1) * settings.record_every, settings.iterations)
-        lines = [step(settings, learner) for _ in range(end - first)]
-        figures = {name: sum(line[name] for line in lines) / len(lines) for name in lines[0]}
-        speed = (end - first) / (time.perf_counter() - started)
-        return {**figures, "iteration": learner.iteration, "iterations_per_second": speed}
+    def advance(self, settings: FewShotSettings, learner: FewShotLearner) -> tuple[FewShotLearner, dict[str, float]]:
+        """Train to the next multiple of `record_every`, or to the end; metrics are means over these iterations."""
+        started, first, every = time.perf_counter(), learner.iteration, settings.run.record_every
+        end = min((first // every + 1) * every, settings.run.iterations)
+        lines = []
+        while learner.iteration < end:
+            learner, line = step(settings, learner, learner.num_tasks)
+            lines.append(line)
+        metrics = {name: sum(line[name] for line in lines) / len(lines) for name in lines[0]}
+        speed = len(lines) / (time.perf_counter() - started)
+        return learner, {**metrics, "iteration": learner.iteration, "iterations_per_second": speed}
 
-    def merit(self, settings: Any, figures: dict[str, float]) -> float:
-        """The validation score after as many steps as training takes, where the figures hold one."""
-        name = "accuracy" if any(key.startswith("accuracy/") for key in figures) else "mse"
-        after = figures.get(f"evaluation/{name}/step_{min(settings.inner_steps, settings.evaluation_steps)}")
-        return -math.inf if after is None else after if name == "accuracy" else -after
+    def selection_metric(self, settings: FewShotSettings, metrics: Mapping[str, float]) -> float:
+        """The validation metric after as many inner steps as training takes, or one, where there is one."""
+        value = metrics.get(f"evaluation/{self.criterion.name}/step_{self.judged_step(settings)}")
+        if value is None or math.isnan(value):
+            return -math.inf
+        return value if self.criterion.higher_is_better else -value
 
-    def shown(self, settings: Any, figures: dict[str, float]) -> str:
-        """Score in training, and speed."""
-        [(name, value)] = [item for item in figures.items() if item[0].startswith(("mse/", "accuracy/"))]
-        return f"{name} {value:.4f}, {figures['iterations_per_second']:.1f} iterations/s"
+    def judged_step(self, settings: FewShotSettings) -> int:
+        """The number of inner steps after which evaluations judge a model."""
+        return min(max(1, settings.method.inner_steps), settings.evaluation.inner_steps)
 
-    def evaluate(self, settings: Any, learner: FewShotLearner, split: str) -> FewShotEvaluation:
-        """Score after each gradient step on tasks of a split, in blocks that the processes take in turn."""
-        judged = self.judged(settings, learner)
-        steps, statistics = settings.evaluation_steps, None
-        if settings.evaluation_statistics == "per-step":
-            statistics = judged.step_statistics(judged.sample(4 * _BLOCK, "train"), steps)
-        scores = over_blocks(settings, judged, split, lambda block: judged.scores(block, steps, statistics), steps + 1)
-        first = judged.sample(min(_BLOCK, settings.evaluation_tasks), split)
-        return FewShotEvaluation(learner.criterion.name, scores, judged, first)
+    def progress_text(self, settings: FewShotSettings, metrics: Mapping[str, float]) -> str:
+        """The metric in training, and speed."""
+        value = metrics[f"{self.criterion.name}/step_{settings.method.inner_steps}"]
+        return f"{self.criterion.name} {value:.4f}, {metrics['iterations_per_second']:.1f} iterations/s"
 
-    def judged(self, settings: Any, learner: FewShotLearner) -> FewShotLearner:
-        """The learner on the tasks of evaluations."""
-        judged = replace(learner, distribution=self.distribution(settings, learner, settings.judged_shots))
-        judged.theta = learner.theta
-        return judged
+    def evaluate(self, settings: FewShotSettings, learner: FewShotLearner, split: str) -> FewShotEvaluation:
+        """As of any experiment: the metric on tasks of a split."""
+        chosen = settings.evaluation
+        judged = replace(learner, task_distribution=self.evaluation_tasks(settings, learner.task_distribution))
+        return evaluate(judged, chosen.num_tasks, chosen.inner_steps, split, chosen.statistics == "per-step")
 
-    def record(self, settings: Any, learner: FewShotLearner) -> dict[str, Any]:
-        """Seed, iteration, and the shots of the tasks."""
-        return {"seed": settings.seed, "iteration": learner.iteration, "shots": settings.judged_shots}
+    def plots(self, evaluation: FewShotEvaluation) -> dict[str, Any]:
+        """As of any experiment."""
+        return self.draw(evaluation) if self.draw is not None else {}
 
-
-def over_blocks(
-    settings: Any, learner: FewShotLearner, split: str, measure: Callable[[FewShotTasks], Tensor], rows: int
-) -> np.ndarray:
-    """Measure the tasks of an evaluation, in blocks that the processes take in turn: (rows, M)."""
-    processes, found = learner.processes, np.zeros((rows, settings.evaluation_tasks))
-    starts = range(0, settings.evaluation_tasks, _BLOCK)
-    for number in range(processes.rank, len(starts), processes.size):
-        size = min(_BLOCK, settings.evaluation_tasks - starts[number])
-        block = learner.sample(size, split, number)
-        found[:, starts[number] : starts[number] + size] = measure(block).cpu()
-    return processes.sum(torch.from_numpy(found)).numpy()
+    def record(self, settings: FewShotSettings, learner: FewShotLearner) -> dict[str, Any]:
+        """As of any experiment."""
+        judged = {"shots": settings.judged_shots, "evaluation_tasks": settings.evaluation.num_tasks}
+        return {"seed": settings.run.seed, "iteration": learner.iteration, **judged}
 
 
-def build_few_shot(
-    settings: FewShotSettings,
-    distribution: FewShotDistribution,
-    make_module: Any,
-    criterion: Criterion,
-) -> FewShotLearner:
-    """The learner of an experiment; `make_module` is called once the random seed is set."""
-    for name in ("checkpoint_every", "evaluate_every"):
-        if (value := getattr(settings, name)) % settings.record_every:
-            flag = "--" + name.replace("_", "-")
-            raise SettingError(f"{flag} = {value}; allowed: a multiple of --record-every = {settings.record_every}")
-    device = prepare_process(settings)
-    module: nn.Module = make_module()
-    normalised = any(isinstance(part, BatchNorm) for part in module.modules())
-    if settings.evaluation_statistics == "per-step" and not normalised:
-        raise SettingError("--evaluation-statistics = per-step of a network without batch norm; allowed: batch")
-    multi_step = settings.multi_step_iterations if settings.learner == "maml++" else 0
-    return FewShotLearner(
-        distribution,
-        module,
-        criterion,
-        tasks=settings.tasks,
-        rule=build_rule(settings, module),
-        meta_gradient=ReptileGradient() if settings.learner == "reptile" else MAMLGradient(multi_step),
-        learning_rate=settings.learning_rate,
-        final_learning_rate=settings.final_learning_rate or None,
-        iterations=settings.iterations,
-        clip=settings.clip or None,
-        seed=settings.seed,
-        device=device,
-        task_chunk=settings.task_chunk or None,
-    )
-
-
-def build_rule(settings: FewShotSettings, module: nn.Module) -> metarl.GradientDescent:
-    """The inner loop; batch norm's shift is shared by all tasks, as in the paper's code."""
-    kinds = {"meta-sgd": metarl.MetaSGD, "maml++": metarl.LayerStepSizes}
-    kind = kinds.get(settings.learner, metarl.GradientDescent)
-    adapted = ("head.*",) if settings.learner == "anil" else ("*weight", "*bias")
-    return kind(
-        settings.inner_step_size,
-        settings.inner_steps,
-        settings.learner != "first-order",
-        later_factor=settings.later_factor,
-        adapted=adapted,
-    )
+def _normalised(module: nn.Module) -> bool:
+    return any(isinstance(layer, BatchNorm) for layer in module.modules())

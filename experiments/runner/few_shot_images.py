@@ -1,116 +1,147 @@
-"""What the few-shot experiments on images share: settings, episodes, and the baselines that meta-learn nothing."""
+"""Few-shot learning on images: settings, episodes, and the baseline of a classifier of all training classes."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-import metarl
 from metarl.core.distributed import current
-from metarl.core.parameters import call_per_task, expand_over_tasks
-from metarl.experiments.runner.configuration import SettingError, setting
+from metarl.core.rules import GradientDescent
+from metarl.core.settings import SettingError, setting
+from metarl.experiments.runner.embedding_methods import EMBEDDING_METHODS, Embedded
 from metarl.experiments.runner.few_shot import (
-    LEARNERS,
-    FewShotEvaluation,
+    Episodes,
     FewShotExperiment,
     FewShotSettings,
-    build_few_shot,
-    over_blocks,
+    FineTuned,
+    methods,
 )
-from metarl.experiments.runner.settings import choose_device
-from metarl.few_shot.tasks import FewShotTasks
+from metarl.experiments.runner.settings import part
+from metarl.few_shot.gradient import Classifier
+from metarl.few_shot.image_sets import default_cache
+from metarl.few_shot.learner import FewShotLearner
+from metarl.few_shot.method import Method
+from metarl.few_shot.tasks import ImageEpisodes
+
+
+@dataclass(frozen=True)
+class AllClasses(FineTuned):
+    """A classifier of all training classes, fine-tuned on a task."""
+
+
+@dataclass(frozen=True)
+class ImageTasks(Episodes):
+    """The tasks of a meta-batch of images."""
+
+    ways: int = setting(5, "N, classes of a task", at_least=2)
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Where the images are."""
+
+    data: str = setting("", "folder of the images, see docs/guides/few_shot.md", changeable=True)
+    cache: str = setting("", "folder of the prepared images; empty for the user's cache", changeable=True)
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the images are, if that is said."""
+        return Path(self.data) if self.data else None
+
+    @property
+    def prepared(self) -> Path:
+        """Where the prepared images are kept."""
+        return Path(self.cache) if self.cache else default_cache()
 
 
 @dataclass(frozen=True)
 class ImageSettings(FewShotSettings):
-    """Settings of a few-shot run on images."""
+    """The settings of a few-shot run on images."""
 
-    learner: str = setting(
-        "maml",
-        "how it meta-learns; classifier learns all training classes at once, for fine-tuning and nearest neighbours",
-        choices=(*LEARNERS, "classifier"),
-        source="paper",
+    episodes: ImageTasks = part(ImageTasks, "sampling")
+    method: GradientDescent | Embedded = methods(  # type: ignore[assignment]
+        "anil adapts the last layer alone; classifier learns all training classes at once, for fine-tuning and nearest "
+        "neighbours; those from prototypical on embed images, one episode or batch per iteration",
+        classifier=AllClasses,
+        **EMBEDDING_METHODS,
     )
-    ways: int = setting(5, "N, classes of a task", at_least=2, source="paper")
+    files: ImageFiles = part(ImageFiles, "data")
+
+    def __post_init__(self) -> None:
+        if self.embeds and self.evaluation.statistics == "per-step":
+            raise SettingError("--evaluation-statistics = per-step; allowed with a method that embeds: batch")
+
+    @property
+    def embeds(self) -> bool:
+        """Whether the method embeds images, so that no step is taken on a task."""
+        return isinstance(self.method, Embedded)
+
+    @property
+    def all_classes(self) -> bool:
+        """Whether a classifier of all training classes is trained."""
+        return isinstance(self.method, AllClasses)
 
 
 @dataclass(frozen=True)
 class ImageExperiment(FewShotExperiment):
-    """A few-shot experiment on images, with the baselines of a classifier of all training classes.
+    """A few-shot experiment on images."""
 
-    Its last layer is replaced by one of zeros, and all of it is fine-tuned on the support images of a task; or its
-    features alone find the nearest support image.
+    def build_method(self, settings: Any, module: nn.Module, training: Any) -> Method:
+        """The method with its module; a classifier's batches are as large as all query examples of a meta-batch."""
+        if isinstance(settings.method, Embedded):
+            return settings.method.build(module, training)
+        if not settings.all_classes:
+            return super().build_method(settings, module, training)
+        if (size := current().world_size) > 1:
+            raise SettingError(f"--method = classifier on {size} processes; allowed: one process")
+        episodes = settings.episodes
+        batch_size = episodes.num_tasks * episodes.ways * episodes.training_queries
+        return Classifier(module, self.criterion, self.build_rule(settings), batch_size=batch_size)
 
-    Attributes:
-        network: makes the network, given settings and the number of classes.
-    """
+    def meta_batch(self, settings: Any) -> int:
+        """The number of tasks in a meta-batch; a classifier learns one, with all training classes."""
+        return 1 if settings.all_classes or settings.embeds else settings.episodes.num_tasks
 
-    network: Any = None
+    def record(self, settings: Any, learner: FewShotLearner) -> dict[str, Any]:
+        """As of any few-shot experiment, with the classes of a task, and which classes and statistics it is about.
 
-    def judged(self, settings: Any, learner: metarl.FewShotLearner) -> metarl.FewShotLearner:
-        """The learner on the tasks of evaluations; a classifier with a last layer for them."""
-        if settings.learner != "classifier":
-            return super().judged(settings, learner)
-        judged = super().judged(settings, replace(learner, module=self.network(settings, settings.ways)))
-        trained = {name: value for name, value in learner.theta.items() if not name.startswith("head.")}
-        judged.theta = {name: trained.get(name, torch.zeros_like(value)) for name, value in judged.theta.items()}
-        return judged
+        Results are transductive where batch norms use statistics of the query images, on which their classes depend.
+        """
+        chosen = settings.method.batch_norm if settings.embeds else settings.evaluation.statistics
+        judged = {"ways": settings.episodes.ways, "transductive": chosen == "batch"}
+        if split := getattr(settings.files, "split", None):
+            judged["characters"] = split
+        return {**super().record(settings, learner), **judged}
 
-    def evaluate(self, settings: Any, learner: metarl.FewShotLearner, split: str) -> FewShotEvaluation:
-        """As of any experiment; of a classifier also the score of the nearest neighbour."""
-        evaluation = super().evaluate(settings, learner, split)
-        if settings.learner != "classifier":
-            return evaluation
-        judged = evaluation.learner
-        [nearest] = over_blocks(settings, judged, split, lambda block: _nearest_score(judged, block), 1)
-        return replace(evaluation, nearest_neighbour=nearest)
-
-
-def build_images(settings: Any, images: dict[str, Tensor], network: Any) -> metarl.FewShotLearner:
-    """The learner on images per split; a classifier sees as many in an iteration as there are query images else."""
-    device = choose_device(settings.device)
-    images = {split: tensor.to(device) for split, tensor in images.items()}
-    judged, shots = {split: images[split] for split in ("validation", "test")}, settings.judged_shots
-    _episodes(judged, settings.ways, shots, shots)  # what evaluations need is refused now, not after training
-    if settings.learner != "classifier":
-        episodes = _episodes(images, settings.ways, settings.shots, settings.training_queries)
-        return build_few_shot(settings, episodes, lambda: network(settings, settings.ways), metarl.CLASSIFICATION)
-    if (size := current().size) > 1:
-        raise SettingError(f"--learner = classifier on {size} processes; allowed: one process")
-    batches = metarl.ImageBatches(images, settings.tasks * settings.ways * settings.training_queries)
-    alone, classes = replace(settings, tasks=1, inner_steps=0), len(images["train"])
-    return build_few_shot(alone, batches, lambda: network(settings, classes), metarl.CLASSIFICATION)
+    def judged_step(self, settings: Any) -> int:
+        """As of any few-shot experiment; methods that embed take no steps."""
+        return 0 if settings.embeds else super().judged_step(settings)
 
 
-def episodes(settings: Any, learner: Any, shots: int) -> metarl.ImageEpisodes:
+def training_episodes(settings: ImageSettings, images: Mapping[str, Tensor], device: str) -> ImageEpisodes:
+    """Training tasks, of images per split that go to a device."""
+    on_device = {split: tensor.to(device) for split, tensor in images.items()}
+    return _episodes(settings, on_device, settings.episodes.shots, settings.episodes.training_queries, "--shots")
+
+
+def evaluation_episodes(settings: ImageSettings, training: Any) -> ImageEpisodes:
     """Tasks of evaluations, with as many query as support images, as in the paper."""
-    return _episodes(learner.distribution.images, settings.ways, shots, shots)
+    shots, flag = settings.judged_shots, "--evaluation-shots" if settings.evaluation.shots else "--shots"
+    return _episodes(settings, training.images, shots, shots, flag)
 
 
-def _episodes(images: dict[str, Tensor], ways: int, shots: int, queries: int) -> metarl.ImageEpisodes:
+def classes(settings: ImageSettings, training: ImageEpisodes) -> int:
+    """The number of outputs of a network."""
+    return len(training.images["train"]) if settings.all_classes else settings.episodes.ways
+
+
+def _episodes(
+    settings: ImageSettings, images: Mapping[str, Tensor], shots: int, queries: int, flag: str
+) -> ImageEpisodes:
+    ways = settings.episodes.ways
     try:
-        return metarl.ImageEpisodes(images, ways, shots, queries)
+        return ImageEpisodes(images, ways, shots, queries)
     except ValueError as error:
-        raise SettingError(f"--ways = {ways}, --shots = {shots}: {error}") from error
-
-
-@torch.no_grad()
-def _nearest_score(learner: metarl.FewShotLearner, tasks: FewShotTasks) -> Tensor:
-    """Share of query images whose nearest support image, in features, is of their class, (M,)."""
-    network = _Features(learner.module)
-    phi = {f"network.{name}": value for name, value in expand_over_tasks(learner.theta, len(tasks)).items()}
-    support, query = (call_per_task(network, phi, of.inputs) for of in (tasks.support, tasks.query))
-    found = metarl.nearest_neighbour(support, tasks.support.targets, query)
-    return (found == tasks.query.targets).double().mean(dim=1)
-
-
-class _Features(nn.Module):
-    """A network without its last layer."""
-
-    def __init__(self, network: Any):
-        super().__init__()
-        self.network = network
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.network.features(images)
+        raise SettingError(f"--ways = {ways}, {flag} = {shots}: {error}") from error

@@ -1,30 +1,50 @@
 """What the half-cheetah and ant experiments share."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-import metarl
-from metarl.envs.mujoco_batch import MujocoTasks
-from metarl.experiments.runner.configuration import setting, with_default
-from metarl.experiments.runner.experiment import Experiment
-from metarl.experiments.runner.settings import Settings, build_learner
+from metarl.core.settings import setting
+from metarl.experiments.runner.recipes import Recipe
+from metarl.experiments.runner.reinforcement import EnvironmentSettings, ReinforcementExperiment, ReinforcementSettings
+from metarl.experiments.runner.settings import part
+from metarl.rl.task_distribution import TaskDistribution
+
+PAPER = {"num_tasks": 40, "horizon": 200, "evaluation_episodes": 20}  # of all of them
 
 
 @dataclass(frozen=True)
-class LocomotionSettings(Settings):
-    """Settings of a run with a simulated body."""
+class BodySettings(EnvironmentSettings):
+    """What is played, with a simulated body."""
 
     dynamics: str = setting(
-        "paper", "what is simulated: the paper's body or gymnasium's v5", choices=("paper", "gymnasium"), source="paper"
+        "paper", "what is simulated: the paper's body, or gymnasium's v5", choices=("paper", "gymnasium")
     )
-    tasks: int = with_default(Settings, "tasks", 40, "paper")
-    horizon: int = with_default(Settings, "horizon", 200, "paper")
-    evaluation_episodes: int = with_default(Settings, "evaluation_episodes", 20, "paper")
 
 
-def locomotion_experiment(kind: type[MujocoTasks], settings: type[LocomotionSettings]) -> Experiment:
-    """The experiment that meta-trains on a task distribution over a body."""
+@dataclass(frozen=True)
+class LocomotionSettings(ReinforcementSettings):
+    """The settings of a run with a simulated body."""
 
-    def build(chosen: LocomotionSettings) -> metarl.Learner:
-        return build_learner(chosen, kind(chosen.dynamics, chosen.horizon))
+    environment: BodySettings = part(BodySettings, "environment")
 
-    return Experiment(kind.name, settings, build)
+
+def locomotion_experiment(
+    name: str, description: str, distribution: str, recipes: Mapping[str, Recipe]
+) -> ReinforcementExperiment:
+    """The experiment that meta-trains on a task distribution over a body.
+
+    Args:
+        name: of the script.
+        description: one sentence, for the help.
+        distribution: the name of the class in `metarl.envs`.
+        recipes: named settings.
+    """
+
+    def tasks(settings: LocomotionSettings) -> TaskDistribution:
+        from metarl import envs  # imported when a run starts: the package imports the simulators
+
+        return getattr(envs, distribution)(settings.environment.dynamics, settings.environment.horizon)
+
+    return ReinforcementExperiment(
+        name, description, settings=LocomotionSettings, recipes=recipes, task_distribution=tasks
+    )

@@ -1,200 +1,173 @@
-"""Summary, tables and pictures of the reinforcement-learning results that are kept."""
+"""The report on all results that are kept: the digest `summary.json`, tables in `docs/results.md`, and pictures."""
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
-from metarl.experiments.runner import plots, recipes, reproduction
-from metarl.experiments.runner.reproduction import command, commits, common, keep_summary, seed_folders, shown
+from metarl.experiments.runner import result_plots, results, tables
+from metarl.experiments.runner.digest import digest
+from metarl.experiments.runner.experiment import Experiment, find_experiment
+from metarl.experiments.runner.result_plots import MOST_LINES, Line
+from metarl.runs import write_atomically
 
-ADAPTED = [f"return/step_{step}" for step in (1, 2, 3)]
+ROOT = Path(__file__).parents[2]
+PAGES = ("docs/results.md", "README.md")  # in which markers name tables
+REINFORCEMENT = (
+    "navigation_2d",
+    "half_cheetah_direction",
+    "half_cheetah_velocity",
+    "ant_velocity",
+    "ant_direction",
+    "ant_goal",
+)
+SUPERVISED = {"sine": ("mse", (0, 1, 5, 10)), "omniglot": ("accuracy", (0, 1, 3, 5)),
+              "mini_imagenet": ("accuracy", (0, 1, 5, 10))}  # fmt: skip
+EXPERIMENTS = (*REINFORCEMENT, "meta_world", *SUPERVISED)  # in the order of tables
 
-
-def report() -> None:
-    """Write summary.json, a figure per experiment, and tables in Markdown, from the results that are kept."""
-    summary: dict[str, dict[str, Any]] = {}
-    for figure, recipe in recipes.FIGURES.items():
-        for name in recipe.methods:
-            if folders := seed_folders(figure, name):
-                summary.setdefault(figure, {})[name] = _summarise(figure, name, folders)
-    for figure, group, methods in groups(summary):
-        if group == "comparison":
-            _compare_training(figure, methods)
-    keep_summary(summary)
-    print(overview(summary))
-    for figure, group, methods in groups(summary):
-        compared = [_compared(figure, name, entry) for name, entry in methods.items()]
-        picture = plots.comparison(figure.replace("_", " "), compared)
-        picture.savefig(reproduction.RESULTS / figure / f"{group}.png", dpi=120)
-        print(table(figure, group, methods))
+Entries = dict[str, dict[str, Any]]  # of an experiment, by row
 
 
-def groups(summary: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Of each table and picture: figure, group, entries of its methods; `maml`'s is empty where it has not been run.
+class Report:
+    """All results that are kept, and what is made of them.
 
-    The groups are `adaptation`, the paper's methods and the best of all, and `comparison`, the others.
+    Attributes:
+        rows: by experiment and name, in the order of the recipes.
+        summary: the digest of the rows.
     """
-    for figure, recipe in recipes.FIGURES.items():
-        methods = summary.get(figure, {})
-        shown_first = dict.fromkeys([*recipe.paper, *best(methods)])
-        for group, names in (("adaptation", shown_first), ("comparison", ["maml", *recipe.comparison])):
-            chosen = {name: methods.get(name, {}) for name in names if name in methods or name == "maml"}
-            if chosen.keys() - {"maml"} or (group == "adaptation" and chosen["maml"]):
-                yield figure, group, chosen
+
+    def __init__(self) -> None:
+        kept = results.load_rows()
+        self._experiments = {name: find_experiment(name) for name in EXPERIMENTS if name in kept}
+        self.rows = {name: _ordered(kept[name], of) for name, of in self._experiments.items()}
+        self.summary = digest(self.rows)
+
+    def write(self) -> None:
+        """Write `summary.json`, the tables in the page of results, and the pictures."""
+        write_atomically(results.FOLDER / "summary.json", (json.dumps(self.summary, indent=1) + "\n").encode())
+        made = self.tables()
+        for page in (ROOT / name for name in PAGES):
+            if page.exists():
+                write_atomically(page, with_tables(page.read_text(), made).encode())
+        for path, figure in self.pictures():
+            figure.savefig(results.FOLDER / path, dpi=100)
+
+    def tables(self) -> dict[str, str]:
+        """All tables in Markdown, by the name that their markers in the page of results have."""
+        leading = [(of, self.leading(of), self._published(of, "maml")) for of in self._reinforcement]
+        found = {"overview": tables.overview([(of, row, self.summary[of][row], known) for of, row, known in leading])}
+        for of in self._reinforcement:
+            known = {name: self._published(of, name) for name in self.summary[of]}
+            for group, entries in self._groups(of).items():
+                found[f"{of} {group}"] = tables.returns(entries, known, group == "comparison")
+        for of, (metric, steps) in SUPERVISED.items():
+            if of in self.summary:
+                known = {name: self._published(of, name) for name in self.summary[of]}
+                found[of] = tables.supervised(self.summary[of], metric, steps, known)
+        return found
+
+    def pictures(self) -> Iterator[tuple[str, Figure]]:
+        """All pictures, each with its path in the folder of results."""
+        for of in self._reinforcement:
+            title = f"{of.replace('_', ' ')}: mean and standard error over seeds"
+            yield f"{of}/adaptation.png", result_plots.adaptation(title, self._adaptation_lines(of))
+            if curves := self._training_curves(of):
+                yield f"{of}/training.png", result_plots.training(title, curves)
+        if "sine" in self.summary:
+            yield (
+                "sine/adaptation.png",
+                result_plots.errors_by_shots("sine: mean over seeds", _error_panels(self.summary["sine"])),
+            )
+
+    def leading(self, experiment: str) -> str:
+        """The row that stands first: that of the recommended recipe if it is kept, else the best one."""
+        recommended = results.LEADING.get(experiment)
+        entries = self.summary[experiment]
+        return recommended if recommended in entries else tables.best_row(entries)
+
+    @property
+    def _reinforcement(self) -> list[str]:
+        return [name for name in REINFORCEMENT if name in self.summary]
+
+    def _published(self, experiment: str, name: str) -> Sequence[float]:
+        recipes = self._experiments[experiment].recipes
+        return recipes[name].published if name in recipes else ()
+
+    def _groups(self, experiment: str) -> dict[str, Entries]:
+        """The rows of each table: those of the paper's figure with the leading one, and the others beside `maml`."""
+        entries = self.summary[experiment]
+        paper = [name for name in entries if self._published(experiment, name)]
+        others = [name for name in entries if name not in paper]
+        leading = self.leading(experiment)
+        groups = {"paper": dict.fromkeys([*paper, leading])}
+        if others:
+            groups["comparison"] = dict.fromkeys(["maml", *others])
+        return {group: {name: entries[name] for name in names if name in entries} for group, names in groups.items()}
+
+    def _adaptation_lines(self, experiment: str) -> list[Line]:
+        entries, leading = self.summary[experiment], self.leading(experiment)
+        lines = []
+        for name in dict.fromkeys([leading, "maml", "pretrained", "random", "oracle"]):
+            if name in entries:
+                values = [entries[name][key] for key in sorted(entries[name]) if key.startswith("return/step_")]
+                errors = [value["standard_error"] for value in values]
+                means = [value["mean"] for value in values]
+                lines.append(Line(_label(name, entries[name]), means, None if None in errors else errors))
+        if published := self._published(experiment, "maml"):
+            lines.insert(2, Line("maml, published", published, published=True))
+        return lines[:MOST_LINES]
+
+    def _training_curves(self, experiment: str) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
+        """The curves of `maml`, of the leading row and of those that returned most in training."""
+        curves = {name: _curves(row) for name, row in self.rows[experiment].items()}
+        curves = {name: seeds for name, seeds in curves.items() if seeds}
+        last = {name: np.mean([returns[-5:].mean() for _, returns in seeds]) for name, seeds in curves.items()}
+        best = sorted(last, key=lambda name: -last[name])
+        chosen = list(dict.fromkeys([self.leading(experiment), "maml", *best]))
+        return {_label(name, self.summary[experiment][name]): curves[name] for name in chosen if name in curves
+                and name in chosen[:MOST_LINES]}  # fmt: skip
 
 
-def best(methods: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Of the methods with the most seeds the one with the best mean return over the gradient steps 1 to 3, if any."""
-    adapted = {name: entry for name, entry in methods.items() if ADAPTED[-1] in entry}
+def with_tables(page: str, made: Mapping[str, str]) -> str:
+    """Replace what stands between the markers of each table, `<!-- table: NAME -->` and `<!-- end -->`."""
 
-    def merit(name: str) -> tuple[int, float]:
-        return len(adapted[name]["seeds"]), sum(adapted[name][key]["mean"] for key in ADAPTED)
+    def replaced(match: re.Match[str]) -> str:
+        return f"{match[1]}\n{made.get(match[2], '')}\n{match[3]}"
 
-    return sorted(adapted, key=merit)[-1:]
-
-
-def overview(summary: Mapping[str, Mapping[str, Any]]) -> str:
-    """A Markdown table: the best method of each figure."""
-    columns = ["1 step", "2 steps", "3 steps", "iterations", "seeds", "environment steps"]
-    rows = [f"| environment | best method | {' | '.join(columns)} |", "|---" * (len(columns) + 2) + "|"]
-    for figure, recipe in recipes.FIGURES.items():
-        for name in best(summary.get(figure, {})):
-            entry = summary[figure][name]
-            published = dict(zip(ADAPTED, recipe.paper["maml"].published[1:], strict=False))
-            cells = [_beside(entry[key], published.get(key)) for key in ADAPTED]
-            rows.append(f"| {figure.replace('_', ' ')} | {' | '.join([name, *cells, *_effort(entry, '')])} |")
-    return "\n".join(rows) + "\n"
+    return re.sub(r"(<!-- table: (.*?) -->\n).*?(<!-- end -->)", replaced, page, flags=re.DOTALL)
 
 
-def table(figure: str, group: str, methods: dict[str, Any]) -> str:
-    """A Markdown table: ours, mean and standard error over seeds, with the published number in brackets.
-
-    Of a method without results it has the published numbers alone. A comparison has a column more: the mean return of
-    training after one step over the last fifth of the environment steps that all methods have taken.
-    """
-    columns = ["0 steps", "1 step", "2 steps", "3 steps", "iterations", "seeds", "environment steps", "hours"]
-    if group == "comparison":
-        first, last = next(entry["training"]["env_steps"] for entry in methods.values() if entry)
-        columns.append(f"training, {first / 1e6:.1f} to {last / 1e6:.1f} million steps")
-    rows = [f"| {figure} | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
-    for name, entry in methods.items():
-        for label, prefix in ((name, ""), (f"{name}, best iterate", "best/")):
-            published = recipes.FIGURES[figure].methods[name].published
-            cells = []
-            for step in range(4):
-                value = entry.get(f"{prefix}return/step_{step}")
-                known = step < len(published) and (value or not entry)
-                cells.append(_beside(value, published[step] if known else None))
-            if f"{prefix}iterations" in entry:
-                cells += [*_effort(entry, prefix), f"{np.mean(entry['seconds']) / 3600:.2f}"]
-                if group == "comparison":
-                    cells.append("" if prefix else _cell(entry["training"]))
-            elif entry or prefix:
-                continue
-            rows.append(f"| {' | '.join([label, *cells, *[''] * (len(columns) - len(cells))])} |")
-    return "\n".join(rows) + "\n"
+def _ordered(rows: Mapping[str, dict[str, Any]], experiment: Experiment) -> dict[str, dict[str, Any]]:
+    """Rows in the order of the experiment's recipes, and then those that have none."""
+    return {name: rows[name] for name in dict.fromkeys([*experiment.recipes, *rows]) if name in rows}
 
 
-def _effort(entry: dict[str, Any], prefix: str) -> list[str]:
-    """Iterations, seeds and environment steps, of the last iterates or, with the prefix `best/`, the best ones."""
-    return [shown(entry[f"{prefix}iterations"]), str(len(entry["seeds"])), shown(entry[f"{prefix}env_steps"])]
-
-
-def _beside(value: dict[str, Any] | None, published: float | None) -> str:
-    paper = "" if published is None else f"({published:.1f})"
-    return f"{_cell(value)} {paper}".strip()
-
-
-def _cell(value: dict[str, Any] | None) -> str:
-    if value is None:
-        return ""
-    error = value["standard_error"]
-    return f"{value['mean']:.1f}" + ("" if error is None else f" ± {error:.1f}")  # there is none of a single seed
-
-
-def _summarise(figure: str, name: str, folders: Sequence[Path]) -> dict[str, Any]:
-    method = recipes.FIGURES[figure].methods[name]
-    records = [json.loads((folder / "evaluation.json").read_text()) for folder in folders]
-    configs = [json.loads((folder / "config.json").read_text()) for folder in folders]
-    curves = [_curve(folder) for folder in folders]
-    seeds = [record["seed"] for record in records]
-    iterations = [record["iteration"] for record in records]
-    changes = [f"after iteration {after} {more}" for after, more in method.then if after < max(iterations)]
-    entry: dict[str, Any] = {
-        "seeds": seeds,
-        "dynamics": records[0]["dynamics"],
-        "seconds": [curve["seconds"] for curve in curves],
-        "machine": curves[0]["machine"],
-        "commit": common([commits(config) for config in configs]),
-        "command": command("reproduce", figure, name, seeds, iterations if method.trained else []),
-        "flags": "; ".join([method.flags, *changes]),
-    }
-    for prefix, file in (("", "evaluation.json"), ("best/", "best_evaluation.json")):
-        found = [json.loads((folder / file).read_text()) for folder in folders if (folder / file).exists()]
-        if not found:
-            continue
-        entry[f"{prefix}iterations"] = common([record["iteration"] for record in found])
-        entry[f"{prefix}env_steps"] = common([record["env_steps"] for record in found])
-        for key in sorted(found[0]):
-            if key.startswith("return/"):
-                entry[prefix + key] = {
-                    **_over_seeds([record[key]["mean"] for record in found]),
-                    "standard_error_over_tasks": [record[key]["standard_error"] for record in found],
-                }
-    return entry
-
-
-def _compare_training(figure: str, methods: dict[str, Any]) -> None:
-    """Note in each entry what training returned after one step over the last fifth of the steps that all have taken."""
-    kept = {name: seed_folders(figure, name) for name in methods}
-    budget = min(np.min(methods[name]["env_steps"]) for name, folders in kept.items() if folders)
-    for name, folders in kept.items():
-        means = []
-        for curve in map(_curve, folders):
-            steps = _env_steps(curve, methods[name])
-            last = int(np.abs(steps - budget).argmin())
-            first = min(last, int(np.searchsorted(steps, 0.8 * budget, side="right")))
-            means.append(float(np.mean(curve["return/step_1"][first : last + 1])))
-        if means:
-            methods[name]["training"] = {"env_steps": [int(0.8 * budget), int(budget)], **_over_seeds(means)}
-
-
-def _env_steps(curve: Mapping[str, Any], entry: Mapping[str, Any]) -> np.ndarray:
-    """Environment steps after each iteration; where a curve does not say, every iteration counts alike."""
-    iterations = np.arange(1, len(curve["return/step_0"]) + 1)
-    return np.array(curve.get("env_steps", iterations * np.mean(entry["env_steps"]) / np.mean(entry["iterations"])))
-
-
-def _over_seeds(values: Sequence[float]) -> dict[str, Any]:
-    several = len(values) > 1
-    return {
-        "mean": round(float(np.mean(values)), 3),
-        "standard_error": round(float(np.std(values, ddof=1)) / len(values) ** 0.5, 3) if several else None,
-        "per_seed": np.round(values, 3).tolist(),
-    }
-
-
-def _curve(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "curve.json").read_text())
-
-
-def _compared(figure: str, name: str, entry: dict[str, Any]) -> plots.Compared:
-    published = recipes.FIGURES[figure].methods[name].published
-    if not entry:
-        return plots.Compared(name, published)
+def _label(name: str, entry: Mapping[str, Any]) -> str:
     count = len(entry["seeds"])
-    returns = [entry[key] for key in sorted(entry) if key.startswith("return/step_")]
-    curves = [_curve(folder) for folder in seed_folders(figure, name)]
-    training = [[curve[key] for curve in curves if curve.get(key)] for key in ("return/step_0", "return/step_1")]
-    return plots.Compared(
-        name,
-        published,
-        label=f"{name} ({shown(entry['iterations'])} iterations, {count} seed{'s' * (count > 1)})",
-        means=[value["mean"] for value in returns],
-        errors=[value["standard_error"] for value in returns] if count > 1 else None,
-        training=training,
-        env_steps=[_env_steps(curve, entry) for curve in curves] if any(training) else (),
-    )
+    return f"{name} ({count} seed{'s' * (count > 1)})"
+
+
+def _curves(row: Mapping[str, Any]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Environment steps and returns after one step of each seed; where a curve lacks the steps, in equal parts."""
+    found = []
+    for seed in row["seeds"]:
+        curve = seed.get("curve", {})
+        if "return/step_1" in curve:
+            per_iteration = seed["last"]["env_steps"] / max(1, seed["last"]["iterations"])
+            steps = curve.get("env_steps", np.array(curve["iteration"]) * per_iteration)
+            found.append((np.array(steps, float), np.array(curve["return/step_1"])))
+    return found
+
+
+def _error_panels(entries: Mapping[str, Any]) -> dict[str, dict[str, list[float]]]:
+    """Mean squared errors after each gradient step, by heading and row; NaN where a task diverged."""
+    panels: dict[str, dict[str, list[float]]] = {}
+    for prefix, shots in (("", 5), ("shots_10/", 10), ("shots_20/", 20)):
+        for name, entry in entries.items():
+            values = [entry[key]["mean"] for step in range(11) if (key := f"{prefix}mse/step_{step}") in entry]
+            panels.setdefault(f"K = {shots}", {})[name] = [np.nan if value is None else value for value in values]
+    return panels

@@ -10,14 +10,15 @@ import numpy as np
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 
-import metarl
 from metarl.envs import TaskBatch, Tasks
-from metarl.rl.evaluation import Evaluation
+from metarl.rl.agent import Agent
+from metarl.rl.evaluation import ReturnEvaluation
+from metarl.rl.learner import Learner
 
 _FASTEST = 50  # pictures per second
 
 
-def save_videos(learner: metarl.Learner, evaluation: Evaluation, tasks: Sequence[int], folder: Path) -> None:
+def save_videos(learner: Learner, evaluation: ReturnEvaluation, tasks: Sequence[int], folder: Path) -> None:
     """Film chosen test tasks with theta and after the last gradient step: video_taskM_before.mp4 and _after.mp4.
 
     A machine that cannot film gets one line that says why; everything else is unaffected.
@@ -28,9 +29,9 @@ def save_videos(learner: metarl.Learner, evaluation: Evaluation, tasks: Sequence
     try:
         with SummaryWriter(str(folder)) as writer:
             for task in tasks:
-                for label, stage in (("before", evaluation.stages[0]), ("after", evaluation.stages[-1])):
+                for label, adapted in (("before", evaluation.path[0]), ("after", evaluation.path[-1])):
                     values = {name: value[task : task + 1] for name, value in evaluation.tasks.items()}
-                    frames, fps = film(learner, stage, task, values)
+                    frames, fps = film(learner, learner.agent(adapted, task), values)
                     name = f"video_task{task}_{label}"
                     _write_mp4(folder / f"{name}.mp4", frames, fps)
                     _write_tensorboard(writer, name, frames, fps, learner.iteration)
@@ -39,20 +40,33 @@ def save_videos(learner: metarl.Learner, evaluation: Evaluation, tasks: Sequence
         print(f"no video: {error}", file=sys.stderr)
 
 
-def film(learner: metarl.Learner, stage: metarl.Stage, task: int, values: Tasks) -> tuple[np.ndarray, int]:
-    """Run one episode with the most likely actions; frames (T, height, width, 3) uint8 and their rate."""
-    batch = learner.distribution.make(1)
-    if not isinstance(batch, TaskBatch):
-        raise RuntimeError(f"{type(batch).__name__} draws no pictures")
-    agent, frames = learner.agent(stage, task), []
-    stride = -(-batch.render_fps // _FASTEST)
-    observations, _ = batch.reset(seed=learner.seed, options={"tasks": values})
-    while not batch.finished[0]:
-        if batch.elapsed_steps % stride == 0:
-            frames.append(batch.render_lane(0))
-        observations, *_ = batch.step(agent(observations[0])[None])
-    batch.close()
-    return np.stack(frames), batch.render_fps // stride
+def film(learner: Learner, agent: Agent, task: Tasks) -> tuple[np.ndarray, int]:
+    """Play one episode with the most likely actions.
+
+    Args:
+        learner: whose environments are played in, with its seed.
+        agent: that acts.
+        task: a dict of arrays (1, ...).
+
+    Returns:
+        frames (T, height, width, 3) uint8, and their number per second.
+
+    Raises:
+        RuntimeError: environments that draw no pictures, or a machine without a renderer.
+    """
+    batch = learner.task_distribution.make(1)
+    try:
+        if not isinstance(batch, TaskBatch):
+            raise RuntimeError(f"{type(batch).__name__} draws no pictures")
+        frames, stride = [], -(-batch.render_fps // _FASTEST)
+        observations, _ = batch.reset(seed=learner.seed, options={"tasks": task})
+        while not batch.finished[0]:
+            if batch.elapsed_steps % stride == 0:
+                frames.append(batch.render_lane(0))
+            observations, *_ = batch.step(agent(observations[0])[None])
+        return np.stack(frames), batch.render_fps // stride
+    finally:
+        batch.close()
 
 
 def _write_mp4(path: Path, frames: np.ndarray, fps: int) -> None:

@@ -1,14 +1,14 @@
-"""Compare all meta-gradient estimators with the exact meta-gradient: `python experiments/estimators.py`.
+"""Compare all meta-gradient estimators with the exact meta-gradient: `python experiments/studies/estimators.py`.
 
 Prints a table, and writes it with a figure to runs/estimators. Bias and noise are measured on tiny
-tabular tasks whose meta-gradient is known exactly (`experiments/tabular.py`), in units of its norm; cost is the time of
+tabular tasks whose meta-gradient is known exactly (`tabular.py`), in units of its norm; cost is the time of
 a meta-gradient of a 64-64 network on 10 tasks of 20 episodes of 100 steps, against that of `score`, second order.
 """
 
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 
@@ -19,13 +19,15 @@ from matplotlib.figure import Figure
 
 import metarl
 from metarl.core.parameters import call_per_task, expand_over_tasks, parameters_of, ravel
+from metarl.core.settings import setting
 from metarl.experiments.runner import plots
-from metarl.experiments.runner.configuration import OneLineParser, output_folder, parse, setting, to_json
+from metarl.experiments.runner.command_line import OneLineParser, read_plain
+from metarl.experiments.runner.outputs import output_folder
 from metarl.experiments.runner.training import one_line_errors
-from metarl.experiments.studies import tabular
+from metarl.experiments.studies import tabular, tabular_batches
 from metarl.rl.action_distributions import DiagonalGaussian
 from metarl.rl.episodes import Samples
-from metarl.rl.estimators import ESTIMATORS
+from metarl.rl.estimators import ESTIMATORS, PolicyModel
 from metarl.rl.objective import MetaObjective
 
 RESULTS = Path("runs") / "estimators"
@@ -66,7 +68,7 @@ class Variant:
         """Its inner loop."""
         return metarl.GradientDescent(step_size, steps, self.order == "second")
 
-    def gradient(self, batch: tabular.Batch, step_size: float, steps: int = 1) -> np.ndarray:
+    def gradient(self, batch: tabular_batches.Batch, step_size: float, steps: int = 1) -> np.ndarray:
         """Its meta-gradient on a batch."""
         return batch.meta_gradient(ESTIMATORS[self.estimator], self.rule(step_size, steps), self.sampling)
 
@@ -85,12 +87,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=RESULTS, metavar="DIR", help="where table and figure go")
     with one_line_errors():
         words = sys.argv[1:] if arguments is None else arguments
-        namespace, settings = parse(EstimatorSettings, words, parser, {})
+        namespace, settings = read_plain(EstimatorSettings, words, parser)
         output = output_folder(namespace.output)
         torch.set_num_threads(1)
         columns = [bias(settings), noise(settings), limits(settings), cost(settings)]
         rows = [{key: part[v.name][key] for part in columns for key in part[v.name]} for v in VARIANTS]
-        result = {"settings": to_json(settings), "rows": {v.name: row for v, row in zip(VARIANTS, rows, strict=True)}}
+        result = {"settings": asdict(settings), "rows": {v.name: row for v, row in zip(VARIANTS, rows, strict=True)}}
         print(table(result["rows"], settings))
         output.mkdir(parents=True, exist_ok=True)
         plots.save_json(output / "estimators.json", result)
@@ -111,7 +113,7 @@ def bias(settings: EstimatorSettings) -> Columns:
     rng, rule = np.random.default_rng([settings.seed, 0]), metarl.GradientDescent(settings.step_size)
     found: dict[str, list[np.ndarray]] = {variant.name: [] for variant in VARIANTS}
     for _ in range(settings.groups):
-        batch = tabular.sampled(rule, settings.episodes, 1000, rng, query=None)
+        batch = tabular_batches.sampled(rule, settings.episodes, 1000, rng, query=None)
         for variant in VARIANTS:
             found[variant.name].append(variant.gradient(batch, settings.step_size))
     columns, unit = {}, np.linalg.norm(truth)
@@ -135,11 +137,11 @@ def noise(settings: EstimatorSettings) -> Columns:
     rng, rule = np.random.default_rng([settings.seed, 1]), metarl.GradientDescent(settings.step_size)
     found: dict[str, list[np.ndarray]] = {variant.name: [] for variant in VARIANTS}
     for _ in range(settings.estimates):
-        batch = tabular.sampled(rule, settings.episodes, 10, rng, query=settings.episodes)
+        batch = tabular_batches.sampled(rule, settings.episodes, 10, rng, query=settings.episodes)
         for variant in VARIANTS:
             found[variant.name].append(variant.gradient(batch, settings.step_size))
     return {
-        name: {"deviation": float(np.sqrt(np.var(all_, axis=0, ddof=1).sum()) / np.linalg.norm(truth))}
+        name: {"std": float(np.sqrt(np.var(all_, axis=0, ddof=1).sum()) / np.linalg.norm(truth))}
         for name, all_ in found.items()
     }
 
@@ -149,7 +151,7 @@ def limits(settings: EstimatorSettings) -> Columns:
     columns: Columns = {variant.name: {} for variant in VARIANTS}
     for episodes, steps in ((1, 1), (1, 2), (1, 3), (None, 1), (None, 2), (None, 3)):
         truth = tabular.exact_gradient(settings.step_size, steps, episodes)
-        batch = tabular.enumerated(metarl.GradientDescent(settings.step_size, steps), episodes)
+        batch = tabular_batches.enumerated(metarl.GradientDescent(settings.step_size, steps), episodes)
         for variant in VARIANTS:
             if variant.sampling and episodes is None:
                 continue  # a sum over episodes has no limit
@@ -191,8 +193,9 @@ def _large_objective(variant: Variant) -> MetaObjective:
         return Samples(inputs, taken, outputs, family.log_prob(outputs, taken), advantages, weights, steps)
 
     returns = torch.randn(tasks) if variant.sampling else None
-    data = variant.rule(0.1), theta, [draw()], draw()
-    return MetaObjective(policy, family, ESTIMATORS[variant.estimator], *data, chunk=8, outcomes=returns)
+    model = PolicyModel(policy, family, ESTIMATORS[variant.estimator])
+    support, query = draw(), draw()
+    return MetaObjective(model, variant.rule(0.1), theta, [support], {1: query}, {1: 1.0}, chunk=8, outcomes=returns)
 
 
 def table(rows: Columns, settings: EstimatorSettings) -> str:
@@ -203,7 +206,7 @@ def table(rows: Columns, settings: EstimatorSettings) -> str:
         "E = 1",
         "E = inf",
         "E = inf, S = 3",
-        "deviation",
+        "std",
         "time",
     ]
     lines = [f"{'bias, after one inner step (S = 1)':36}" + "".join(f"{head:>18}" for head in heads)]
@@ -211,7 +214,7 @@ def table(rows: Columns, settings: EstimatorSettings) -> str:
     for name, row in rows.items():
         cells = [f"{row['bias']:.4f}", f"{row['bias_measured']:.4f} +- {row['half_width']:.4f}"]
         cells += [f"{row[key]:.4f}" if key in row else "-" for key in keys]
-        cells += [f"{row['deviation']:.3f}", f"{row['time']:.2f}"]
+        cells += [f"{row['std']:.3f}", f"{row['time']:.2f}"]
         lines.append(f"{name:36}" + "".join(f"{cell:>18}" for cell in cells))
     return "\n".join(lines)
 
@@ -222,7 +225,7 @@ def figure(rows: Columns) -> Figure:
     panels = drawing.subplots(1, 3, sharey=True)
     titles = {
         "bias": "exact bias / |exact meta-gradient|",
-        "deviation": "deviation / |exact meta-gradient|",
+        "std": "standard deviation / |exact meta-gradient|",
         "time": "time / that of score, second",
     }
     for axes, (key, title) in zip(panels, titles.items(), strict=True):

@@ -1,4 +1,4 @@
-"""How much of a meta-gradient is signal: `python experiments/meta_gradients.py RUN --gae-lambdas 1 0.95`.
+"""How much of a meta-gradient is signal: `python experiments/studies/meta_gradients.py RUN --gae-lambdas 1 0.95`.
 
 At the meta-parameters of a run, which stay as they are, the tasks and episodes of further iterations are sampled, and
 every estimator's meta-gradient is taken of each of these batches. What independent batches agree on is signal, whether
@@ -17,14 +17,16 @@ from torch import Tensor
 import metarl
 from metarl.core.parameters import ravel
 from metarl.core.randomness import keyed_generator
+from metarl.core.settings import SettingError
 from metarl.envs import Tasks
-from metarl.experiments.runner.configuration import OneLineParser, SettingError, output_file
+from metarl.experiments.runner.command_line import OneLineParser
+from metarl.experiments.runner.outputs import output_file
 from metarl.experiments.runner.plots import save_json
-from metarl.experiments.runner.starting import open_run
+from metarl.experiments.runner.start import open_run
 from metarl.experiments.runner.training import one_line_errors
 from metarl.experiments.studies.estimators import Variant
 from metarl.rl.estimators import ESTIMATORS
-from metarl.rl.learner import Stage
+from metarl.rl.learner import AdaptationStep
 
 REFERENCE = Variant("lvc", "second")  # the least biased of those whose noise leaves anything to see
 VARIANTS = [  # at the parameters that sampled, likelihood-ratio is lvc, and all estimators are one to first order
@@ -51,15 +53,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         check_batches(chosen.batches)
         names = ("inner_step_size", "threads")
         changes = {name: value for name in names if (value := getattr(chosen, name)) is not None}
-        _, settings, learner = open_run(chosen.run, changes=changes)
-        if not isinstance(learner, metarl.Learner) or learner.rule.steps == 0:
+        _, _, learner = open_run(chosen.run, changes=changes)
+        if not isinstance(learner, metarl.Learner) or learner.rule.inner_steps == 0:
             raise SettingError(f"{chosen.run} takes no policy through inner steps; allowed: runs that do")
-        lambdas = chosen.gae_lambdas or [settings.gae_lambda]
+        lambdas = chosen.gae_lambdas or [learner.advantages.gae_lambda]
         if wrong := [value for value in lambdas if not 0 <= value <= 1]:
             raise SettingError(f"--gae-lambdas = {wrong[0]}; allowed: 0 to 1")
         output = output_file(chosen.output, chosen.run / "meta_gradients.json")
-        if learner.weighting != "timestep":
-            raise SettingError(f"{chosen.run} has --weighting {learner.weighting}; allowed: a run with timestep")
+        if learner.advantages.weighting != "timestep":
+            raise SettingError(
+                f"{chosen.run} has --weighting {learner.advantages.weighting}; allowed: a run with timestep"
+            )
         rows = measure(learner, chosen.batches, lambdas)
         print(table(rows, chosen.batches))
         if chosen.batches < _FEW:
@@ -85,41 +89,35 @@ def check_batches(count: int) -> None:
 def measure(learner: metarl.Learner, batches: int, lambdas: Sequence[float]) -> dict[str, Row]:
     """The rows of the table, by estimator and lambda; see `compare`, whose reference is lvc with the first lambda."""
     found: dict[str, list[Tensor]] = {}
-    sampler = another(learner, estimator=ESTIMATORS["dice"], initial_sampling=False)  # which keeps episodes whole
-    for tasks in further_tasks(sampler, batches):
-        for gae_lambda in lambdas:
-            sampler.gae_lambda = gae_lambda
-            stages = sampler.adapt(tasks, learner.rule.steps, purpose="train")
-            for variant, gradient in zip(VARIANTS, meta_gradients(learner, stages), strict=True):
+    for gae_lambda in lambdas:
+        advantages = replace(learner.advantages, gae_lambda=gae_lambda)
+        # dice keeps the samples of an episode together, which serves all estimators
+        sampler = replace(learner, estimator=ESTIMATORS["dice"], initial_sampling=False, advantages=advantages)
+        for iteration, tasks in further_tasks(learner, batches):
+            path = sampler.adapt(tasks, learner.rule.inner_steps, purpose="train", iteration=iteration)
+            for variant, gradient in zip(VARIANTS, meta_gradients(learner, path), strict=True):
                 found.setdefault(_label(variant, gae_lambda), []).append(gradient)
     gradients = {name: torch.stack(values) for name, values in found.items()}
     return compare(gradients, _label(REFERENCE, lambdas[0]))
 
 
-def meta_gradients(learner: metarl.Learner, stages: Sequence[Stage]) -> list[Tensor]:
+def meta_gradients(learner: metarl.Learner, path: Sequence[AdaptationStep]) -> list[Tensor]:
     """Each variant's meta-gradient (n,) at the learner's parameters, on the same episodes."""
     rule_of_run: Any = learner.rule  # a dataclass
     vector, gradients = ravel(list(learner.theta.values())), []
     for variant in VARIANTS:
         rule = replace(rule_of_run, second_order=variant.order == "second")
         made_of = {"estimator": ESTIMATORS[variant.estimator], "initial_sampling": variant.sampling, "rule": rule}
-        _, gradient = another(learner, **made_of).objective(stages).loss_and_gradient(vector)
+        _, gradient = replace(learner, **made_of).objective(path).loss_and_gradient(vector)
         gradients.append(gradient.double())
     return gradients
 
 
-def further_tasks(sampler: metarl.Learner, batches: int) -> Iterator[Tasks]:
-    """The tasks of further iterations, for which the sampler stands at each of these in turn."""
-    for iteration in range(sampler.iteration, sampler.iteration + batches):
-        sampler.iteration = iteration
-        yield sampler.distribution.sample(sampler.tasks, keyed_generator(sampler.seed, "train/tasks", iteration))
-
-
-def another(learner: metarl.Learner, **changes: Any) -> metarl.Learner:
-    """Another learner, at the same parameters and iteration."""
-    other = replace(learner, **changes)
-    other.theta, other.iteration = learner.theta, learner.iteration
-    return other
+def further_tasks(learner: metarl.Learner, batches: int) -> Iterator[tuple[int, Tasks]]:
+    """Numbers and tasks of the iterations that the learner would do next."""
+    for iteration in range(learner.iteration, learner.iteration + batches):
+        rng = keyed_generator(learner.seed, "train/tasks", iteration)
+        yield iteration, learner.task_distribution.sample(learner.sampling.num_tasks, rng)
 
 
 def _label(variant: Variant, gae_lambda: float) -> str:

@@ -1,4 +1,4 @@
-"""What Hessian products from a part of the samples cost: `python experiments/products.py RUN --fractions 1 0.1`.
+"""Cost of Hessian products from a part of the samples: `python experiments/studies/products.py RUN --fractions 1 0.1`.
 
 At the meta-parameters of a run, which stay as they are, the tasks and episodes of further iterations are sampled. On
 each of these batches TRPO takes its step, with products from every fraction of the samples in turn, and what a step
@@ -16,11 +16,13 @@ from torch import Tensor
 import metarl
 from metarl.core.parameters import ravel
 from metarl.core.randomness import keyed_generator
-from metarl.experiments.runner.configuration import OneLineParser, SettingError, output_file
+from metarl.core.settings import SettingError
+from metarl.experiments.runner.command_line import OneLineParser
+from metarl.experiments.runner.outputs import output_file
 from metarl.experiments.runner.plots import save_json
-from metarl.experiments.runner.starting import open_run
+from metarl.experiments.runner.start import open_run
 from metarl.experiments.runner.training import one_line_errors
-from metarl.experiments.studies.meta_gradients import add_batches, another, check_batches, further_tasks, off_diagonal
+from metarl.experiments.studies.meta_gradients import add_batches, check_batches, further_tasks, off_diagonal
 from metarl.rl.objective import MetaObjective
 
 Row = dict[str, float]
@@ -55,11 +57,11 @@ def measure(learner: metarl.Learner, batches: int, fractions: Sequence[float]) -
     objectives = sample_objectives(learner, batches)
     gains, kls = {}, {}
     for fraction in fractions:
-        outer = replace(learner.outer, product_fraction=fraction)  # type: ignore[type-var]  # TRPO is a dataclass
+        outer = replace(learner.outer, hvp_sample_fraction=fraction)  # type: ignore[type-var]  # TRPO is a dataclass
         found = []
         for number, objective in enumerate(objectives):
             rng = keyed_generator(learner.seed, "train/products", learner.iteration + number)
-            moved, _, _ = outer.update(objective, vector, rng, learner.outer_state)
+            moved, _, _ = outer.update(objective, vector, rng, learner.state.outer)
             found.append([torch.stack(other.evaluate(moved)) for other in objectives])
         losses, kls[str(fraction)] = torch.stack([torch.stack(row) for row in found]).double().unbind(dim=2)
         before = torch.stack([objective.evaluate(vector)[0] for objective in objectives]).double()
@@ -69,10 +71,9 @@ def measure(learner: metarl.Learner, batches: int, fractions: Sequence[float]) -
 
 def sample_objectives(learner: metarl.Learner, batches: int) -> list[MetaObjective]:
     """The meta-objectives of further iterations, all at the learner's parameters."""
-    sampler = another(learner)
     return [
-        sampler.objective(sampler.adapt(tasks, learner.rule.steps, purpose="train"))
-        for tasks in further_tasks(sampler, batches)
+        learner.objective(learner.adapt(tasks, learner.rule.inner_steps, purpose="train", iteration=iteration))
+        for iteration, tasks in further_tasks(learner, batches)
     ]
 
 

@@ -5,168 +5,19 @@ tasks, to M numbers. Theta too comes with a row for each task, all equal, so tha
 they do not depend on which tasks are handled together, and the caller adds them up as exactly as it likes.
 """
 
-import fnmatch
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from metarl.core.jacobian import Linearised, weighted_gradient
 from metarl.core.parameters import Parameters
-from metarl.core.validation import require, require_positive, require_whole
+from metarl.core.rules import AdaptationRule
 
 Data = TypeVar("Data")
 Loss = Callable[[Parameters, Data], Tensor]
-
-
-class AdaptationRule(Protocol):
-    """Where a task's parameters start from the meta-parameters, and what one inner step does to them.
-
-    Attributes:
-        steps: S, the number of inner steps in meta-training.
-        second_order: whether the meta-gradient runs through the inner gradients.
-    """
-
-    @property
-    def steps(self) -> int: ...
-
-    @property
-    def second_order(self) -> bool: ...
-
-    def meta_parameters(self, parameters: Parameters) -> Parameters:
-        """Theta for a module's parameters: these, and whatever else the rule itself learns."""
-        ...
-
-    def adapted_names(self, phi: Parameters) -> list[str]:
-        """Names of the parameters that inner steps change; the others are shared by all tasks."""
-        ...
-
-    def start(self, theta: Parameters) -> Parameters:
-        """The module's parameters before the first step; like theta with a leading axis of M tasks."""
-        ...
-
-    def update(self, theta: Parameters, phi: Parameters, gradients: Parameters, step: int) -> Parameters:
-        """Parameters after inner step number `step`, counted from 0, given the gradients of the adapted ones."""
-        ...
-
-
-@dataclass(frozen=True)
-class GradientDescent:
-    """phi' = phi - alpha_s * gradient (Finn et al. 2017).
-
-    With `adapted` naming the last layer this is ANIL (Raghu et al. 2020): the rest of the network is shared and only
-    meta-learned. With `adapted` naming a context vector that the module feeds to itself, and `from_zero`, it is CAVIA
-    (Zintgraf et al. 2019); the context's entry in theta then has no effect and keeps its value.
-
-    Attributes:
-        step_size: alpha for the steps that training takes.
-        steps: S, the inner steps of meta-training.
-        second_order: False drops the inner Hessian from the meta-gradient (first-order MAML).
-        later_factor: multiplies alpha at test time for every step after the S trained ones, and after the first;
-            the paper's code halves.
-        adapted: patterns, as of file names, of the parameters that inner steps change.
-        from_zero: the adapted parameters of every task start at 0, not at theta.
-    """
-
-    step_size: float = 0.1
-    steps: int = 1
-    second_order: bool = True
-    later_factor: float = 0.5
-    adapted: tuple[str, ...] = ("*",)
-    from_zero: bool = False
-
-    def __post_init__(self) -> None:
-        require_whole("steps", self.steps, at_least=0)
-        require_positive("step_size", self.step_size)
-        require_positive("later_factor", self.later_factor)
-        require(not isinstance(self.adapted, str), "adapted", self.adapted, "a tuple of patterns")
-
-    def meta_parameters(self, parameters: Parameters) -> Parameters:
-        """The module's parameters alone; ValueError if a pattern of `adapted` fits none of them."""
-        for pattern in self.adapted:
-            if not fnmatch.filter(parameters, pattern):
-                raise ValueError(f"adapted = {pattern!r} fits no parameter; allowed: {', '.join(parameters)}")
-        return dict(parameters)
-
-    def adapted_names(self, phi: Parameters) -> list[str]:
-        """Those that fit a pattern of `adapted`."""
-        return [name for name in phi if any(fnmatch.fnmatchcase(name, pattern) for pattern in self.adapted)]
-
-    def start(self, theta: Parameters) -> Parameters:
-        """Every task starts at theta, or its adapted parameters at 0."""
-        phi = dict(theta)
-        if self.from_zero:
-            phi |= {name: 0 * phi[name] for name in self.adapted_names(phi)}  # in the graph, with derivative 0
-        return phi
-
-    def update(self, theta: Parameters, phi: Parameters, gradients: Parameters, step: int) -> Parameters:
-        """One step downhill."""
-        factor = 1.0 if step < max(1, self.steps) else self.later_factor
-        moved = {
-            name: phi[name] - factor * self._step_size(theta, name, step) * gradient
-            for name, gradient in gradients.items()
-        }
-        return {**phi, **moved}
-
-    def _step_size(self, theta: Parameters, name: str, step: int) -> float | Tensor:
-        return self.step_size
-
-
-class _LearnedStepSizes(GradientDescent):
-    """Gradient descent whose step sizes are meta-parameters `step_size.NAME`, one tensor per adapted parameter."""
-
-    _prefix = "step_size."
-
-    def meta_parameters(self, parameters: Parameters) -> Parameters:
-        """The module's parameters, and the step sizes of the adapted ones, which all start at `step_size`."""
-        theta = super().meta_parameters(parameters)
-        if taken := [name for name in theta if name.startswith(self._prefix)]:
-            raise ValueError(f"parameter {taken[0]!r} has the name of a step size; allowed: any other name")
-        sizes = {self._prefix + n: self._initial_step_size(theta[n]) for n in self.adapted_names(theta)}
-        return {**theta, **sizes}
-
-    def start(self, theta: Parameters) -> Parameters:
-        """As in plain gradient descent; the step sizes are no parameters of the module."""
-        own = {name: value for name, value in theta.items() if not name.startswith(self._prefix)}
-        return super().start(own)
-
-    def _initial_step_size(self, parameter: Tensor) -> Tensor:
-        raise NotImplementedError
-
-
-@dataclass(frozen=True)
-class MetaSGD(_LearnedStepSizes):
-    """phi' = phi - alpha * gradient, alpha a learned tensor shaped as the parameter (Meta-SGD, Li et al. 2017).
-
-    All steps share it. Its elements may become negative, as in the paper; they start at one value, where the paper
-    draws them at random. Attributes as in `GradientDescent`; `step_size` is where alpha starts.
-    """
-
-    def _initial_step_size(self, parameter: Tensor) -> Tensor:
-        return torch.full_like(parameter, self.step_size)
-
-    def _step_size(self, theta: Parameters, name: str, step: int) -> Tensor:
-        return theta[self._prefix + name]
-
-
-@dataclass(frozen=True)
-class LayerStepSizes(_LearnedStepSizes):
-    """phi' = phi - alpha_s * gradient, alpha_s a learned number per tensor and step (MAML++, Antoniou et al. 2019).
-
-    Steps after the S trained ones use the last step's times `later_factor`. Attributes as in `GradientDescent`;
-    `step_size` is where all alpha_s start. The paper gives a layer's weight and bias one number; here each tensor has
-    its own.
-    """
-
-    def _initial_step_size(self, parameter: Tensor) -> Tensor:
-        return parameter.new_full((max(1, self.steps),), self.step_size)
-
-    def _step_size(self, theta: Parameters, name: str, step: int) -> Tensor:
-        sizes = theta[self._prefix + name][:, min(step, max(1, self.steps) - 1)]
-        return sizes.view(-1, *[1] * (theta[name].ndim - 1))
 
 
 def inner_gradient(

@@ -1,8 +1,8 @@
 """Several processes, on one machine or many, that divide the tasks of a meta-batch (torch.distributed).
 
-`torchrun` starts them. Each steps and adapts to its own share of the tasks, whatever is a sum over tasks is reduced,
-and so all of them take the same step and hold the same meta-parameters. Gloo carries tensors of the CPU, NCCL those of
-GPUs.
+`torchrun` starts them. Each process samples and adapts to its own shard of the tasks, and every sum over tasks is
+reduced over all of them, so all take the same step and hold the same meta-parameters. Gloo is the backend for tensors
+on CPUs, NCCL for those on GPUs.
 """
 
 import os
@@ -16,7 +16,7 @@ import torch.distributed as dist
 import torch.distributed.nn.functional  # its defaults would keep a group that is there when it is first imported
 from torch import Tensor
 
-_PATIENCE = timedelta(minutes=10)  # until a process that waits for another gives up; a dead one is noticed at once
+_TIMEOUT = timedelta(minutes=10)  # of a collective call; a process that has ended is noticed at once
 
 
 class LostProcessError(RuntimeError):
@@ -25,52 +25,54 @@ class LostProcessError(RuntimeError):
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes of a run, seen from one of them; what one does with all of them, all have to do.
+    """The processes of a run, seen from one of them.
+
+    Every method but `shard` is collective: every rank must call it, in the same order.
 
     Attributes:
         rank: number of this process, from 0.
-        size: how many there are.
+        world_size: number of processes.
     """
 
     rank: int = 0
-    size: int = 1
+    world_size: int = 1
 
-    def share(self, count: int) -> slice:
-        """This process's part of `count` tasks: consecutive ones, in the order of ranks, as evenly as it goes."""
-        return slice(self.rank * count // self.size, (self.rank + 1) * count // self.size)
+    def shard(self, count: int) -> slice:
+        """Return this rank's slice of `count` tasks: consecutive ones, whose numbers differ by one at most."""
+        return slice(self.rank * count // self.world_size, (self.rank + 1) * count // self.world_size)
 
-    def sum(self, values: Tensor) -> Tensor:
-        """Sum over the processes, of the same bits on all of them; shaped as the values of each."""
+    def all_reduce_sum(self, values: Tensor) -> Tensor:
+        """Return the sum of `values` over the ranks, the same bits on all of them, shaped as `values`."""
         return self._reduce(values, dist.ReduceOp.SUM)
 
-    def most(self, value: int) -> int:
-        """The largest value that a process has."""
+    def all_reduce_max(self, value: int) -> int:
+        """Return the largest `value` of any rank."""
         return int(self._reduce(torch.tensor(value), dist.ReduceOp.MAX))
 
-    def join(self, own: Tensor, count: int) -> Tensor:
-        """Values (count, ...) of all tasks, from those of each process's share; exact."""
+    def all_gather(self, own: Tensor, count: int) -> Tensor:
+        """Return the values (count, ...) of all tasks from those of each rank's shard, exactly."""
         whole = own.new_zeros(count, *own.shape[1:])
-        whole[self.share(count)] = own
-        return self.sum(whole)
+        whole[self.shard(count)] = own
+        return self.all_reduce_sum(whole)
 
-    def first(self, values: Tensor) -> Tensor:
-        """The values of process 0."""
-        if self.size == 1:
+    def broadcast(self, values: Tensor) -> Tensor:
+        """Return the `values` of rank 0."""
+        if self.world_size == 1:
             return values
         received = values.clone()
         self._call(dist.broadcast, received, 0)
         return received
 
-    def everyone(self, value: Any) -> list[Any]:
-        """What each process has to say, by rank: plain data."""
-        if self.size == 1:
+    def all_gather_objects(self, value: Any) -> list[Any]:
+        """Return the `value` of each rank, plain data, in the order of ranks."""
+        if self.world_size == 1:
             return [value]
-        said: list[Any] = [None] * self.size
-        self._call(dist.all_gather_object, said, value)
-        return said
+        values: list[Any] = [None] * self.world_size
+        self._call(dist.all_gather_object, values, value)
+        return values
 
     def _reduce(self, values: Tensor, operation: Any) -> Tensor:
-        if self.size == 1:
+        if self.world_size == 1:
             return values
         reduced = values.clone()
         self._call(dist.all_reduce, reduced, operation)
@@ -81,7 +83,7 @@ class Processes:
             collective(*arguments)
         except RuntimeError as error:
             raise LostProcessError(
-                f"process {self.rank} of {self.size} lost another one: {str(error).splitlines()[0]}"
+                f"process {self.rank} of {self.world_size} lost another one: {str(error).splitlines()[0]}"
             ) from error
 
 
@@ -89,7 +91,7 @@ ALONE = Processes()
 
 
 def start(device: str) -> Processes:
-    """Meet the processes that `torchrun` started together with this one; without torchrun it is alone.
+    """Join the processes that `torchrun` started together with this one; without torchrun it is alone.
 
     Args:
         device: where learning happens.
@@ -101,7 +103,7 @@ def start(device: str) -> Processes:
         on_gpu = torch.device(device).type == "cuda"
         if on_gpu and not dist.is_nccl_available():
             raise ValueError("several processes on GPUs, but this PyTorch has no NCCL; allowed: the device cpu")
-        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=_PATIENCE)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=_TIMEOUT)
     return current()
 
 
@@ -111,9 +113,9 @@ def current() -> Processes:
 
 
 def end() -> None:
-    """Part from the other processes, once there is nothing left to do together.
+    """Leave the process group, once there is no collective call left to make.
 
-    The group's threads end with it: one that is alive when the interpreter ends may abort the process.
+    This ends the group's threads: one that is alive when the interpreter ends may abort the process.
     """
     if dist.is_initialized():
         dist.destroy_process_group()

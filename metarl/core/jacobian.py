@@ -11,11 +11,14 @@ LinearMap = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 
 
 class Jacobian:
-    """J = d outputs / d inputs, as a linear map.
+    """The Jacobian J = d outputs / d inputs as a linear map.
 
-    J' u is one backward pass. J v is the derivative of J' u, which is linear in u, with respect to u; no forward-mode
-    rules are needed, so any module that can be differentiated twice will do. Both graphs are kept, so that many
-    products at the same point cost only the products.
+    J' u is one backward pass. J v is the derivative with respect to u of J' u, which is linear in u. So no forward-mode
+    rules are needed, and any module works that can be differentiated twice. Both graphs are built once and kept.
+
+    Args:
+        outputs: tensors with a graph.
+        inputs: tensors that they depend on.
     """
 
     def __init__(self, outputs: Sequence[Tensor], inputs: Sequence[Tensor]):
@@ -26,48 +29,51 @@ class Jacobian:
         )
 
     def product(self, tangents: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """J v, shaped as the outputs, for v shaped as the inputs."""
+        """Return J v, shaped as the outputs, for v shaped as the inputs."""
         return weighted_gradient(self._pullback, self._cotangents, tangents)
 
     def transposed_product(self, cotangents: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """J' u, shaped as the inputs, for u shaped as the outputs."""
+        """Return J' u, shaped as the inputs, for u shaped as the outputs."""
         return weighted_gradient(self._outputs, self._inputs, cotangents)
 
 
 class Symmetric(Function):
-    """A v for a symmetric matrix A that is known by its products: `Symmetric.apply(product, *v)`."""
+    """The product A v with a symmetric matrix A, of which only products are known: `Symmetric.apply(product, *v)`."""
 
     @staticmethod
     def forward(ctx: Any, product: LinearMap, *vectors: Tensor) -> tuple[Tensor, ...]:
-        """A v."""
+        """Return A v, shaped as v."""
         ctx.product = product
         return tuple(product(vectors))
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
-        """A u."""
+        """Return A u, as A is symmetric."""
         return None, *Symmetric.apply(ctx.product, *cotangents)
 
 
 class Linearised(Function):
-    """Values whose derivative in x is a symmetric matrix: `Linearised.apply(product, values, *x)`."""
+    """Given values whose derivative in x is a symmetric matrix A: `Linearised.apply(product, values, *x)`.
+
+    The values are not computed from x; only their derivative A, of which only products are known, belongs to it.
+    """
 
     @staticmethod
     def forward(ctx: Any, product: LinearMap, values: Sequence[Tensor], *inputs: Tensor) -> tuple[Tensor, ...]:
-        """The values."""
+        """Return the values as they are."""
         ctx.product = product
         return tuple(values)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
-        """A u."""
+        """Return A u."""
         return None, None, *Symmetric.apply(ctx.product, *cotangents)
 
 
 def weighted_gradient(
     outputs: Sequence[Tensor], inputs: Sequence[Tensor], weights: Sequence[Tensor]
 ) -> tuple[Tensor, ...]:
-    """Gradient of the sum of outputs times weights in the inputs, 0 where there is none; the graph stays."""
+    """Return the gradient of sum(outputs * weights) in the inputs, 0 where they play no part; the graph is kept."""
     used = [(output, weight) for output, weight in zip(outputs, weights, strict=True) if output.requires_grad]
     if not used:
         return tuple(torch.zeros_like(value) for value in inputs)

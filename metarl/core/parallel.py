@@ -1,7 +1,7 @@
-"""Chunks of tasks side by side on a CPU: as many threads as torch has, each with mathematics of one thread.
+"""Chunks of tasks, computed side by side on a CPU: one Python thread per chunk, whose operations use one core each.
 
-Threads within an operation wait for each other after every one of the many short operations of a meta-gradient; threads
-of their own chunks never wait. What a chunk computes is the same on any number of threads, to the last bit.
+This is faster than torch's own threads, which must wait for each other after every one of the many short operations of
+a meta-gradient. The result of a chunk is the same on any number of threads, to the last bit.
 """
 
 import copy
@@ -20,10 +20,15 @@ _worker = threading.local()
 
 
 def task_chunks(tasks: int, size: int, workers: int = 1) -> list[slice]:
-    """Cut M tasks into consecutive slices of at most `size`, alike in length.
+    """Cut M tasks into consecutive slices of at most `size`, whose lengths differ by one at most.
 
-    Their number is a multiple of `workers`, which take equal shares then, but for more slices than `size` needs each
-    must have two tasks: matrix products may round a single one otherwise.
+    The number of slices is a multiple of `workers`, so that all have equally much to do. But where `size` alone would
+    need fewer slices, every slice keeps at least two tasks, because matrix products may round a single one otherwise.
+
+    Args:
+        tasks: M.
+        size: the most tasks of a slice.
+        workers: number of threads.
     """
     rounds = -(-tasks // (size * workers))
     count = min(rounds * workers, max(-(-tasks // size), tasks // 2))
@@ -33,10 +38,16 @@ def task_chunks(tasks: int, size: int, workers: int = 1) -> list[slice]:
 def parallel_map(
     function: Callable[[Item], Result], items: Sequence[Item], device: torch.device | str = "cpu"
 ) -> list[Result]:
-    """[function(item) for item in items], side by side; a function that calls a module calls its `own_copy`.
+    """Return [function(item) for item in items], computed side by side on a CPU.
 
-    A single item, too, has one thread: some operations round differently on several. A device other than the CPU takes
-    one item after the other: there, chunks are for memory that cannot hold them all.
+    A function that calls a module must call its `own_copy`. A single item is computed on one core as well, because some
+    operations round differently on several. On other devices the items are computed one after the other; there, chunks
+    serve to save memory.
+
+    Args:
+        function: of one item.
+        items: such as slices of tasks.
+        device: where the function computes.
     """
     threads = workers(device)
     if threads == 1:
@@ -52,12 +63,15 @@ def parallel_map(
 
 
 def workers(device: torch.device | str) -> int:
-    """How many items `parallel_map` takes side by side."""
+    """Return the number of items that `parallel_map` computes at the same time."""
     return torch.get_num_threads() if torch.device(device).type == "cpu" else 1
 
 
 def own_copy(module: nn.Module) -> nn.Module:
-    """The module; on a thread of `parallel_map` a copy of its own, as a functional call swaps the module's tensors."""
+    """Return the module or, on a thread of `parallel_map`, that thread's copy of it.
+
+    A functional call replaces the tensors of a module while it runs, so two threads cannot share one.
+    """
     copies = getattr(_worker, "copies", None)
     if copies is None:
         return module

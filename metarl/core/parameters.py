@@ -4,7 +4,9 @@ Meta-parameters theta have the module's own shapes; adapted parameters phi have 
 module holds, its buffers and frozen parameters, are constants: they stay in the module, and go into checkpoints.
 """
 
+import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -52,11 +54,35 @@ def restore_constants(module: nn.Module, constants: Parameters | None) -> None:
     module.load_state_dict(constants, strict=False)
 
 
-def require_alike(kind: str, found: Parameters, own: Parameters) -> None:
-    """ValueError unless what a state holds of a kind has our own names and shapes."""
-    shapes, allowed = ({name: tuple(value.shape) for name, value in held.items()} for held in (found, own))
-    if shapes != allowed:
+def own_module(module: nn.Module, device: torch.device | str) -> nn.Module:
+    """Return a copy of a module, on a device, that nobody else changes; ValueError for one that cannot be copied."""
+    try:
+        return copy.deepcopy(module).to(device)
+    except Exception as error:  # user code may raise anything
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(
+            f"{type(module).__name__} cannot be copied ({reason}); allowed: a module that copy.deepcopy copies, "
+            "so without tensors that are part of a graph"
+        ) from error
+
+
+def copied_to(values: Any, device: torch.device | str) -> Any:
+    """Return copies on a device of the tensors in a dict, or in dicts of dicts."""
+    if isinstance(values, dict):
+        return {name: copied_to(value, device) for name, value in values.items()}
+    return values.detach().clone().to(device)
+
+
+def require_alike(kind: str, found: Any, own: Any) -> None:
+    """ValueError unless what a state holds of a kind, tensors in a dict or in dicts of dicts, has our own shapes."""
+    if (shapes := _shapes(found)) != (allowed := _shapes(own)):
         raise ValueError(f"the state holds the {kind} {shapes}; allowed: {allowed}")
+
+
+def _shapes(held: Any) -> Any:
+    if isinstance(held, dict):
+        return {name: _shapes(value) for name, value in held.items()}
+    return tuple(held.shape) if isinstance(held, Tensor) else f"a {type(held).__name__}"
 
 
 def expand_over_tasks(parameters: Parameters, tasks: int) -> Parameters:

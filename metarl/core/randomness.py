@@ -7,7 +7,7 @@ chunks or processes, and two names never give the same stream.
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -39,6 +39,10 @@ class RolloutKey:
     iteration: int
     first_task: int = 0
     first_episode: int = 0
+
+    def of_step(self, inner_step: int, first_task: int) -> "RolloutKey":
+        """The key of the rollout after so many inner steps, of tasks from number `first_task` on."""
+        return replace(self, purpose=f"{self.purpose}/step_{inner_step}", first_task=first_task)
 
     def reset_seeds(self, tasks: int, episodes: int) -> list[int]:
         """One environment seed for each of the M*E lanes, in lane order."""

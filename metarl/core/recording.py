@@ -1,9 +1,15 @@
-"""Loops in which Python or kernel launches are the bottleneck: bare tensor operations, or one launch, instead."""
+"""Recorded operations: loops in which Python is the bottleneck run bare tensor operations instead.
+
+What is recorded belongs to one caller, who holds a copy of the module that nobody else changes. A recording is compared
+with the function that it was made of, to the last bit; one that cannot be made, or differs, is not used, and says so
+once.
+"""
 
 import threading
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
-from weakref import WeakKeyDictionary
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,58 +19,42 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from metarl.core.parameters import Parameters, call_per_task
 
-_Captured = tuple[GraphModule, GraphModule]
-_captured: WeakKeyDictionary[nn.Module, tuple[tuple, dict[tuple, _Captured]]] = WeakKeyDictionary()
-
 _ALIASES = {
     torch.ops.aten.view.default,
     torch.ops.aten._unsafe_view.default,
     torch.ops.aten.expand.default,
     torch.ops.aten.detach.default,
 }
-_one_at_a_time = threading.Lock()  # for recordings
 _PATIENCE = 10  # calls before a recording is made, which takes as long as hundreds of them
 
 
-def fingerprint(module: nn.Module) -> tuple:
-    """What differs after a plain attribute, a buffer or a frozen parameter of the module has changed.
-
-    A recording holds their values, so it serves as long as the fingerprint is the same.
-    """
-    plain: list[tuple[str, object]] = []
-    tensors: list[Tensor] = list(module.parameters())
-    for part in module.modules():
-        values = {**vars(part), **part._buffers}
-        plain += [(n, value) for n, value in values.items() if isinstance(value, bool | int | float | str)]
-        tensors += [value for value in values.values() if isinstance(value, Tensor)]
-    return (*plain, *((id(value), value._version) for value in tensors if not value.requires_grad))
-
-
-class Recording:
-    """A function of tensors that computes its own derivatives, if any: a faster one, after some calls.
+class RecordedFunction:
+    """A function of tensors that computes its own derivatives, if any: a faster one, after ten calls.
 
     The operations are recorded once per shapes, derivatives included, and from then on replayed without graph or
-    Python code. The recording is compared with the function itself when it is made, and must equal it to the last
-    bit; a function that cannot be recorded runs as it is. So whatever the function depends on beside its tensors must
-    not change: see `fingerprint`.
+    Python code. Whatever the function depends on beside its tensors must not change.
 
     Args:
         function: maps tensors to tensors that need no graph.
+        name: of the function, for the warning that it cannot be recorded.
     """
 
-    def __init__(self, function: Callable[..., Sequence[Tensor]]):
-        self._function = function
+    def __init__(self, function: Callable[..., Sequence[Tensor]], name: str):
+        self._function, self._name = function, name
         self._calls: dict[tuple, int] = {}
         self._recorded: dict[tuple, Callable[..., Sequence[Tensor]]] = {}
+        self._lock = threading.Lock()
 
     def __call__(self, *tensors: Tensor) -> Sequence[Tensor]:
-        """What the function returns."""
+        """Return what the function returns."""
         key = tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in tensors)
-        if key in self._recorded:
+        if (replay := self._recorded.get(key, self._function)) is not self._function:
             with torch.no_grad():
-                return self._recorded[key](*tensors)
+                return replay(*tensors)
         found = self._function(*tensors)
-        with _one_at_a_time:
+        if key in self._recorded:
+            return found
+        with self._lock:
             self._calls[key] = self._calls.get(key, 0) + 1
             if self._calls[key] == _PATIENCE:
                 self._recorded[key] = self._record(tensors, found)
@@ -81,90 +71,65 @@ class Recording:
             recorded.recompile()
             with torch.no_grad():
                 found = recorded(*tensors)
-        except Exception:  # whatever a stranger's module does that cannot be recorded
+        except Exception as error:  # user code may raise anything
+            _warn(self._name, f"{type(error).__name__}: {error}")
             return self._function
-        return recorded if all(map(torch.equal, found, expected)) else self._function
+        if all(map(torch.equal, found, expected)):
+            return recorded
+        _warn(self._name, "its recording gives other numbers")
+        return self._function
 
 
-def capture(module: nn.Module, parameters: Parameters, inputs: Tensor) -> Callable[[Tensor], Tensor]:
-    """Return a faster inputs -> call_per_task(module, parameters, inputs) for these shapes, without gradients.
+class RecordedModule:
+    """A module whose calls without gradients are recorded, once per shapes.
 
-    The operations are recorded once per shapes and `fingerprint` of the module. What does not depend on the inputs is
-    computed here, once. Every capture is compared with the module itself on the inputs given, and must equal it to the
-    last bit: a module that has changed since is recorded again, and one that cannot be recorded runs as it is.
+    What does not depend on the inputs, such as transposed weights, is computed once per `bind`.
 
     Args:
-        module: as in `call_per_task`.
-        parameters: (M, ...) tensors.
-        inputs: (M, N, ...), an example.
+        module: as in `call_per_task`; the caller's own, which does not change.
     """
-    plain = partial(call_per_task, module, parameters)
-    expected = plain(inputs)
-    now = fingerprint(module)
-    made_of, known = _captured.get(module, (None, {}))
-    if made_of != now:
-        known = {}
-        _captured[module] = now, known
-    values = list(parameters.values())
-    key = (inputs.shape, inputs.device, *(value.shape for value in values))
-    for _ in range(2):
-        try:
-            if key not in known:
-                known[key] = _record(module, parameters, inputs)
-            prepare, run = known[key]
-            replay = partial(run, *prepare(*values))
-            if torch.equal(replay(inputs), expected):
-                return replay
-        except Exception:  # whatever a stranger's module does that cannot be recorded
-            known.pop(key, None)
+
+    def __init__(self, module: nn.Module):
+        self._module = module
+        self._recorded: dict[tuple, tuple[GraphModule, GraphModule] | None] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_recorded": {}}  # a copy records anew
+
+    def bind(self, parameters: Parameters, inputs: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return a fast inputs -> call_per_task(module, parameters, inputs) for these shapes.
+
+        It equals the module to the last bit on the inputs given, or is the module itself.
+
+        Args:
+            parameters: (M, ...) tensors.
+            inputs: (M, N, ...), an example.
+        """
+        plain = partial(call_per_task, self._module, parameters)
+        expected, values = plain(inputs), list(parameters.values())
+        key = (inputs.shape, inputs.device, *(value.shape for value in values))
+        if key not in self._recorded:
+            self._recorded[key] = self._record(parameters, inputs)
+        if (recorded := self._recorded[key]) is None:
             return plain
-        del known[key]
-    return plain
+        prepare, run = recorded
+        replay = partial(run, *prepare(*values))
+        if torch.equal(replay(inputs), expected):
+            return replay
+        self._recorded[key] = None
+        _warn(type(self._module).__name__, "its recording gives other numbers")
+        return plain
+
+    def _record(self, parameters: Parameters, inputs: Tensor) -> tuple[GraphModule, GraphModule] | None:
+        try:
+            return _split_recording(self._module, parameters, inputs)
+        except Exception as error:  # user code may raise anything
+            _warn(type(self._module).__name__, f"{type(error).__name__}: {error}")
+            return None
 
 
-def one_launch(function: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> Callable[..., tuple[Tensor, ...]]:
-    """Return a function of GPU tensors as a CUDA graph: its kernels are recorded once and then launched together.
-
-    The outputs of a call hold until the next one. A function that cannot be recorded, or whose replay gives anything
-    else than the function itself, runs as it is.
-
-    Args:
-        function: of tensors that keep their shapes, without decisions that depend on their values.
-        inputs: an example.
-    """
-    fixed = [value.clone() for value in inputs]
-    device = inputs[0].device
-    try:
-        current, side, graph = torch.cuda.current_stream(device), torch.cuda.Stream(device), torch.cuda.CUDAGraph()
-        side.wait_stream(current)
-        with torch.cuda.stream(side):
-            expected = function(*fixed)  # libraries allocate their workspaces at the first call
-            graph.capture_begin()
-            try:
-                outputs = function(*fixed)
-            finally:
-                graph.capture_end()
-        current.wait_stream(side)
-        for output in outputs:
-            output.zero_()  # so that only a replay that computes them can equal what is expected
-        graph.replay()
-        same = all(torch.allclose(found, value) for found, value in zip(outputs, expected, strict=True))
-    except RuntimeError:
-        return function
-    if not same:
-        return function
-
-    def replay(*values: Tensor) -> tuple[Tensor, ...]:
-        for place, value in zip(fixed, values, strict=True):
-            place.copy_(value)
-        graph.replay()
-        return outputs
-
-    return replay
-
-
-def _record(module: nn.Module, parameters: Parameters, inputs: Tensor) -> _Captured:
-    """Two graphs: parameters to what can be prepared, and that together with the inputs to the outputs."""
+def _split_recording(module: nn.Module, parameters: Parameters, inputs: Tensor) -> tuple[GraphModule, GraphModule]:
+    """Record two graphs: parameters to what can be prepared, and that together with the inputs to the outputs."""
 
     def call(inputs: Tensor, *values: Tensor) -> Tensor:
         return call_per_task(module, dict(zip(parameters, values, strict=True)), inputs)
@@ -203,3 +168,10 @@ def _is_alias(node: Node) -> bool:
 
 def _shape(node: Node) -> torch.Size:
     return node.meta["tensor_meta"].shape
+
+
+def _warn(name: str, reason: str) -> None:
+    first_line = reason.strip().split("\n")[0]
+    warnings.warn(
+        f"{name} cannot be recorded ({first_line}); it runs as it is, more slowly", RuntimeWarning, stacklevel=4
+    )

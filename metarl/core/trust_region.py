@@ -112,6 +112,7 @@ class TrustRegion:
         Returns:
             the new vector, which is `vector` itself unless the step was accepted, and what happened.
         """
+        # the direction in which the quadratic model of the constraint allows the longest way down
         before, norm = loss.item(), gradient.norm().item()
         direction, residual = conjugate_gradient(
             lambda v: product(v) + self.damping * v, gradient, self.iterations, (self.precision * norm) ** 2
@@ -121,10 +122,12 @@ class TrustRegion:
             raise ArithmeticError("a product with the Hessian of the constraint is not finite")
         if norm == 0 or not curvature > 0:
             return vector, TrustRegionOutcome("stationary", before, before, 0.0, 0, norm)
+        # the first length: where the measured constraint, taken as quadratic, nearly reaches the bound
         full_step = (2 * self.bound / curvature) ** 0.5 * direction
         measured = evaluate(vector - full_step)[1].item()
         if 0 < measured < math.inf:
             full_step *= min(_LONGEST, (self.aim * self.bound / measured) ** 0.5)
+        # shorter and shorter steps, until the loss falls and the constraint holds
         for attempt in range(self.attempts):
             candidate = vector - self.backtrack**attempt * full_step
             after, constraint = (value.item() for value in evaluate(candidate))

@@ -1,4 +1,4 @@
-"""A setting out of bounds gets one line: its value, and what is allowed."""
+"""Checks of arguments; a refusal is one line with the name, the value and what is allowed."""
 
 import math
 from collections.abc import Collection
@@ -7,36 +7,36 @@ from typing import Any
 
 
 def require(holds: bool, name: str, value: Any, allowed: str) -> None:
-    """ValueError unless it holds."""
+    """Raise ValueError, with the name, the value and what is allowed, unless `holds`."""
     if not holds:
         raise ValueError(f"{name} = {value!r}; allowed: {allowed}")
 
 
 def require_one_of(choices: Collection[str], name: str, value: str) -> None:
-    """ValueError unless it is one of the choices."""
+    """Raise ValueError unless the value is one of the choices."""
     require(value in choices, name, value, ", ".join(choices))
 
 
 def require_share(name: str, value: float) -> None:
-    """ValueError unless it is between 0 and 1, both included."""
+    """Raise ValueError unless the value is between 0 and 1, both included."""
     require(0 <= value <= 1, name, value, "0 to 1")
 
 
 def require_positive(name: str, value: float) -> None:
-    """ValueError unless it is more than 0, and finite."""
+    """Raise ValueError unless the value is positive and finite."""
     require(0 < value < math.inf, name, value, "more than 0")
 
 
 def require_seed(seed: int) -> None:
-    """ValueError unless a random generator's key can hold it."""
+    """Raise ValueError unless the seed fits into the key of a random generator."""
     require(isinstance(seed, Integral) and 0 <= seed < 2**64, "seed", seed, "a whole number, 0 to 2^64 - 1")
 
 
 def require_part(name: str, part: Any, has: str, example: str) -> None:
-    """ValueError unless it is an object that has such an attribute."""
+    """Raise ValueError unless `part` is an object, not a class, that has the attribute `has`."""
     require(hasattr(part, has) and not isinstance(part, type), name, part, f"one such as {example}")
 
 
 def require_whole(name: str, value: int, at_least: int = 1) -> None:
-    """ValueError unless it is a whole number, and large enough."""
+    """Raise ValueError unless the value is a whole number, at least `at_least`."""
     require(isinstance(value, Integral) and value >= at_least, name, value, f"a whole number, at least {at_least}")

@@ -3,18 +3,22 @@
 Axes: M tasks, N examples of a task; images are (N, H, W, C).
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Protocol, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from metarl.core.validation import require_whole
+
+_CHUNK_VALUES = 63_000  # input numbers that a CPU's cache likes to see at a time: 80 Omniglot images
+
 
 @dataclass(frozen=True)
 class Examples:
-    """Labelled examples of M tasks.
+    """Labelled examples of M tasks. A subclass may hold further tensors with an axis of M tasks.
 
     Attributes:
         inputs: (M, N, ...).
@@ -24,45 +28,66 @@ class Examples:
     inputs: Tensor
     targets: Tensor
 
-    def of_tasks(self, tasks: slice) -> "Examples":
-        """Those of some tasks."""
-        return Examples(self.inputs[tasks], self.targets[tasks])
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Inputs, targets, and what else there is."""
+        return tuple(getattr(self, field.name) for field in fields(self))
 
-    def to(self, device: str | torch.device) -> "Examples":
-        """A copy on a device."""
-        return Examples(self.inputs.to(device), self.targets.to(device))
+    def of_tasks(self, task_slice: slice) -> Self:
+        """The examples of some of the tasks."""
+        return type(self)(*(tensor[task_slice] for tensor in self.tensors))
+
+    def to(self, device: str | torch.device) -> Self:
+        """The examples on a device; those that are there already are not copied."""
+        return type(self)(*(tensor.to(device) for tensor in self.tensors))
+
+    def joined(self, other: Self) -> Self:
+        """The examples of each task followed by others of the same task, (M, N + N', ...)."""
+        pairs = zip(self.tensors, other.tensors, strict=True)
+        return type(self)(*(torch.cat(pair, dim=1) for pair in pairs))
 
 
 @dataclass(frozen=True)
 class FewShotTasks:
-    """M tasks: the examples to adapt on, and others to judge the adapted model by."""
+    """M tasks: support examples to adapt to, and query examples by which the adapted model is judged."""
 
     support: Examples
     query: Examples
 
     def __len__(self) -> int:
-        return len(self.support.targets)
+        return len(self.query.targets)
 
     @property
-    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Inputs and targets of the support, then of the query examples."""
-        return self.support.inputs, self.support.targets, self.query.inputs, self.query.targets
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The tensors of the support, then of the query examples."""
+        return *self.support.tensors, *self.query.tensors
 
-    def of_tasks(self, tasks: slice) -> "FewShotTasks":
+    def like(self, tensors: Sequence[Tensor]) -> Self:
+        """Tasks of the same kind that are made of other tensors, in the order of `tensors`."""
+        count = len(self.support.tensors)
+        return type(self)(type(self.support)(*tensors[:count]), type(self.query)(*tensors[count:]))
+
+    def of_tasks(self, task_slice: slice) -> Self:
         """Some of the tasks."""
-        return FewShotTasks(self.support.of_tasks(tasks), self.query.of_tasks(tasks))
+        return type(self)(self.support.of_tasks(task_slice), self.query.of_tasks(task_slice))
 
-    def to(self, device: str | torch.device) -> "FewShotTasks":
-        """A copy on a device."""
-        return FewShotTasks(self.support.to(device), self.query.to(device))
+    def to(self, device: str | torch.device) -> Self:
+        """The tasks on a device."""
+        return type(self)(self.support.to(device), self.query.to(device))
 
 
 class FewShotDistribution(Protocol):
-    """Where tasks come from."""
+    """Where tasks come from. It may have an attribute `ways`, the number of classes of every task."""
 
-    def sample(self, tasks: int, split: str, rng: np.random.Generator) -> FewShotTasks:
+    def sample(self, num_tasks: int, split: str, rng: np.random.Generator) -> FewShotTasks:
         """Draw M tasks of a split: `train`, `validation` or `test`; the same generator gives the same tasks."""
         ...
+
+
+def tasks_per_chunk(examples: Examples) -> int:
+    """Return how many tasks to handle at a time: on a CPU as many as its cache holds, on a GPU all of them."""
+    inputs = examples.inputs
+    return len(inputs) if inputs.is_cuda else max(1, _CHUNK_VALUES // max(1, inputs[0].numel()))
 
 
 @dataclass(frozen=True)
@@ -81,11 +106,15 @@ class Sine:
     queries: int = 10
     oracle: bool = False
 
-    def sample(self, tasks: int, split: str, rng: np.random.Generator) -> FewShotTasks:
+    def __post_init__(self) -> None:
+        require_whole("shots", self.shots)
+        require_whole("queries", self.queries)
+
+    def sample(self, num_tasks: int, split: str, rng: np.random.Generator) -> FewShotTasks:
         """Draw curves and points: inputs (M, N, 1), or (M, N, 3) for the oracle, and targets (M, N, 1)."""
-        amplitude = rng.uniform(0.1, 5.0, (tasks, 1, 1))
-        phase = rng.uniform(0.0, np.pi, (tasks, 1, 1))
-        x = rng.uniform(-5.0, 5.0, (tasks, self.shots + self.queries, 1))
+        amplitude = rng.uniform(0.1, 5.0, (num_tasks, 1, 1))
+        phase = rng.uniform(0.0, np.pi, (num_tasks, 1, 1))
+        x = rng.uniform(-5.0, 5.0, (num_tasks, self.shots + self.queries, 1))
         y = amplitude * np.sin(x - phase)
         if self.oracle:
             x = np.concatenate([x, np.broadcast_to(amplitude, x.shape), np.broadcast_to(phase, x.shape)], axis=2)
@@ -101,15 +130,16 @@ class ImageEpisodes:
         ways: N, classes of a task, numbered in random order.
         shots: K, support images per class.
         queries: query images per class.
+
+    Raises:
+        ValueError: numbers that the images do not allow, or splits whose images differ in size.
     """
 
     def __init__(self, images: Mapping[str, Tensor], ways: int, shots: int, queries: int):
+        for name, value in (("ways", ways), ("shots", shots), ("queries", queries)):
+            require_whole(name, value)
+        _check_images(images)
         for split, tensor in images.items():
-            if tensor.dtype != torch.uint8 or tensor.ndim != 5:
-                raise ValueError(
-                    f"{split} images are {tensor.dtype} with {tensor.ndim} axes; "
-                    "allowed: torch.uint8 with 5 (class, example, H, W, C)"
-                )
             classes, examples = tensor.shape[:2]
             if ways > classes:
                 raise ValueError(f"{ways} ways of {classes} {split} classes; allowed: at most {classes}")
@@ -120,17 +150,15 @@ class ImageEpisodes:
                 )
         self.images, self.ways, self.shots, self.queries = dict(images), ways, shots, queries
 
-    def sample(self, tasks: int, split: str, rng: np.random.Generator) -> FewShotTasks:
+    def sample(self, num_tasks: int, split: str, rng: np.random.Generator) -> FewShotTasks:
         """Draw tasks: inputs (M, N * K, H, W, C) from 0 to 1, targets (M, N * K); examples in the order of classes."""
-        if split not in self.images:
-            raise ValueError(f"split {split!r} is not there; allowed: {', '.join(self.images)}")
-        images = self.images[split]
-        classes = draw_distinct(rng, tasks, len(images), self.ways)
+        images = images_of(self.images, split)
+        classes = draw_distinct(rng, num_tasks, len(images), self.ways)
         wanted = self.shots + self.queries
-        examples = draw_distinct(rng, tasks * self.ways, images.shape[1], wanted)
+        examples = draw_distinct(rng, num_tasks * self.ways, images.shape[1], wanted)
         index = torch.from_numpy(classes.reshape(-1, 1) * images.shape[1] + examples).to(images.device)
-        drawn = images.flatten(0, 1)[index].view(tasks, self.ways, wanted, *images.shape[2:]).float() / 255
-        labels = torch.arange(self.ways, device=images.device).view(1, -1, 1).expand(tasks, -1, wanted)
+        drawn = images.flatten(0, 1)[index].view(num_tasks, self.ways, wanted, *images.shape[2:]).float() / 255
+        labels = torch.arange(self.ways, device=images.device).view(1, -1, 1).expand(num_tasks, -1, wanted)
         support, query = (
             Examples(drawn[:, :, part].flatten(1, 2), labels[:, :, part].flatten(1, 2))
             for part in (slice(0, self.shots), slice(self.shots, None))
@@ -139,7 +167,7 @@ class ImageEpisodes:
 
 
 class ImageBatches:
-    """Classification of all classes of a split at once: one task, without support data, of images drawn at random.
+    """Classification of all classes of a split at once: tasks without support data, of images drawn at random.
 
     Args:
         images: as of `ImageEpisodes`.
@@ -147,12 +175,19 @@ class ImageBatches:
     """
 
     def __init__(self, images: Mapping[str, Tensor], size: int):
+        require_whole("size", size)
+        _check_images(images)
         self.images, self.size = dict(images), size
 
-    def sample(self, tasks: int, split: str, rng: np.random.Generator) -> FewShotTasks:
+    @property
+    def ways(self) -> int:
+        """Number of training classes."""
+        return len(images_of(self.images, "train"))
+
+    def sample(self, num_tasks: int, split: str, rng: np.random.Generator) -> FewShotTasks:
         """Draw tasks: inputs (M, size, H, W, C) from 0 to 1, targets (M, size)."""
-        images = self.images[split]
-        classes, examples = (rng.integers(of, size=(tasks, self.size)) for of in images.shape[:2])
+        images = images_of(self.images, split)
+        classes, examples = (rng.integers(of, size=(num_tasks, self.size)) for of in images.shape[:2])
         labels, numbers = (torch.from_numpy(index).to(images.device) for index in (classes, examples))
         return _divided(images[labels, numbers].float() / 255, labels, 0)
 
@@ -181,3 +216,28 @@ def split_classes(classes: int, sizes: Mapping[str, int], rng: np.random.Generat
 def _divided(inputs: Tensor, targets: Tensor, shots: int) -> FewShotTasks:
     support = Examples(inputs[:, :shots], targets[:, :shots])
     return FewShotTasks(support, Examples(inputs[:, shots:], targets[:, shots:]))
+
+
+def images_of(images: Mapping[str, Tensor], split: str) -> Tensor:
+    """Return the images of a split; ValueError for one that is not there."""
+    if split not in images:
+        raise ValueError(f"split {split!r} is not there; allowed: {', '.join(images)}")
+    return images[split]
+
+
+def _check_images(images: Mapping[str, Tensor]) -> None:
+    """ValueError unless all splits hold uint8 images of one size."""
+    if not images:
+        raise ValueError("images = {}; allowed: a tensor of images for at least one split")
+    sizes = {}
+    for split, tensor in images.items():
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"{split} images are a {type(tensor).__name__}; allowed: a tensor")
+        if tensor.dtype != torch.uint8 or tensor.ndim != 5:
+            raise ValueError(
+                f"{split} images are {tensor.dtype} with {tensor.ndim} axes; "
+                "allowed: torch.uint8 with 5 (class, example, H, W, C)"
+            )
+        sizes[split] = tuple(tensor.shape[2:])
+    if len(set(sizes.values())) > 1:
+        raise ValueError(f"images have the sizes {sizes}; allowed: one (H, W, C) for all splits")

@@ -18,7 +18,7 @@ from metarl.core.randomness import RolloutKey
 class ActionDistribution(Protocol):
     """What rollouts and objectives need to know about a family of distributions.
 
-    Shapes: parameters (..., P), actions (..., A) or (...) where they are discrete, results (...).
+    Shapes: dist_params (..., P), actions (..., A) or (...) where they are discrete, results (...).
 
     Attributes:
         parameter_size: P.
@@ -32,11 +32,11 @@ class ActionDistribution(Protocol):
         """The noise (M, T, E, size) that `sample` turns into the actions of a whole rollout."""
         ...
 
-    def sample(self, parameters: Tensor, noise: Tensor) -> Tensor:
+    def sample(self, dist_params: Tensor, noise: Tensor) -> Tensor:
         """Turn noise into actions; a deterministic function of both arguments."""
         ...
 
-    def log_prob(self, parameters: Tensor, actions: Tensor) -> Tensor:
+    def log_prob(self, dist_params: Tensor, actions: Tensor) -> Tensor:
         """log p(action), summed over the dimensions of an action."""
         ...
 
@@ -44,19 +44,23 @@ class ActionDistribution(Protocol):
         """KL(old || new) = E_old[log old - log new], summed over the dimensions of an action."""
         ...
 
-    def fisher_product(self, parameters: Tensor, tangent: Tensor) -> Tensor:
-        """Product of the Hessian of KL(parameters || x) in x, taken at x = parameters, with a tangent."""
+    def fisher_product(self, dist_params: Tensor, tangent: Tensor) -> Tensor:
+        """Product of the Hessian of KL(dist_params || x) in x, taken at x = dist_params, with a tangent."""
         ...
 
-    def mode(self, parameters: Tensor) -> Tensor:
-        """The most likely action."""
+    def std(self, dist_params: Tensor) -> Tensor:
+        """The width of the distribution in the units of an action, (...); 1 for a family that has none."""
         ...
 
-    def summary(self, parameters: Tensor) -> dict[str, float]:
-        """Figures worth watching, by name, averaged over parameters (batch, P)."""
+    def mode(self, dist_params: Tensor) -> Tensor:
+        """Return the most likely action."""
         ...
 
-    def excess(self, actions: Tensor) -> Tensor:
+    def summary(self, dist_params: Tensor) -> dict[str, float]:
+        """Metrics worth watching, by name, averaged over dist_params (batch, P)."""
+        ...
+
+    def bound_violation(self, actions: Tensor) -> Tensor:
         """Squared distance of the policy's actions from what the environment gets, (...)."""
         ...
 
@@ -81,17 +85,17 @@ class DiagonalGaussian:
         self._bounds = (-1.0, 1.0) if self._bounded else (space.low.ravel(), space.high.ravel())
 
     def noise(self, key: RolloutKey, tasks: int, steps: int, episodes: int) -> np.ndarray:
-        """Standard normal, (M, T, E, A)."""
+        """Return standard normal numbers, (M, T, E, A), float32."""
         return key.normal(tasks, steps, episodes, self.actions)
 
-    def sample(self, parameters: Tensor, noise: Tensor) -> Tensor:
-        """mean + std * noise."""
-        mean, log_std = parameters.chunk(2, dim=-1)
+    def sample(self, dist_params: Tensor, noise: Tensor) -> Tensor:
+        """Return mean + std * noise."""
+        mean, log_std = dist_params.chunk(2, dim=-1)
         return mean + log_std.exp() * noise
 
-    def log_prob(self, parameters: Tensor, actions: Tensor) -> Tensor:
+    def log_prob(self, dist_params: Tensor, actions: Tensor) -> Tensor:
         """sum_i -z_i^2 / 2 - log std_i - log(2 pi) / 2 with z = (action - mean) / std."""
-        mean, log_std = parameters.chunk(2, dim=-1)
+        mean, log_std = dist_params.chunk(2, dim=-1)
         z = (actions - mean) * torch.exp(-log_std)
         return -(0.5 * z.square() + log_std).sum(-1) - 0.5 * self.actions * math.log(2 * math.pi)
 
@@ -103,23 +107,27 @@ class DiagonalGaussian:
         terms = new_log_std - old_log_std + 0.5 * squares * torch.exp(-2 * new_log_std) - 0.5
         return terms.sum(-1)
 
-    def fisher_product(self, parameters: Tensor, tangent: Tensor) -> Tensor:
+    def fisher_product(self, dist_params: Tensor, tangent: Tensor) -> Tensor:
         """The Fisher matrix is diagonal: 1 / std^2 for the mean and 2 for the log standard deviation."""
-        _, log_std = parameters.chunk(2, dim=-1)
+        _, log_std = dist_params.chunk(2, dim=-1)
         mean_tangent, log_std_tangent = tangent.chunk(2, dim=-1)
         return torch.cat([mean_tangent * torch.exp(-2 * log_std), 2 * log_std_tangent], dim=-1)
 
-    def mode(self, parameters: Tensor) -> Tensor:
-        """The mean."""
-        return parameters.chunk(2, dim=-1)[0]
+    def std(self, dist_params: Tensor) -> Tensor:
+        """Return the geometric mean of the standard deviations of an action's dimensions."""
+        return dist_params.chunk(2, dim=-1)[1].mean(-1).exp()
 
-    def summary(self, parameters: Tensor) -> dict[str, float]:
+    def mode(self, dist_params: Tensor) -> Tensor:
+        """Return the mean, which is the most likely action."""
+        return dist_params.chunk(2, dim=-1)[0]
+
+    def summary(self, dist_params: Tensor) -> dict[str, float]:
         """The mean standard deviation, in the policy's range [-1, 1], and the share of means beyond their bounds."""
-        mean, log_std = parameters.chunk(2, dim=-1)
+        mean, log_std = dist_params.chunk(2, dim=-1)
         beyond = (mean != self._clipped(mean)).float().mean()
         return {"policy_std": log_std.exp().mean().item(), "means_beyond_bounds": beyond.item()}
 
-    def excess(self, actions: Tensor) -> Tensor:
+    def bound_violation(self, actions: Tensor) -> Tensor:
         """sum_i (a_i - clip(a_i))^2, in the policy's units; 0 within the bounds."""
         return (actions - self._clipped(actions)).square().sum(-1)
 
@@ -143,17 +151,17 @@ class Categorical:
         self.meaning = f"logits of {self.parameter_size} actions"
 
     def noise(self, key: RolloutKey, tasks: int, steps: int, episodes: int) -> np.ndarray:
-        """Uniform, (M, T, E, 1)."""
+        """Return uniform numbers in [0, 1), (M, T, E, 1), float32."""
         return key.uniform(tasks, steps, episodes, 1)
 
-    def sample(self, parameters: Tensor, noise: Tensor) -> Tensor:
+    def sample(self, dist_params: Tensor, noise: Tensor) -> Tensor:
         """Inverse of the cumulative distribution: the number of actions whose cumulated probability is <= noise."""
-        cumulated = torch.softmax(parameters, dim=-1).cumsum(-1)[..., :-1]
+        cumulated = torch.softmax(dist_params, dim=-1).cumsum(-1)[..., :-1]
         return (cumulated <= noise).sum(-1)
 
-    def log_prob(self, parameters: Tensor, actions: Tensor) -> Tensor:
+    def log_prob(self, dist_params: Tensor, actions: Tensor) -> Tensor:
         """Logit of the action minus the log-sum-exp of all."""
-        return torch.log_softmax(parameters, -1).gather(-1, actions.long().unsqueeze(-1)).squeeze(-1)
+        return torch.log_softmax(dist_params, -1).gather(-1, actions.long().unsqueeze(-1)).squeeze(-1)
 
     def kl(self, old: Tensor, new: Tensor) -> Tensor:
         """sum_a p(a) (log p(a) - log q(a)), p old and q new."""
@@ -161,21 +169,25 @@ class Categorical:
         possible = old_log > -math.inf  # an action masked by a logit of -inf adds 0
         return (old_log.exp() * torch.where(possible, old_log - new_log, 0)).sum(-1)
 
-    def fisher_product(self, parameters: Tensor, tangent: Tensor) -> Tensor:
-        """(diag(p) - p p') tangent."""
-        weighted = torch.softmax(parameters, -1) * tangent
-        return weighted - torch.softmax(parameters, -1) * weighted.sum(-1, keepdim=True)
+    def fisher_product(self, dist_params: Tensor, tangent: Tensor) -> Tensor:
+        """Return (diag(p) - p p') tangent, p being the probabilities."""
+        weighted = torch.softmax(dist_params, -1) * tangent
+        return weighted - torch.softmax(dist_params, -1) * weighted.sum(-1, keepdim=True)
 
-    def mode(self, parameters: Tensor) -> Tensor:
-        """The action with the largest logit."""
-        return parameters.argmax(-1)
+    def std(self, dist_params: Tensor) -> Tensor:
+        """Return 1, as logits have no width and the gradients of their log-probabilities are bounded."""
+        return torch.ones_like(dist_params[..., 0])
 
-    def summary(self, parameters: Tensor) -> dict[str, float]:
-        """The mean entropy, in nats."""
-        return {"policy_entropy": torch.special.entr(torch.softmax(parameters, -1)).sum(-1).mean().item()}
+    def mode(self, dist_params: Tensor) -> Tensor:
+        """Return the action with the largest logit."""
+        return dist_params.argmax(-1)
 
-    def excess(self, actions: Tensor) -> Tensor:
-        """0: the environment gets every action."""
+    def summary(self, dist_params: Tensor) -> dict[str, float]:
+        """Return the mean entropy of the distributions, in nats."""
+        return {"policy_entropy": torch.special.entr(torch.softmax(dist_params, -1)).sum(-1).mean().item()}
+
+    def bound_violation(self, actions: Tensor) -> Tensor:
+        """Return 0, as no action is out of bounds."""
         return torch.zeros(actions.shape, device=actions.device)
 
     def to_environment(self, actions: np.ndarray) -> np.ndarray:
@@ -183,7 +195,7 @@ class Categorical:
         return actions + self.space.start
 
 
-def distribution_for(space: gymnasium.Space) -> ActionDistribution:
+def action_distribution_for(space: gymnasium.Space) -> ActionDistribution:
     """Return the distribution family of an action space; ValueError for one that no family fits."""
     if isinstance(space, gymnasium.spaces.Box) and np.issubdtype(space.dtype, np.floating):
         return DiagonalGaussian(space)

@@ -1,33 +1,63 @@
-"""Returns, baselines and advantages as pure functions. Shapes: M tasks, T steps, E episodes, O observation size."""
+"""Returns and advantages as pure functions, and the settings of their estimation.
+
+Shapes: M tasks, T time steps, E episodes.
+"""
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from metarl.core.parallel import parallel_map, task_chunks, workers
-from metarl.core.validation import require_one_of
-from metarl.rl.episodes import Episodes
+from metarl.core.settings import check_settings, setting
+from metarl.rl.baseline import BASELINES, baseline_features, fit_linear_baseline
+from metarl.rl.episodes import WEIGHTINGS, Episodes
 
 _FEATURE_BUDGET = 4_000_000  # numbers in a chunk of baseline features: 32 MB
-# numbers of an observation; more would explain the noise of the very episodes that the baseline is fitted on
-_LARGEST_LINEAR, _LARGEST_QUADRATIC = 512, 40
-BASELINES = ("linear", "quadratic")
 
 
-def require_baseline(baseline: str, numbers: int, samples: int) -> None:
-    """ValueError unless a baseline of that name suits observations of so many numbers and samples of a task."""
-    require_one_of(BASELINES, "baseline", baseline)
-    if baseline != "quadratic":
-        return
-    if numbers > _LARGEST_QUADRATIC:
-        raise ValueError(
-            f"baseline = {baseline!r} with observations of {numbers} numbers; allowed: at most {_LARGEST_QUADRATIC}"
-        )
-    features = baseline_features(torch.zeros(1, numbers), torch.zeros(1), baseline).shape[-1]
-    if 2 * features > samples:
-        raise ValueError(
-            f"baseline = {baseline!r} with {features} features and {samples} samples of a task; allowed: "
-            f"at least {2 * features} samples, for it would explain the noise of fewer"
-        )
+@dataclass(frozen=True)
+class Advantages:
+    """How advantages are estimated, and how the steps of a task weigh in its losses; see `estimate_advantages`.
+
+    A support lambda of its own pays because an inner gradient comes from the few episodes of one task and is mostly
+    noise, which a smaller lambda reduces; the meta-gradient averages over all tasks, and keeps the larger one's smaller
+    bias. Beyond the bounds that an action is clipped to actions do not differ, so nothing but a penalty brings a policy
+    back, and its gradients there are noise.
+    """
+
+    discount: float = setting(0.99, "factor of later rewards", at_least=0, at_most=1, source="paper's code")
+    gae_lambda: float = setting(1.0, "factor of later advantages", at_least=0, at_most=1, source="paper's code")
+    support_lambda: float | None = setting(
+        None, "gae lambda of the data of inner steps, if another", at_least=0, at_most=1
+    )
+    survival_bonus: float = setting(
+        0.0,
+        "added to every reward that learning sees, but not to reported returns: ending an episode early no longer pays "
+        "where rewards are negative",
+        at_least=0,
+    )
+    bounds_penalty: float = setting(
+        0.0,
+        "subtracted from every reward that learning sees, but not from reported returns, times the squared distance of "
+        "the action from the bounds it is clipped to",
+        at_least=0,
+    )
+    bootstrap: bool = setting(False, "value the state at the time limit instead of taking 0 there")
+    baseline: str = setting(
+        "linear",
+        "what predicts the returns: observations and their squares, or also the products of their numbers",
+        choices=BASELINES,
+        source="paper's code",
+    )
+    weighting: str = setting("timestep", "which parts of a task weigh the same in its losses", choices=WEIGHTINGS)
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+    def gae_lambda_of(self, support: bool) -> float:
+        """The lambda of the data of inner steps, or of those after all of them."""
+        return self.support_lambda if support and self.support_lambda is not None else self.gae_lambda
 
 
 def discounted_returns(rewards: Tensor, discount: float) -> Tensor:
@@ -79,7 +109,7 @@ def generalised_advantages(
     return discounted_returns(deltas, discount * gae_lambda)
 
 
-def mean_and_deviation(values: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+def mean_and_std(values: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation over the valid steps of each task, (M, T, E) to (M,) twice."""
     count = valid.sum(dim=(1, 2))
     mean = torch.where(valid, values, 0).sum(dim=(1, 2)) / count
@@ -94,68 +124,8 @@ def standardise(values: Tensor, valid: Tensor) -> Tensor:
         values: (M, T, E).
         valid: (M, T, E) bool.
     """
-    mean, deviation = (moment.view(-1, 1, 1) for moment in mean_and_deviation(values, valid))
-    return torch.where(valid, values - mean, 0) / (deviation + 1e-8)
-
-
-def baseline_features(observations: Tensor, steps: Tensor, baseline: str = "linear") -> Tensor:
-    """[o, o^2, t/100, (t/100)^2, (t/100)^3, 1] with o clipped to [-10, 10] (Duan et al. 2016).
-
-    Observations of more than 512 numbers, such as images, are left out: time alone predicts.
-
-    Args:
-        observations: (..., O), or (..., *shape) of any shape with O numbers.
-        steps: time step t of each, (...).
-        baseline: `linear`: these; `quadratic`: the products o_i o_j, i <= j, in place of o^2.
-
-    Returns:
-        (..., 2 * O + 4), or (..., 4), or (..., 2 * O + 4 + O * (O - 1) / 2); float64: the normal equations square the
-        condition number.
-    """
-    t = (steps.double() / 100).unsqueeze(-1)
-    of_time = [t, t**2, t**3, torch.ones_like(t)]
-    if observations.shape[steps.ndim :].numel() > _LARGEST_LINEAR:
-        return torch.cat(of_time, dim=-1)
-    o = observations.double().clamp(-10, 10).reshape(*steps.shape, -1)
-    squares = [o.square()]
-    if baseline == "quadratic":
-        squares = [o[..., i : i + 1] * o[..., i:] for i in range(o.shape[-1])]
-    return torch.cat([o, *squares, *of_time], dim=-1)
-
-
-def fit_linear_baseline(
-    features: Tensor, targets: Tensor, valid: Tensor, ridge: float = 1e-5, first_task: int = 0
-) -> Tensor:
-    """Minimise sum over valid steps (features @ w - target)^2 + ridge |w|^2, for every task on its own.
-
-    Where the normal equations cannot be solved, the ridge of that task rises tenfold, up to five times.
-
-    Args:
-        features: (M, N, F).
-        targets: (M, N).
-        valid: (M, N) bool.
-        ridge: the penalty's factor.
-        first_task: number of the first of these tasks, for the error's text.
-
-    Returns:
-        coefficients (M, F).
-
-    Raises:
-        ArithmeticError: when no ridge helps, as with values that are not finite; names the task.
-    """
-    masked = torch.where(valid.unsqueeze(-1), features, 0)
-    gram = masked.mT @ masked
-    moments = masked.mT @ torch.where(valid, targets, 0).to(features.dtype).unsqueeze(-1)
-    identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-    ridges = torch.full((len(gram), 1, 1), ridge, dtype=gram.dtype, device=gram.device)
-    for _ in range(6):
-        factor, failure = torch.linalg.cholesky_ex(gram + ridges * identity)
-        coefficients = torch.cholesky_solve(moments, factor).squeeze(-1)
-        failed = (failure != 0) | ~torch.isfinite(coefficients).all(dim=-1)
-        if not failed.any():
-            return coefficients
-        ridges = torch.where(failed.view(-1, 1, 1), ridges * 10, ridges)
-    raise ArithmeticError(f"the baseline of task {first_task + int(failed.nonzero()[0])} cannot be fitted")
+    mean, std = (moment.view(-1, 1, 1) for moment in mean_and_std(values, valid))
+    return torch.where(valid, values - mean, 0) / (std + 1e-8)
 
 
 def estimate_advantages(
@@ -190,13 +160,14 @@ def estimate_advantages(
 
     device = episodes.valid.device
     parts = parallel_map(of_chunk, task_chunks(len(episodes.valid), size, workers(device)), device)
-    advantages, explained_variance, deviations = (torch.cat(part) for part in zip(*parts, strict=True))
-    return advantages, explained_variance, deviations
+    advantages, explained_variance, stds = (torch.cat(part) for part in zip(*parts, strict=True))
+    return advantages, explained_variance, stds
 
 
 def _advantages_of(
     episodes: Episodes, discount: float, gae_lambda: float, bootstrap: bool, baseline: str, first_task: int
 ) -> tuple[Tensor, Tensor, Tensor]:
+    # discounted returns, and the features that are to predict them
     valid, rewards, dtype = episodes.valid, episodes.rewards.double(), episodes.rewards.dtype
     time = torch.arange(rewards.shape[1], device=rewards.device).view(1, -1, 1).expand_as(rewards)
     returns = discounted_returns(rewards, discount)
@@ -207,6 +178,7 @@ def _advantages_of(
         final_features = torch.where(episodes.terminated.unsqueeze(-1), 0, final_features)
         left = (episodes.lengths.unsqueeze(1) - time).clamp_min(0)
         fitted = features - (discount**left).unsqueeze(-1) * final_features.unsqueeze(1)
+    # the baseline, fitted to each task by itself, and what it predicts
     coefficients = fit_linear_baseline(
         fitted.flatten(1, 2), returns.flatten(1, 2), valid.flatten(1, 2), first_task=first_task
     )
@@ -214,12 +186,13 @@ def _advantages_of(
     if bootstrap:
         final_values = torch.einsum("mef,mf->me", final_features, coefficients)
         returns = returns + discount**left * final_values.unsqueeze(1)
+    # advantages against it, scaled to the size that losses expect
     advantages = generalised_advantages(rewards, values, valid, discount, gae_lambda, final_values)
-    deviation = mean_and_deviation(advantages, valid)[1].to(dtype)
-    return standardise(advantages, valid).to(dtype), explained_variance(values, returns, valid), deviation
+    std = mean_and_std(advantages, valid)[1].to(dtype)
+    return standardise(advantages, valid).to(dtype), explained_variance(values, returns, valid), std
 
 
 def explained_variance(values: Tensor, returns: Tensor, valid: Tensor) -> Tensor:
     """1 - Var(returns - values) / Var(returns) over the valid steps of each task; (M, T, E) to (M,)."""
-    unexplained, total = (mean_and_deviation(x, valid)[1].square() for x in (returns - values, returns))
+    unexplained, total = (mean_and_std(x, valid)[1].square() for x in (returns - values, returns))
     return 1 - unexplained / total.clamp_min(1e-12)

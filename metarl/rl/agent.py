@@ -10,15 +10,18 @@ from gymnasium.spaces import Box, Discrete
 from torch import nn
 from torch.func import functional_call
 
+from metarl.core.ambient import in_standard_modes
 from metarl.core.errors import NonFiniteError
-from metarl.core.parameters import Parameters, constants_of, parameters_of, require_alike, restore_constants
-from metarl.rl.action_distributions import distribution_for
+from metarl.core.parameters import Parameters, constants_of, own_module, parameters_of, require_alike, restore_constants
+from metarl.rl.action_distributions import action_distribution_for
 from metarl.rl.policies import describe, from_description
 from metarl.runs import RunError, load_checkpoint, save_checkpoint
 
 
 class Agent:
     """A policy with fixed parameters that maps an observation of the environment to an action for it.
+
+    It works on a copy of the policy, so it may act in one thread while a learner learns in another.
 
     Attributes:
         policy: maps observations (batch, ...) to the parameters of an action distribution (batch, P).
@@ -34,10 +37,11 @@ class Agent:
         action_space: gymnasium.Space,
         observation_shape: tuple[int, ...],
     ):
-        self.policy, self.parameters = policy, parameters
+        self.policy, self.parameters = own_module(policy, next(iter(parameters.values())).device), parameters
         self.action_space, self.observation_shape = action_space, observation_shape
-        self.distribution = distribution_for(action_space)
+        self.action_distribution = action_distribution_for(action_space)
 
+    @in_standard_modes
     @torch.no_grad()
     def __call__(self, observation: np.ndarray) -> np.ndarray:
         """The most likely action, within the bounds of the action space; NonFiniteError where the policy has none."""
@@ -51,7 +55,7 @@ class Agent:
         output = functional_call(self.policy, self.parameters, (batch,))
         if output.isnan().any():
             raise NonFiniteError("the output of the policy is not a number")
-        return self.distribution.to_environment(self.distribution.mode(output).cpu().numpy())[0]
+        return self.action_distribution.to_environment(self.action_distribution.mode(output).cpu().numpy())[0]
 
     def save(self, path: Path | str) -> None:
         """Write all that acting needs, which is numbers and names; RunError if the file cannot be written."""
@@ -95,7 +99,7 @@ class Agent:
 def _space_to_data(space: gymnasium.Space) -> dict[str, Any]:
     if isinstance(space, Discrete):
         return {"n": int(space.n), "start": int(space.start)}
-    assert isinstance(space, Box), "distribution_for takes no other"
+    assert isinstance(space, Box), "action_distribution_for takes no other"
     return {"low": space.low.tolist(), "high": space.high.tolist(), "dtype": str(space.dtype)}
 
 

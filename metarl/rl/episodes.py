@@ -29,7 +29,7 @@ class Episodes:
         observations: (M, T, E, O) the observation on which each action was chosen; images and the like keep their
             axes in the place of O, here and below.
         actions: (M, T, E, A) in the policy's range, or (M, T, E) where they are discrete.
-        distribution: (M, T, E, P) parameters of the distribution that each action was drawn from.
+        dist_params: (M, T, E, P) parameters of the distribution that each action was drawn from.
         log_probs: (M, T, E) of the actions at the time of sampling.
         rewards: (M, T, E), 0 where not valid.
         valid: (M, T, E) bool.
@@ -41,7 +41,7 @@ class Episodes:
 
     observations: Tensor
     actions: Tensor
-    distribution: Tensor
+    dist_params: Tensor
     log_probs: Tensor
     rewards: Tensor
     valid: Tensor
@@ -50,13 +50,13 @@ class Episodes:
     failed: Tensor
     succeeded: Tensor | None = None
 
-    def of_tasks(self, tasks: slice) -> "Episodes":
+    def of_tasks(self, task_slice: slice) -> "Episodes":
         """The episodes of some of the tasks."""
-        return _map_tensors(self, lambda tensor: tensor[tasks])
+        return _map_tensors(self, lambda tensor: tensor[task_slice])
 
     def joined(self, others: "Episodes") -> "Episodes":
         """These episodes of M tasks followed by others of the same tasks."""
-        steps = max(self.valid.shape[1], others.valid.shape[1])
+        time_steps = max(self.valid.shape[1], others.valid.shape[1])
 
         def join(name: str) -> Any:
             parts = [getattr(self, name), getattr(others, name)]
@@ -67,17 +67,17 @@ class Episodes:
                 return None
             if name in _TIMELESS:
                 return torch.cat(parts, dim=1)
-            return torch.cat([_lengthened(part, steps) for part in parts], dim=2)
+            return torch.cat([_lengthened(part, time_steps) for part in parts], dim=2)
 
         return replace(self, **{field.name: join(field.name) for field in fields(self)})
 
-    def up_to(self, steps: int, processes: Processes = ALONE) -> "Episodes":
+    def up_to(self, env_steps: int, processes: Processes = ALONE) -> "Episodes":
         """The first episodes of every task, as many whole ones as it takes to have that many valid steps.
 
         E becomes the most that any task takes, in all processes.
         """
-        kept = self.lengths.cumsum(dim=1) - self.lengths < steps
-        count = processes.most(int(kept.sum(dim=1).max()))
+        kept = self.lengths.cumsum(dim=1) - self.lengths < env_steps
+        count = processes.all_reduce_max(int(kept.sum(dim=1).max()))
 
         def first(name: str) -> Any:
             value = getattr(self, name)
@@ -130,8 +130,8 @@ class Episodes:
         return self.valid.sum(dim=1)
 
     @property
-    def steps(self) -> int:
-        """Environment steps taken."""
+    def env_steps(self) -> int:
+        """Number of environment steps, which is that of valid steps."""
         return int(self.valid.sum())
 
 
@@ -145,47 +145,48 @@ class Samples:
     Attributes:
         observations: (M, N, O).
         actions: (M, N, A) or (M, N).
-        distribution: (M, N, P) at the time of sampling.
+        dist_params: (M, N, P) at the time of sampling.
         log_probs: (M, N) at the time of sampling.
         advantages: (M, N).
         weights: (M, N), 0 for steps that are not valid; they sum to 1 for every task.
-        steps: T if the samples are whole episodes, sample t * E + e being step t of episode e; None if they are not.
+        time_steps: T if the samples are whole episodes, sample t * E + e being time step t of episode e; else None.
     """
 
     observations: Tensor
     actions: Tensor
-    distribution: Tensor
+    dist_params: Tensor
     log_probs: Tensor
     advantages: Tensor
     weights: Tensor
-    steps: int | None = None
+    time_steps: int | None = None
 
-    def of_tasks(self, tasks: slice) -> "Samples":
+    def of_tasks(self, task_slice: slice) -> "Samples":
         """The samples of some of the tasks."""
-        return _map_tensors(self, lambda tensor: tensor[tasks])
+        return _map_tensors(self, lambda tensor: tensor[task_slice])
 
     def packed(self, processes: Processes = ALONE) -> "Samples":
         """The samples without most of those of weight 0: N is the most that a task, of any process, has of others."""
         weighted = self.weights > 0
-        count = processes.most(int(weighted.sum(dim=1).max()))
+        count = processes.all_reduce_max(int(weighted.sum(dim=1).max()))
         if count == weighted.shape[1]:
             return self
         order = (~weighted).to(torch.uint8).argsort(dim=1, stable=True)[:, :count]
         rows = torch.arange(len(order), device=order.device).unsqueeze(1)
-        return replace(_map_tensors(self, lambda tensor: tensor[rows, order]), steps=None)
+        return replace(_map_tensors(self, lambda tensor: tensor[rows, order]), time_steps=None)
 
     def at(self, positions: Tensor) -> "Samples":
         """The samples at some of the N positions, the same for all tasks, with weights that again sum to 1."""
         chosen = _map_tensors(self, lambda tensor: tensor[:, positions])
         total = chosen.weights.sum(dim=1, keepdim=True).clamp_min(torch.finfo(self.weights.dtype).tiny)
-        return replace(chosen, weights=chosen.weights / total, steps=None)
+        return replace(chosen, weights=chosen.weights / total, time_steps=None)
 
     def of_episodes(self, episodes: Tensor) -> "Samples":
         """All samples of some of the E episodes, the same for all tasks, with weights that again sum to 1."""
-        if self.steps is None:
+        if self.time_steps is None:
             raise ValueError("these samples are single steps; allowed: samples of whole episodes")
-        starts = torch.arange(self.steps, device=episodes.device).unsqueeze(1) * (self.weights.shape[1] // self.steps)
-        return replace(self.at((starts + episodes).flatten()), steps=self.steps)
+        per_step = self.weights.shape[1] // self.time_steps  # E
+        starts = torch.arange(self.time_steps, device=episodes.device).unsqueeze(1) * per_step
+        return replace(self.at((starts + episodes).flatten()), time_steps=self.time_steps)
 
 
 def to_samples(episodes: Episodes, advantages: Tensor, weighting: str = "timestep") -> Samples:
@@ -205,17 +206,17 @@ def to_samples(episodes: Episodes, advantages: Tensor, weighting: str = "timeste
     return Samples(
         observations=episodes.observations.flatten(1, 2),
         actions=episodes.actions.flatten(1, 2),
-        distribution=episodes.distribution.flatten(1, 2),
+        dist_params=episodes.dist_params.flatten(1, 2),
         log_probs=episodes.log_probs.flatten(1, 2),
         advantages=advantages.flatten(1, 2),
         weights=weights.flatten(1, 2),
-        steps=advantages.shape[1],
+        time_steps=advantages.shape[1],
     )
 
 
-def _lengthened(values: Tensor, steps: int) -> Tensor:
-    """Zeros appended along the time axis, (M, T, ...) to (M, steps, ...)."""
-    missing = values.new_zeros(len(values), steps - values.shape[1], *values.shape[2:])
+def _lengthened(values: Tensor, time_steps: int) -> Tensor:
+    """Zeros appended along the time axis, (M, T, ...) to (M, time_steps, ...)."""
+    missing = values.new_zeros(len(values), time_steps - values.shape[1], *values.shape[2:])
     return torch.cat([values, missing], dim=1)
 
 

@@ -1,116 +1,79 @@
-"""Evaluation: how well a learner does on held-out tasks, after each gradient step."""
+"""Evaluation: the returns of a learner on held-out tasks, after each gradient step."""
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
+from metarl.core.evaluation import Evaluation
 from metarl.core.randomness import keyed_generator
-from metarl.rl.learner import Learner, Stage, tells_success
+from metarl.rl.adaptation_step import AdaptationStep
+from metarl.rl.learner import Learner
+from metarl.rl.metrics import reports_success
+from metarl.rl.sampler import num_rows
 from metarl.rl.task_distribution import Tasks
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """Returns on test tasks.
+@dataclass(frozen=True, kw_only=True)
+class ReturnEvaluation(Evaluation):
+    """Undiscounted returns, averaged over the episodes of each task.
+
+    Where the environment reports it, `others` has the share of a task's episodes that succeeded, `success`.
 
     Attributes:
         tasks: dict of arrays (M, ...).
-        returns: undiscounted return averaged over the episodes of a task, (S + 1, M).
-        stages: parameters and episodes after each step, of this process's share of the tasks.
+        path: parameters and episodes after each gradient step, of this process's shard of the tasks.
         failures: share of a task's episodes that the simulator gave up on, (S + 1, M).
-        successes: share of a task's episodes that succeeded, (S + 1, M); None where the environment does not tell.
     """
 
     tasks: Tasks
-    returns: np.ndarray
-    stages: list[Stage]
+    path: Sequence[AdaptationStep]
     failures: np.ndarray
-    successes: np.ndarray | None = None
-
-    @property
-    def name(self) -> str:
-        """What is measured."""
-        return "return"
-
-    @property
-    def per_task(self) -> np.ndarray:
-        """The measurements, (S + 1, M)."""
-        return self.returns
-
-    @property
-    def mean(self) -> np.ndarray:
-        """Over tasks, (S + 1,)."""
-        return self.returns.mean(axis=1)
-
-    @property
-    def standard_error(self) -> np.ndarray:
-        """Of the mean over tasks, (S + 1,); NaN for a single task."""
-        count = self.returns.shape[1]
-        return self.returns.std(axis=1, ddof=1) / math.sqrt(count) if count > 1 else np.full(len(self.returns), np.nan)
-
-    @property
-    def uncertainty(self) -> tuple[str, np.ndarray]:
-        """What is shown beside the mean: its standard error over tasks, (S + 1,)."""
-        return "s.e.", self.standard_error
-
-    @property
-    def figures(self) -> dict[str, float]:
-        """Means over tasks by name, as `metrics.jsonl` and TensorBoard show them."""
-        measured = {"return": self.returns} | ({} if self.successes is None else {"success": self.successes})
-        return {
-            f"{name}/step_{step}": float(values.mean())
-            for name, per_task in measured.items()
-            for step, values in enumerate(per_task)
-        }
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data: per gradient step the mean, the standard error over tasks, and the return of every task."""
-        steps = {
-            f"return/step_{step}": {
-                "mean": float(self.mean[step]),
-                "standard_error": float(self.standard_error[step]) if self.returns.shape[1] > 1 else None,
-                "per_task": returns.tolist(),
-            }
-            for step, returns in enumerate(self.returns)
-        }
-        if self.successes is not None:
-            steps |= {
-                f"success/step_{step}": {"mean": float(rates.mean()), "per_task": rates.tolist()}
-                for step, rates in enumerate(self.successes)
-            }
-        return {**steps, "tasks": {name: values.tolist() for name, values in self.tasks.items()}}
+        """As of any evaluation, with the tasks."""
+        return {**super().to_json(), "tasks": {name: values.tolist() for name, values in self.tasks.items()}}
 
 
-def held_out_tasks(learner: Learner, count: int) -> Tasks:
-    """The test tasks of a learner's seed: a stream of its own, which training never draws from.
+def held_out_tasks(learner: Learner, count: int, split: str = "test") -> Tasks:
+    """The held-out tasks of a learner's seed: streams of their own, which training never draws from.
 
     They come from the distribution's `sample_test` if it has one, else from `sample`, as training tasks do.
-    """
-    distribution = learner.distribution
-    sample = getattr(distribution, "sample_test", distribution.sample)
-    return sample(count, keyed_generator(learner.seed, "test/tasks"))
-
-
-def evaluate(learner: Learner, steps: int, tasks: Tasks, episodes: int) -> Evaluation:
-    """Adapt to every task, with fresh episodes after each step; the learner's processes divide the tasks.
 
     Args:
-        learner: is left as it was.
-        steps: S, gradient steps.
-        tasks: dict of arrays (M, ...).
-        episodes: E, per task and step.
+        learner: whose seed names the tasks.
+        count: M.
+        split: `validation`, by which settings and iterates are chosen, or `test`, on which results are reported.
     """
-    stages = learner.adapt(tasks, steps, episodes, purpose="test", processes=learner.processes)
-    count = len(next(iter(tasks.values())))
+    distribution = learner.task_distribution
+    sample = getattr(distribution, "sample_test", distribution.sample)
+    return sample(count, keyed_generator(learner.seed, f"{split}/tasks"))
+
+
+def evaluate(
+    learner: Learner, tasks: Tasks, inner_steps: int, episodes_per_task: int | None = None
+) -> ReturnEvaluation:
+    """Adapt to every task, with fresh episodes after each gradient step; the learner is left as it was.
+
+    Collective: the learner's processes divide the tasks.
+
+    Args:
+        learner: that has been trained.
+        tasks: dict of arrays (M, ...).
+        inner_steps: S, gradient steps.
+        episodes_per_task: E, after each step; None takes the learner's own.
+    """
+    path = learner.adapt_shard(tasks, inner_steps, episodes_per_task)
+    processes, count = learner.processes, num_rows(tasks)
 
     def of_all_tasks(own: list[torch.Tensor]) -> np.ndarray:
-        return learner.processes.join(torch.stack(own, dim=1).cpu(), count).T.numpy()
+        return processes.all_gather(torch.stack(own, dim=1).cpu(), count).T.numpy()
 
-    returns = of_all_tasks([stage.episodes.mean_returns for stage in stages])
-    failures = of_all_tasks([stage.episodes.failure_rates for stage in stages])
-    told = tells_success(stages, learner.processes)
-    rates = of_all_tasks([stage.episodes.success_rates for stage in stages]) if told else None
-    return Evaluation(tasks, returns, stages, failures, rates)
+    returns = of_all_tasks([at.episodes.mean_returns for at in path])
+    failures = of_all_tasks([at.episodes.failure_rates for at in path])
+    others = {}
+    if reports_success(path, processes):
+        others["success"] = of_all_tasks([at.episodes.success_rates for at in path])
+    return ReturnEvaluation("return", returns, others, tasks=tasks, path=path, failures=failures)

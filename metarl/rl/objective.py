@@ -1,81 +1,77 @@
 """The meta-objective: how well the adapted policies do, as a function of the meta-parameters alone."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from metarl.core.adaptation import AdaptationRule, adapt_step, adaptation_path
+from metarl.core.adaptation import adapt_step, adaptation_path
+from metarl.core.ambient import in_standard_modes
 from metarl.core.distributed import ALONE, Processes
 from metarl.core.errors import NonFiniteError
 from metarl.core.jacobian import Jacobian
+from metarl.core.meta_gradient import pull_back, reptile_gradient
 from metarl.core.parallel import Item, Result, parallel_map, task_chunks, workers
-from metarl.core.parameters import Parameters, call_per_task, expand_over_tasks, ravel, unravel
-from metarl.rl.action_distributions import ActionDistribution
+from metarl.core.parameters import Parameters, expand_over_tasks, ravel, unravel
+from metarl.core.rules import AdaptationRule
+from metarl.rl.curvature import Curvature
 from metarl.rl.episodes import Samples
-from metarl.rl.estimators import EPISODIC, Estimator, policy_loss, sampling_term, surrogate
+from metarl.rl.estimators import EPISODIC, Estimator, PolicyModel, sampling_term, surrogate
 
 
+@dataclass(frozen=True)
 class MetaObjective:
     """Surrogate loss of the post-adaptation policies and their KL from the sampling policies, averaged over tasks.
 
-        L(theta) = 1/M sum_m surrogate(phi_m(theta); query_m)
-        KL(theta) = 1/M sum_m sum_n w_n KL(p_old(. | o_n) || p(. | o_n; phi_m(theta)))
+        L(theta) = 1/M sum_m sum_s w_s surrogate(phi_{m,s}(theta); query_{m,s})
+        KL(theta) = 1/M sum_m sum_s w_s sum_n w_n KL(p_old(. | o_n) || p(. | o_n; phi_{m,s}(theta)))
 
-    where phi_m adapts theta on the support data of task m; E-MAML's `sampling_term` joins L where outcomes are given.
-    With `earlier` query data both are means over the policies after each inner step, all of the same weight: MAML++'s
-    multi-step loss (Antoniou et al. 2019) without its annealing. Theta is one flat vector here. Tasks are handled in
-    chunks that suit the cache, and divided over processes. Each has its own loss and gradient, and these are added in
-    float64: rounded to float32 the sum is the same in any order. So neither chunks nor processes change a bit, where a
-    task's own numbers do not depend on those computed beside it: on a CPU.
+    where phi_{m,s} are the parameters of task m after inner step s; by default those after the last step alone count.
+    E-MAML's `sampling_term` joins L where outcomes are given. Theta is one flat vector here.
+
+    Tasks are handled in chunks that suit the cache, and divided over processes. Each has its own loss and gradient, and
+    these are added in float64: rounded to float32 the sum is the same in any order. So neither chunks nor processes
+    change a bit, where a task's own numbers do not depend on those computed beside it: on a CPU.
+
+    Attributes:
+        model: policy, family of its outputs and inner loss.
+        rule: of the inner loop.
+        like: meta-parameters, for their names and shapes.
+        supports: data of each of the S inner steps, M tasks each.
+        queries: data after inner step s, M tasks each, by number s of every step that counts.
+        weights: w_s, by number of the same steps; they sum to 1.
+        chunk: tasks handled at a time.
+        outcomes: (M,), see `metarl.rl.estimators.sampling_term`; None leaves the term out.
+        processes: whose tasks the means are over; each holds the data of its own, and gets the same results.
+        adapted: phi_1 ... phi_S (M, ...) that theta leads to where the episodes were sampled, if they are known; saves
+            `kl_products` computing them.
     """
 
-    def __init__(
-        self,
-        policy: nn.Module,
-        distribution: ActionDistribution,
-        estimator: Estimator,
-        rule: AdaptationRule,
-        like: Parameters,
-        supports: Sequence[Samples],
-        query: Samples,
-        chunk: int,
-        outcomes: Tensor | None = None,
-        processes: Processes = ALONE,
-        adapted: Sequence[Parameters] | None = None,
-        earlier: Sequence[Samples] = (),
-    ):
-        """Fix the data.
+    model: PolicyModel
+    rule: AdaptationRule
+    like: Parameters
+    supports: Sequence[Samples]
+    queries: Mapping[int, Samples]
+    weights: Mapping[int, float]
+    chunk: int
+    outcomes: Tensor | None = None
+    processes: Processes = ALONE
+    adapted: Sequence[Parameters] | None = None
 
-        Args:
-            policy, distribution: what acts, and the family of its outputs.
-            estimator, rule: of the inner loop.
-            like: meta-parameters, for their names and shapes.
-            supports: data of the S inner steps, M tasks each.
-            query: data after adaptation.
-            chunk: tasks handled at a time.
-            outcomes: (M,), see `metarl.rl.estimators.sampling_term`; None leaves the term out.
-            processes: whose tasks the means are over; each holds the data of its own, and gets the same results.
-            adapted: phi_1 ... phi_S (M, ...) that theta leads to where the episodes were sampled, if they are known;
-                saves `kl_products` computing them.
-            earlier: data after inner steps 1 ... S - 1, if the policies after them count too; else none.
-        """
-        self.policy, self.distribution, self.estimator, self.rule = policy, distribution, estimator, rule
-        self.like, self.supports, self.query, self.outcomes = like, supports, query, outcomes
-        self.queries = [*earlier, query]
-        self.inner_loss = policy_loss(policy, distribution, estimator)
-        self.tasks = len(query.weights)
-        self.processes, self.adapted = processes, adapted
-        self.all_tasks = int(processes.sum(torch.tensor(self.tasks)))
-        self.chunk = chunk
-        self.chunks = self._chunks(chunk)
+    _all_tasks: int = field(init=False, repr=False)  # of all processes
 
+    def __post_init__(self) -> None:
+        own = torch.tensor(len(self._last_query().weights))
+        object.__setattr__(self, "_all_tasks", int(self.processes.all_reduce_sum(own)))
+
+    @in_standard_modes
     def loss_and_gradient(
         self, vector: Tensor, outer: Estimator = surrogate, penalties: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """L and its gradient, through the adaptation.
+        """Return L, (), and its gradient, (n,), through the adaptation.
 
         Args:
             vector: theta.
@@ -83,20 +79,28 @@ class MetaObjective:
             penalties: (S,), weights of `inner_kls` in L; None for none.
         """
 
-        def of_chunk(tasks: slice) -> tuple[Tensor, Tensor]:
-            theta = self._leaves(vector, tasks)
-            path = self._path(theta, self.supports, tasks)
-            loss = self._over_queries(path, tasks, partial(outer, self.distribution))
-            loss = loss + self._sampling_terms(path, tasks)
-            if penalties is not None:
-                loss = loss + penalties @ self._inner_kls(path, tasks)
-            gradients = torch.autograd.grad(loss.sum(), list(theta.values()), materialize_grads=True)
-            return loss.detach(), _sum_over_tasks(gradients)
+        def of_chunk(task_slice: slice) -> tuple[Tensor, Tensor]:
+            # the inner loop, with its graph back to theta
+            theta = self._leaves(vector, task_slice)
+            path = self._path(theta, self.supports, task_slice)
 
-        losses, gradients = zip(*self._map(of_chunk, self.chunks), strict=True)
+            # losses and their gradients at the adapted parameters, cut off from the inner loop
+            points = [_detached(phi) for phi in path]
+            loss = self._over_queries(points, task_slice, partial(outer, self.model.action_distribution))
+            loss = loss + self._sampling_terms(points, task_slice)
+            if penalties is not None:
+                loss = loss + penalties @ self._inner_kls(points, task_slice)
+            leaves = [value for point in points for value in point.values()]
+            found = iter(torch.autograd.grad(loss.sum(), leaves, materialize_grads=True))
+
+            # these gradients, pulled back through the inner loop to theta
+            cotangents = {step: {name: next(found) for name in point} for step, point in enumerate(points)}
+            return loss.detach(), _sum_over_tasks(list(pull_back(path, theta, cotangents).values()))
+
+        losses, gradients = zip(*self._map(of_chunk, self._chunks(self.chunk)), strict=True)
         loss, gradient = torch.cat(losses), torch.stack(gradients).sum(dim=0)
         if not torch.isfinite(loss).all():
-            task = self.processes.share(self.all_tasks).start + int((~torch.isfinite(loss)).nonzero()[0])
+            task = self.processes.shard(self._all_tasks).start + int((~torch.isfinite(loss)).nonzero()[0])
             raise NonFiniteError(f"the loss of task {task} is not finite")
         mean = self._mean(torch.cat([gradient, loss.double().sum().view(1)]))
         gradient = mean[:-1]
@@ -104,20 +108,22 @@ class MetaObjective:
             raise NonFiniteError("the meta-gradient is not finite")
         return mean[-1], gradient
 
+    @in_standard_modes
     def evaluate(self, vector: Tensor) -> tuple[Tensor, Tensor]:
-        """L and KL, without a graph."""
+        """Return L and KL at theta, () both, without a graph."""
         theta = unravel(vector, self.like)
 
-        def of_chunk(tasks: slice) -> Tensor:
-            path = self._adapted_after_each_step(theta, tasks)
+        def of_chunk(task_slice: slice) -> Tensor:
+            path = self._adapted_after_each_step(theta, task_slice)
             with torch.no_grad():
-                loss, kl = self._over_queries(path, tasks, self._surrogate_and_kl)
-                loss = loss + self._sampling_terms(path, tasks)
+                loss, kl = self._over_queries(path, task_slice, self._surrogate_and_kl)
+                loss = loss + self._sampling_terms(path, task_slice)
             return torch.stack([loss, kl]).double().sum(dim=1)
 
-        mean = self._mean(torch.stack(self._map(of_chunk, self.chunks)).sum(dim=0))
+        mean = self._mean(torch.stack(self._map(of_chunk, self._chunks(self.chunk))).sum(dim=0))
         return mean[0], mean[1]
 
+    @in_standard_modes
     def inner_kls(self, vector: Tensor) -> Tensor:
         """How far the policies before each inner step are from those that sampled its support data, without a graph.
 
@@ -126,33 +132,35 @@ class MetaObjective:
         """
         theta = unravel(vector, self.like)
 
-        def of_chunk(tasks: slice) -> Tensor:
-            path = self._adapted_after_each_step(theta, tasks)
+        def of_chunk(task_slice: slice) -> Tensor:
+            path = self._adapted_after_each_step(theta, task_slice)
             with torch.no_grad():
-                return self._inner_kls(path, tasks)
+                return self._inner_kls(path, task_slice)
 
-        return self._mean(torch.cat(self._map(of_chunk, self.chunks), dim=1).double().sum(dim=1))
+        found = self._map(of_chunk, self._chunks(self.chunk))
+        return self._mean(torch.cat(found, dim=1).double().sum(dim=1))
 
-    def displacement(self, vector: Tensor) -> Tensor:
-        """1/M sum_m (phi_m - theta), 0 for meta-parameters that are not the module's (Nichol et al. 2018); (n,)."""
+    @in_standard_modes
+    def reptile_gradient(self, vector: Tensor) -> Tensor:
+        """1/M sum_m (theta - phi_{m,S}), see `metarl.core.meta_gradient.reptile_gradient`; (n,)."""
         theta = unravel(vector, self.like)
 
-        def of_chunk(tasks: slice) -> Tensor:
-            phi = self._adapted_after_each_step(theta, tasks)[-1]
-            still = {name: value.new_zeros(1, *value.shape) for name, value in theta.items()}
-            moved = {name: value - theta[name] for name, value in phi.items()}
-            return _sum_over_tasks(list({**still, **moved}.values()))
+        def of_chunk(task_slice: slice) -> Tensor:
+            phi = self._adapted_after_each_step(theta, task_slice)[-1]
+            own = expand_over_tasks(theta, task_slice.stop - task_slice.start)
+            return _sum_over_tasks(list(reptile_gradient(own, phi).values()))
 
-        return self._mean(torch.stack(self._map(of_chunk, self.chunks)).sum(dim=0))
+        return self._mean(torch.stack(self._map(of_chunk, self._chunks(self.chunk))).sum(dim=0))
 
+    @in_standard_modes
     def kl_products(self, vector: Tensor, fraction: float, rng: np.random.Generator) -> Callable[[Tensor], Tensor]:
         """Return v -> H v, with H the Hessian of KL at the vector where the episodes were sampled.
 
         There KL is at its minimum 0, so its gradient in the adapted parameters vanishes and
 
-            H = 1/M sum_m J_m' F_m J_m,    J_m = d phi_m / d theta,    F_m the Fisher matrix of the adapted policy,
+            H = 1/M sum_m sum_s w_s J_{m,s}' F_{m,s} J_{m,s},    J_{m,s} = d phi_{m,s} / d theta,
 
-        or the mean of this over the inner steps whose policies count; without second derivatives of J: always positive
+        F_{m,s} being the Fisher matrix of the adapted policy; without second derivatives of J. H is always positive
         semi-definite, and the Hessian itself where the estimator's derivative is that of its own inner step (`score`,
         `likelihood-ratio`). With others J is what the meta-gradient runs through (`lvc`, `dice`, first order), so H is
         that of another function than the line search measures.
@@ -167,116 +175,124 @@ class MetaObjective:
                 search that follows measures loss and KL on all samples: only the direction of the step feels the noise.
             rng: draws the samples.
         """
-        thin = _thin_episodes if self.estimator in EPISODIC else _thin
+        # the same share of the samples for every product, so that they all belong to one matrix
+        thin = _thin_episodes if self.model.estimator in EPISODIC else _thin
         supports = [thin(support, fraction, rng) for support in self.supports]
-        queries = [_thin(query, fraction, rng) for query in self.queries]
+        queries = {step: _thin(self.queries[step], fraction, rng) for step in sorted(self.queries)}
 
-        def maps_of_chunk(tasks: slice) -> tuple[slice, Jacobian, Jacobian, list[Tensor]]:
-            theta = self._leaves(vector, tasks)
-            if self.adapted is None:
-                anchors = self._adapted_after_each_step(unravel(vector, self.like), tasks)[1:]
-            else:
-                anchors = [{name: value[tasks] for name, value in phi.items()} for phi in self.adapted]
-            path = self._path(theta, supports, tasks, anchors)[-len(queries) :]
-            leaves = [{name: value.detach().requires_grad_() for name, value in phi.items()} for phi in path]
-            outputs = [
-                call_per_task(self.policy, phi, query.observations[tasks])
-                for phi, query in zip(leaves, queries, strict=True)
-            ]
-            adaptation = Jacobian([value for phi in path for value in phi.values()], list(theta.values()))
-            network = Jacobian(outputs, [value for phi in leaves for value in phi.values()])
-            return tasks, adaptation, network, [output.detach() for output in outputs]
+        def of_chunk(task_slice: slice) -> Curvature:
+            return self._curvature(vector, supports, queries, task_slice)
 
-        maps = self._map(maps_of_chunk, self._chunks(round(self.chunk / fraction)))
+        curvatures = self._map(of_chunk, self._chunks(round(self.chunk / fraction)))
 
+        @in_standard_modes
         def product(v: Tensor) -> Tensor:
             direction = unravel(v, self.like)
-
-            def of_chunk(chunk: tuple[slice, Jacobian, Jacobian, list[Tensor]]) -> Tensor:
-                tasks, adaptation, network, outputs = chunk
-                tangents = expand_over_tasks(direction, tasks.stop - tasks.start)
-                moved = network.product(adaptation.product(list(tangents.values())))
-                metrics = [
-                    query.weights[tasks].unsqueeze(-1) / len(queries) * self.distribution.fisher_product(output, change)
-                    for query, output, change in zip(queries, outputs, moved, strict=True)
-                ]
-                return _sum_over_tasks(adaptation.transposed_product(network.transposed_product(metrics)))
-
-            return self._mean(torch.stack(self._map(of_chunk, maps)).sum(dim=0))
+            parts = self._map(lambda curvature: _sum_over_tasks(curvature.product(direction)), curvatures)
+            return self._mean(torch.stack(parts).sum(dim=0))
 
         return product
 
+    def _curvature(
+        self, vector: Tensor, supports: Sequence[Samples], queries: Mapping[int, Samples], task_slice: slice
+    ) -> Curvature:
+        """The curvature of KL at theta from samples of some of the tasks."""
+        # J: the inner loop, linearised at the parameters that all samples lead to
+        theta = self._leaves(vector, task_slice)
+        if self.adapted is None:
+            anchors = self._adapted_after_each_step(unravel(vector, self.like), task_slice)[1:]
+        else:
+            anchors = [{name: value[task_slice] for name, value in phi.items()} for phi in self.adapted]
+        path = self._path(theta, supports, task_slice, anchors)
+        adaptation = Jacobian([value for step in queries for value in path[step].values()], list(theta.values()))
+
+        # the network, from adapted parameters to distribution parameters
+        leaves = {step: _detached(path[step]) for step in queries}
+        outputs = [self.model.outputs(leaves[step], queries[step].of_tasks(task_slice)) for step in queries]
+        network = Jacobian(outputs, [value for phi in leaves.values() for value in phi.values()])
+
+        weights = [self.weights[step] * queries[step].weights[task_slice].unsqueeze(-1) for step in queries]
+        fixed = [output.detach() for output in outputs]
+        return Curvature(adaptation, network, self.model.action_distribution, fixed, weights)
+
     def _chunks(self, size: int) -> list[slice]:
-        """Of at most that many tasks, an equal share for each thread of a CPU."""
-        return task_chunks(self.tasks, size, workers(self.query.weights.device))
+        """Slices of at most that many tasks, an equal share for each thread of a CPU."""
+        query = self._last_query()
+        return task_chunks(len(query.weights), size, workers(query.weights.device))
 
     def _map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
         """What a function makes of each chunk."""
-        return parallel_map(function, items, self.query.weights.device)
+        return parallel_map(function, items, self._last_query().weights.device)
+
+    def _last_query(self) -> Samples:
+        return self.queries[len(self.supports)]
 
     def _mean(self, total: Tensor) -> Tensor:
         """The mean over the tasks of all processes, from the sum over those of this one."""
-        return (self.processes.sum(total) / self.all_tasks).to(self.query.weights.dtype)
+        return (self.processes.all_reduce_sum(total) / self._all_tasks).to(self._last_query().weights.dtype)
 
     def _over_queries(
-        self, path: Sequence[Parameters], tasks: slice, figure: Callable[[Tensor, Samples], Tensor]
+        self, path: Sequence[Parameters], task_slice: slice, measure: Callable[[Tensor, Samples], Tensor]
     ) -> Tensor:
-        """Mean over the query data of a figure of the policies' outputs and the data, (..., m)."""
-        figures = []
-        for phi, query in zip(path[-len(self.queries) :], self.queries, strict=True):
-            data = query.of_tasks(tasks)
-            figures.append(figure(call_per_task(self.policy, phi, data.observations), data))
-        return torch.stack(figures).mean(dim=0)
+        """Weighted mean over the query data of a measure of the policies' outputs and the data, (..., m)."""
+        total: Tensor | float = 0.0
+        for step, weight in self.weights.items():
+            data = self.queries[step].of_tasks(task_slice)
+            total = total + weight * measure(self.model.outputs(path[step], data), data)
+        assert isinstance(total, Tensor), "at least one step counts"
+        return total
 
     def _surrogate_and_kl(self, outputs: Tensor, query: Samples) -> Tensor:
         """(2, m)."""
-        return torch.stack([surrogate(self.distribution, outputs, query), self._kl(outputs, query)])
+        return torch.stack([surrogate(self.model.action_distribution, outputs, query), self._kl(outputs, query)])
 
     def _kl(self, outputs: Tensor, data: Samples) -> Tensor:
         """From the policies that sampled the data to those of these outputs, (m,)."""
-        return (data.weights * self.distribution.kl(data.distribution, outputs)).sum(dim=1)
+        return (data.weights * self.model.action_distribution.kl(data.dist_params, outputs)).sum(dim=1)
 
-    def _sampling_terms(self, path: Sequence[Parameters], tasks: slice) -> Tensor | float:
+    def _sampling_terms(self, path: Sequence[Parameters], task_slice: slice) -> Tensor | float:
         """E-MAML's, (m,); 0 without outcomes."""
         if self.outcomes is None:
             return 0.0
-        supports = [support.of_tasks(tasks) for support in self.supports]
-        outputs = [
-            call_per_task(self.policy, phi, data.observations) for phi, data in zip(path, supports, strict=False)
-        ]
-        return sampling_term(self.distribution, outputs, supports, self.outcomes[tasks])
+        supports = [support.of_tasks(task_slice) for support in self.supports]
+        outputs = [self.model.outputs(phi, data) for phi, data in zip(path, supports, strict=False)]
+        return sampling_term(self.model.action_distribution, outputs, supports, self.outcomes[task_slice])
 
-    def _inner_kls(self, path: Sequence[Parameters], tasks: slice) -> Tensor:
+    def _inner_kls(self, path: Sequence[Parameters], task_slice: slice) -> Tensor:
         """Per inner step and task, (S, m)."""
-        rows = []
-        for phi, support in zip(path, self.supports, strict=False):  # the path is one longer
-            data = support.of_tasks(tasks)
-            rows.append(self._kl(call_per_task(self.policy, phi, data.observations), data))
-        return torch.stack(rows) if rows else self.query.weights.new_zeros(0, tasks.stop - tasks.start)
+        supports = [support.of_tasks(task_slice) for support in self.supports]
+        rows = [self._kl(self.model.outputs(phi, data), data) for phi, data in zip(path, supports, strict=False)]
+        empty = self._last_query().weights.new_zeros(0, task_slice.stop - task_slice.start)
+        return torch.stack(rows) if rows else empty
 
     def _path(
         self,
         theta: Parameters,
         supports: Sequence[Samples],
-        tasks: slice,
+        task_slice: slice,
         anchors: Sequence[Parameters] | None = None,
     ) -> list[Parameters]:
-        data = [support.of_tasks(tasks) for support in supports]
-        return adaptation_path(self.inner_loss, self.rule, theta, data, anchors)
+        data = [support.of_tasks(task_slice) for support in supports]
+        return adaptation_path(self.model, self.rule, theta, data, anchors)
 
-    def _leaves(self, vector: Tensor, tasks: slice) -> Parameters:
-        rows = expand_over_tasks(unravel(vector, self.like), tasks.stop - tasks.start)
+    def _leaves(self, vector: Tensor, task_slice: slice) -> Parameters:
+        rows = expand_over_tasks(unravel(vector, self.like), task_slice.stop - task_slice.start)
         return {name: value.clone().requires_grad_() for name, value in rows.items()}
 
-    def _adapted_after_each_step(self, theta: Parameters, tasks: slice) -> list[Parameters]:
+    def _adapted_after_each_step(self, theta: Parameters, task_slice: slice) -> list[Parameters]:
         """phi_0 ... phi_S for some of the tasks, without graphs."""
-        theta = expand_over_tasks(theta, tasks.stop - tasks.start)
-        stages = [self.rule.start(theta)]
-        for step, support in enumerate(self.supports):
-            samples = support.of_tasks(tasks)
-            phi, _ = adapt_step(self.inner_loss, self.rule, theta, stages[-1], samples, step)
-            stages.append(phi)
-        return stages
+        theta = expand_over_tasks(theta, task_slice.stop - task_slice.start)
+        path = [self.rule.start(theta)]
+        for inner_step, support in enumerate(self.supports):
+            samples = support.of_tasks(task_slice)
+            phi, _ = adapt_step(self.model, self.rule, theta, path[-1], samples, inner_step)
+            path.append(phi)
+        return path
+
+
+def _detached(phi: Parameters) -> Parameters:
+    """The same values as leaves of a new graph."""
+    return {name: value.detach().requires_grad_() for name, value in phi.items()}
 
 
 def _sum_over_tasks(rows: Sequence[Tensor]) -> Tensor:
@@ -292,8 +308,8 @@ def _thin(samples: Samples, fraction: float, rng: np.random.Generator) -> Sample
 
 
 def _thin_episodes(samples: Samples, fraction: float, rng: np.random.Generator) -> Samples:
-    if fraction >= 1 or samples.steps is None:
+    if fraction >= 1 or samples.time_steps is None:
         return samples
-    episodes = samples.weights.shape[1] // samples.steps
+    episodes = samples.weights.shape[1] // samples.time_steps
     chosen = np.sort(rng.choice(episodes, max(1, round(fraction * episodes)), replace=False))
     return samples.of_episodes(torch.from_numpy(chosen).to(samples.weights.device))

@@ -5,18 +5,19 @@ They keep nothing: what one update hands to the next is the state that it return
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from metarl.core.adam import AdamState, adam_step, initial_adam_state
+from metarl.core.settings import check_settings, setting
 from metarl.core.trust_region import TrustRegion
-from metarl.core.validation import require, require_positive, require_whole
 from metarl.rl.estimators import clipped_surrogate
 from metarl.rl.objective import MetaObjective
 
-State = dict[str, Tensor]
+State = dict[str, Any]  # of tensors, or of such dicts
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,13 @@ class UpdateOutcome:
 
 
 class OuterOptimiser(Protocol):
-    """What the learner needs of an outer optimiser."""
+    """What a learner needs of an outer optimiser. It keeps nothing; its state is handed from update to update."""
 
-    def start(self, vector: Tensor, steps: int) -> State:
-        """The state before the first update, for theta (n,) and S inner steps; later ones have its names and shapes."""
+    def start(self, vector: Tensor, inner_steps: int) -> State:
+        """Return the state before the first update, for theta (n,) and S inner steps.
+
+        Later states have the same names and shapes.
+        """
         ...
 
     def update(
@@ -65,31 +69,32 @@ class OuterOptimiser(Protocol):
 
 @dataclass(frozen=True)
 class TRPO:
-    """Trust-region step on the post-adaptation surrogate (Schulman et al. 2015, as Finn et al. 2017 use it).
+    """Trust-region step on the post-adaptation surrogate (Schulman et al. 2015, as Finn et al. 2017 use it)."""
 
-    Attributes:
-        max_kl: bound on the mean KL(old || new) of the adapted policies.
-        product_fraction: share of the samples used for Hessian-vector products alone; `MetaObjective.kl_products`
-            says what that does to them.
-    """
-
-    max_kl: float = 0.01
-    product_fraction: float = 0.1
+    max_kl: float = setting(
+        0.01, "bound on the mean KL of a meta-update", unit="nats", more_than=0, source="paper's code"
+    )
+    hvp_sample_fraction: float = setting(
+        0.1,
+        "share of the samples in Hessian-vector products, see `MetaObjective.kl_products`",
+        more_than=0,
+        at_most=1,
+        source="ours, for speed; paper 1",
+    )
 
     def __post_init__(self) -> None:
-        require_positive("max_kl", self.max_kl)
-        require(0 < self.product_fraction <= 1, "product_fraction", self.product_fraction, "more than 0, at most 1")
+        check_settings(self)
 
-    def start(self, vector: Tensor, steps: int) -> State:
-        """Nothing."""
+    def start(self, vector: Tensor, inner_steps: int) -> State:
+        """TRPO keeps no optimiser state; returns an empty dict."""
         return {}
 
     def update(
         self, objective: MetaObjective, vector: Tensor, rng: np.random.Generator, state: State
     ) -> tuple[Tensor, State, UpdateOutcome]:
-        """As in `OuterOptimiser`; a rejected step returns the old meta-parameters."""
+        """Take one trust-region step; theta stays as it was if it is rejected; see `OuterOptimiser.update`."""
         loss, gradient = objective.loss_and_gradient(vector)
-        product = objective.kl_products(vector, self.product_fraction, rng)
+        product = objective.kl_products(vector, self.hvp_sample_fraction, rng)
         vector, step = TrustRegion(bound=self.max_kl).step(vector, loss, gradient, product, objective.evaluate)
         details = {"line_search_steps": float(step.line_search_steps)}
         outcome = UpdateOutcome(
@@ -100,29 +105,25 @@ class TRPO:
 
 @dataclass(frozen=True)
 class Adam:
-    """One Adam step (Kingma, Ba 2015) on the surrogate, whose gradient is the policy gradient at the sampling point.
+    """One Adam step (Kingma and Ba 2015) on the surrogate; its gradient there is the policy gradient."""
 
-    Attributes:
-        step_size: of Adam.
-    """
-
-    step_size: float = 1e-3
+    step_size: float = setting(0.001, "step size of Adam", more_than=0, source="ProMP's code", flag="outer_step_size")
 
     def __post_init__(self) -> None:
-        require_positive("step_size", self.step_size)
+        check_settings(self)
 
-    def start(self, vector: Tensor, steps: int) -> State:
-        """Adam's moments."""
-        return adam_state(vector)
+    def start(self, vector: Tensor, inner_steps: int) -> State:
+        """Return Adam's moments, which are 0 before the first update."""
+        return {"adam": initial_adam_state({"theta": vector})}
 
     def update(
         self, objective: MetaObjective, vector: Tensor, rng: np.random.Generator, state: State
     ) -> tuple[Tensor, State, UpdateOutcome]:
-        """As in `OuterOptimiser`."""
+        """Take one Adam step; see `OuterOptimiser.update`."""
         loss, gradient = objective.loss_and_gradient(vector)
-        vector, state = adam_step(vector, gradient, state, self.step_size)
+        vector, adam = _adam_step(vector, gradient, state["adam"], self.step_size)
         after, kl = objective.evaluate(vector)
-        return vector, state, _accepted(loss, after, kl, gradient)
+        return vector, {"adam": adam}, _accepted(loss, after, kl, gradient)
 
 
 @dataclass(frozen=True)
@@ -135,43 +136,43 @@ class PPO:
     `MetaObjective.inner_kls`. After each update eta_s halves where KL_s is below target / 1.5, and doubles where it is
     above 1.5 target. Deviation: ProMP's code averages the penalties over inner steps; this sums them. The defaults are
     those of its code.
-
-    Attributes:
-        step_size: of Adam.
-        epochs: Adam steps per update.
-        clip: bound on the change of a ratio that still pays.
-        inner_kl: target of every KL_s, in nats.
-        penalty: eta_s at the start.
     """
 
-    step_size: float = 1e-3
-    epochs: int = 5
-    clip: float = 0.2
-    inner_kl: float = 0.01
-    penalty: float = 0.01
+    step_size: float = setting(0.001, "step size of Adam", more_than=0, source="ProMP's code", flag="outer_step_size")
+    epochs: int = setting(5, "Adam steps on the same data", at_least=1, source="ProMP's code")
+    clip: float = setting(
+        0.2,
+        "change of a probability ratio beyond which it gains nothing",
+        more_than=0,
+        at_most=1,
+        source="ProMP's code",
+    )
+    inner_kl: float = setting(
+        0.01, "target of the KL before each inner step, KL_s", unit="nats", more_than=0, source="ProMP's code"
+    )
+    inner_kl_penalty: float = setting(
+        0.01, "weight of these KLs at the start, eta_s", at_least=0, source="ProMP's code"
+    )
 
     def __post_init__(self) -> None:
-        require_whole("epochs", self.epochs)
-        require_positive("step_size", self.step_size)
-        require_positive("clip", self.clip)
-        require_positive("inner_kl", self.inner_kl)
-        require(0 <= self.penalty < np.inf, "penalty", self.penalty, "at least 0")
+        check_settings(self)
 
-    def start(self, vector: Tensor, steps: int) -> State:
-        """Adam's moments, and the penalties eta_s (S,)."""
-        return adam_state(vector) | {"penalties": vector.new_full((steps,), self.penalty)}
+    def start(self, vector: Tensor, inner_steps: int) -> State:
+        """Return Adam's moments, and the penalties eta_s, (S,)."""
+        penalties = vector.new_full((inner_steps,), self.inner_kl_penalty)
+        return {"adam": initial_adam_state({"theta": vector}), "penalties": penalties}
 
     def update(
         self, objective: MetaObjective, vector: Tensor, rng: np.random.Generator, state: State
     ) -> tuple[Tensor, State, UpdateOutcome]:
-        """As in `OuterOptimiser`."""
-        penalties, moments = state["penalties"], {name: state[name] for name in ("count", "mean", "square")}
+        """Take `epochs` Adam steps on the same data, then adjust the penalties; see `OuterOptimiser.update`."""
+        penalties, adam = state["penalties"], state["adam"]
         loss = partial(clipped_surrogate, clip=self.clip)
         first = None
         for _ in range(self.epochs):
             value, gradient = objective.loss_and_gradient(vector, loss, penalties)
             first = first or (value, gradient)
-            vector, moments = adam_step(vector, gradient, moments, self.step_size)
+            vector, adam = _adam_step(vector, gradient, adam, self.step_size)
         kls = objective.inner_kls(vector)
         adapted = torch.where(kls < self.inner_kl / 1.5, penalties / 2, penalties)
         adapted = torch.where(kls > self.inner_kl * 1.5, penalties * 2, adapted)
@@ -179,7 +180,7 @@ class PPO:
         details |= {f"inner_kl_penalty/step_{s}": eta for s, eta in enumerate(penalties.tolist())}
         assert first is not None, "epochs is at least 1"
         after, kl = objective.evaluate(vector)
-        return vector, {**moments, "penalties": adapted}, _accepted(first[0], after, kl, first[1], details)
+        return vector, {"adam": adam, "penalties": adapted}, _accepted(first[0], after, kl, first[1], details)
 
 
 @dataclass(frozen=True)
@@ -188,64 +189,37 @@ class Reptile:
 
     It moves what the inner loop moves, and nothing else: learned step sizes, or a part of the network that is shared,
     would stay as they are.
-
-    Attributes:
-        step_size: epsilon.
     """
 
-    step_size: float = 0.1
+    step_size: float = setting(
+        0.1,
+        "share of the way to the adapted parameters, epsilon",
+        more_than=0,
+        at_most=1,
+        flag="reptile_step_size",
+    )
 
     def __post_init__(self) -> None:
-        require_positive("step_size", self.step_size)
+        check_settings(self)
 
-    def start(self, vector: Tensor, steps: int) -> State:
-        """Nothing."""
+    def start(self, vector: Tensor, inner_steps: int) -> State:
+        """Reptile keeps no optimiser state; returns an empty dict."""
         return {}
 
     def update(
         self, objective: MetaObjective, vector: Tensor, rng: np.random.Generator, state: State
     ) -> tuple[Tensor, State, UpdateOutcome]:
-        """As in `OuterOptimiser`."""
+        """Move theta towards the mean adapted parameters; see `OuterOptimiser.update`."""
         before, _ = objective.evaluate(vector)
-        displacement = objective.displacement(vector)
-        vector = vector + self.step_size * displacement
+        gradient = objective.reptile_gradient(vector)
+        vector = vector - self.step_size * gradient
         after, kl = objective.evaluate(vector)
-        return vector, {}, _accepted(before, after, kl, displacement)
+        return vector, {}, _accepted(before, after, kl, gradient)
 
 
-def adam_state(vector: Tensor) -> State:
-    """Moments of Adam before its first step, and the number of steps done."""
-    return {
-        "count": torch.zeros((), dtype=torch.float64),
-        "mean": torch.zeros_like(vector),
-        "square": torch.zeros_like(vector),
-    }
-
-
-def adam_step(
-    vector: Tensor,
-    gradient: Tensor,
-    state: State,
-    step_size: float,
-    betas: tuple[float, float] = (0.9, 0.999),
-    epsilon: float = 1e-8,
-) -> tuple[Tensor, State]:
-    """x - step_size * m^ / (sqrt(v^) + epsilon), with bias-corrected moving means m^ and v^ (Kingma, Ba 2015).
-
-    Args:
-        vector, gradient: (n,).
-        state: of `adam_state`, or of the step before.
-        step_size, betas, epsilon: of the paper.
-
-    Returns:
-        the new vector and the new state.
-    """
-    count = state["count"] + 1
-    mean = betas[0] * state["mean"] + (1 - betas[0]) * gradient
-    square = betas[1] * state["square"] + (1 - betas[1]) * gradient.square()
-    corrected = [moment / (1 - beta ** count.item()) for moment, beta in zip((mean, square), betas, strict=True)]
-    moved = vector - step_size * corrected[0] / (corrected[1].sqrt() + epsilon)
-    return moved, {"count": count, "mean": mean, "square": square}
+def _adam_step(vector: Tensor, gradient: Tensor, state: AdamState, step_size: float) -> tuple[Tensor, AdamState]:
+    moved, state = adam_step({"theta": vector}, {"theta": gradient}, state, step_size)
+    return moved["theta"], state
 
 
 def _accepted(

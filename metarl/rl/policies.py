@@ -60,7 +60,7 @@ class GaussianMLP(nn.Module):
         self.minimum_log_std = math.log(minimum_std)
 
     def forward(self, observations: Tensor) -> Tensor:
-        """(batch, O) to (batch, 2A): mean, log standard deviation."""
+        """Map observations (batch, ...) to mean and log standard deviation, (batch, 2A)."""
         mean = self.mean(observations.reshape(len(observations), -1))
         log_std = self.log_std.clamp(min=self.minimum_log_std)
         return torch.cat([mean, log_std.expand_as(mean)], dim=-1)
@@ -82,7 +82,7 @@ class CategoricalMLP(nn.Module):
         self.logits = mlp(_size(observation_space, gymnasium.spaces.Box), hidden_sizes, actions, activation)
 
     def forward(self, observations: Tensor) -> Tensor:
-        """(batch, O) to (batch, n)."""
+        """Map observations (batch, ...) to logits (batch, n)."""
         return self.logits(observations.reshape(len(observations), -1))
 
 

@@ -1,8 +1,9 @@
-"""Collecting episodes: all tasks and episodes in lockstep, one batched forward per step."""
+"""Rollouts: all tasks and episodes in lockstep, one batched forward pass per time step."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,185 +14,199 @@ from metarl.core.distributed import ALONE, Processes
 from metarl.core.errors import NonFiniteError
 from metarl.core.parameters import Parameters, call_per_task
 from metarl.core.randomness import RolloutKey
-from metarl.core.recording import capture, one_launch
+from metarl.core.recording import RecordedModule
 from metarl.rl.action_distributions import ActionDistribution
 from metarl.rl.episodes import Episodes
 from metarl.rl.task_distribution import Tasks
 
-_CAPTURE_FROM = 50  # steps; recording a policy takes as long as it saves in some 50 steps
+_RECORD_FROM = 50  # time steps; recording a policy takes as long as it saves in some 50 of them
 
 
-def collect(
-    envs: VectorEnv,
-    policy: nn.Module,
-    distribution: ActionDistribution,
-    parameters: Parameters,
-    tasks: Tasks,
-    horizon: int,
-    key: RolloutKey,
-    steps: int,
-    processes: Processes = ALONE,
-) -> Episodes:
-    """Run rounds of `rollout` until every task has `steps` valid steps, all in whole episodes.
+@dataclass(frozen=True)
+class Rollout:
+    """Plays one episode in every lane of a batch of environments, each task with its own parameters.
 
-    So did the code behind the MAML paper count: where episodes end early, a task gets more of them.
+    Attributes:
+        policy: maps observations (batch, ...) to the parameters of an action distribution (batch, P); not changed by
+            anybody else.
+        action_distribution: the family that the P parameters belong to.
+        horizon: T, the most time steps of an episode.
+        processes: that play other tasks at the same time.
     """
-    episodes = rollout(envs, policy, distribution, parameters, tasks, horizon, key, processes)
-    while processes.most(int((episodes.lengths.sum(dim=1) < steps).any())):
-        key = replace(key, first_episode=episodes.valid.shape[2])
-        episodes = episodes.joined(rollout(envs, policy, distribution, parameters, tasks, horizon, key, processes))
-    return episodes.up_to(steps, processes)
+
+    policy: nn.Module
+    action_distribution: ActionDistribution
+    horizon: int
+    processes: Processes = ALONE
+    _recorded: RecordedModule = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_recorded", RecordedModule(self.policy))
+
+    def of(self, processes: Processes) -> "Rollout":
+        """The same rollout, recordings included, for tasks that these processes divide."""
+        shared = replace(self, processes=processes)
+        object.__setattr__(shared, "_recorded", self._recorded)
+        return shared
+
+    @torch.no_grad()
+    def __call__(self, envs: VectorEnv, parameters: Parameters, tasks: Tasks, key: RolloutKey) -> Episodes:
+        """Play the episodes.
+
+        Args:
+            envs: N = M * E lanes; lane m * E + e is episode e of task m. Whether it autoresets does not matter:
+                nothing after the end of an episode is kept.
+            parameters: of the policy, (M, ...), on the device that acts.
+            tasks: dict of arrays (M, ...).
+            key: names the randomness.
+
+        Returns:
+            M x E episodes on the device of the parameters, cut after the longest episode of all processes.
+
+        Raises:
+            NonFiniteError: naming task, episode and time step of the first observation, action, its log-probability or
+                reward that is not finite.
+        """
+        # all noise of the rollout, named by task and episode
+        device = next(iter(parameters.values())).device
+        num_tasks = len(next(iter(tasks.values())))
+        lanes = (num_tasks, envs.num_envs // num_tasks)  # (M, E)
+        family = self.action_distribution
+        noise = torch.from_numpy(family.noise(key, lanes[0], self.horizon, lanes[1])).to(device)  # (M, T, E, size)
+
+        # an episode begins in every lane
+        seeds = key.reset_seeds(*lanes)
+        raw, _ = envs.reset(seed=seeds, options={"tasks": tasks})  # type: ignore[arg-type]  # gymnasium: one per lane
+        observation = _to_device(raw, lanes, device)  # (M, E, ...)
+        forward = self._forward(parameters, observation)
+        record = _Record(lanes, self.horizon, family.parameter_size, raw.shape[1:], device)
+
+        # one batched forward pass and one step of all environments per time step
+        for t in range(self.horizon):
+            dist_params = forward(observation)  # (M, E, P)
+            action = family.sample(dist_params, noise[:, t])
+            record.acted(t, observation, dist_params, action)
+            flat_action = action.cpu().numpy().reshape(envs.num_envs, *action.shape[2:])  # (N, ...)
+            if not np.isfinite(flat_action).all():
+                record.check_actions(t, key)
+                flat_action = np.nan_to_num(flat_action)  # of episodes that have ended
+            raw, *outcome = envs.step(family.to_environment(flat_action))
+            if record.stepped(t, raw, *outcome):
+                break
+            observation = _to_device(raw, lanes, device)
+        return record.episodes(self.processes.all_reduce_max(t + 1), family, key)
+
+    def _forward(self, parameters: Parameters, observation: Tensor) -> Callable[[Tensor], Tensor]:
+        if self.horizon < _RECORD_FROM:
+            return partial(call_per_task, self.policy, parameters)
+        return self._recorded.bind(parameters, observation)
 
 
-@torch.no_grad()
-def rollout(
-    envs: VectorEnv,
-    policy: nn.Module,
-    distribution: ActionDistribution,
-    parameters: Parameters,
-    tasks: Tasks,
-    horizon: int,
-    key: RolloutKey,
-    processes: Processes = ALONE,
-) -> Episodes:
-    """Run one episode in every lane, each task with its own parameters.
+class _Record:
+    """What happens in a rollout, step by step.
 
     Args:
-        envs: N = M * E lanes; lane m * E + e is episode e of task m. Whether it autoresets does not matter: nothing
-            after the end of an episode is kept.
-        policy: module mapping (batch, O) to (batch, P).
-        distribution: the family that the P parameters belong to.
-        parameters: of the policy, with a leading axis of M tasks, on the device that acts.
-        tasks: dict of arrays (M, ...).
-        horizon: T, the most steps taken.
-        key: names the randomness.
-        processes: that run other tasks at the same time.
-
-    Returns:
-        Episodes on the device of the parameters, cut after the longest episode of all processes.
-
-    Raises:
-        NonFiniteError: naming task, episode and step of the first observation, action, its log-probability or reward
-            that is not finite.
+        lanes: (M, E).
+        horizon: T.
+        parameter_size: P.
+        observation_shape: of one observation.
+        device: of what the policy sees and puts out.
     """
-    device = next(iter(parameters.values())).device
-    count = len(next(iter(tasks.values())))
-    per_task = envs.num_envs // count
-    lanes = (count, per_task)
-    noise = torch.from_numpy(distribution.noise(key, count, horizon, per_task)).to(device)
 
-    seeds = key.reset_seeds(count, per_task)
-    raw, _ = envs.reset(seed=seeds, options={"tasks": tasks})  # type: ignore[arg-type]  # gymnasium: one per lane
-    observation_shape = raw.shape[1:]
-    observations = torch.zeros(count, horizon, per_task, *observation_shape, device=device)
-    parameter_store = torch.zeros(count, horizon, per_task, distribution.parameter_size, device=device)
-    rewards = np.zeros((count, horizon, per_task), np.float32)
-    valid = np.zeros((count, horizon, per_task), bool)
-    terminated = np.zeros(lanes, bool)
-    failed = np.zeros(lanes, bool)
-    succeeded: np.ndarray | None = None
-    running = np.ones(lanes, bool)
-    final = np.zeros((*lanes, *observation_shape), np.float32)
+    def __init__(
+        self,
+        lanes: tuple[int, int],
+        horizon: int,
+        parameter_size: int,
+        observation_shape: tuple[int, ...],
+        device: torch.device,
+    ):
+        num_tasks, episodes_per_task = lanes
+        shape = (num_tasks, horizon, episodes_per_task)
+        self._lanes, self._device = lanes, device
+        self._observations = torch.zeros(*shape, *observation_shape, device=device)
+        self._dist_params = torch.zeros(*shape, parameter_size, device=device)
+        self._actions: Tensor | None = None
+        self._rewards = np.zeros(shape, np.float32)
+        self._valid = np.zeros(shape, bool)
+        self._terminated = np.zeros(lanes, bool)
+        self._failed = np.zeros(lanes, bool)
+        self._succeeded: np.ndarray | None = None
+        self._running = np.ones(lanes, bool)
+        self._final = np.zeros((*lanes, *observation_shape), np.float32)
 
-    ferry = _Ferry(device)
+    def acted(self, t: int, observation: Tensor, dist_params: Tensor, action: Tensor) -> None:
+        """Note what the policy saw, put out and did in time step t, (M, E, ...) each."""
+        if self._actions is None:
+            num_tasks, horizon, _ = self._valid.shape
+            shape = (num_tasks, horizon, *action.shape[1:])
+            self._actions = torch.zeros(shape, dtype=action.dtype, device=self._device)
+        self._observations[:, t], self._dist_params[:, t], self._actions[:, t] = observation, dist_params, action
+        self._valid[:, t] = self._running
 
-    def to_device(raw: np.ndarray) -> Tensor:
-        return ferry.to_device(raw.reshape(*lanes, *observation_shape))
-
-    forward: Callable[[Tensor], Tensor] = partial(call_per_task, policy, parameters)
-    if horizon >= _CAPTURE_FROM:
-        forward = capture(policy, parameters, to_device(raw))
-
-    def act(observation: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
-        output = forward(observation)
-        return output, distribution.sample(output, noise)
-
-    step: Callable[..., tuple[Tensor, ...]] = act
-    if horizon >= _CAPTURE_FROM and _on_gpu(device):
-        step = one_launch(act, to_device(raw), noise[:, 0])
-    actions: Tensor | None = None
-    for t in range(horizon):
-        observation = to_device(raw)
-        output, action = step(observation, noise[:, t])
-        if actions is None:
-            actions = torch.zeros(count, horizon, *action.shape[1:], dtype=action.dtype, device=device)
-        observations[:, t], parameter_store[:, t], actions[:, t] = observation, output, action
-
-        valid[:, t] = running
-        flat_action = ferry.to_host(action).reshape(envs.num_envs, *action.shape[2:])
-        if not np.isfinite(flat_action).all():
-            _check_finite("observation", observations[:, : t + 1], torch.from_numpy(valid[:, : t + 1]), key)
-            _check_finite("action", actions[:, : t + 1], torch.from_numpy(valid[:, : t + 1]), key)
-            flat_action = np.nan_to_num(flat_action)  # of episodes that have ended
-        raw, reward, terminations, truncations, infos = envs.step(distribution.to_environment(flat_action))
-        rewards[:, t] = np.where(running, reward.reshape(lanes), 0.0)
+    def stepped(
+        self,
+        t: int,
+        raw: np.ndarray,
+        rewards: np.ndarray,
+        terminations: np.ndarray,
+        truncations: np.ndarray,
+        infos: dict[str, Any],
+    ) -> bool:
+        """Note what the environments returned, (N, ...) each; True once no episode goes on."""
+        running, lanes = self._running, self._lanes
+        self._rewards[:, t] = np.where(running, rewards.reshape(lanes), 0.0)
         ended = running & (terminations | truncations).reshape(lanes)
-        terminated |= running & terminations.reshape(lanes)
+        self._terminated |= running & terminations.reshape(lanes)
         if "blown_up" in infos:
-            failed |= running & infos["blown_up"].reshape(lanes)
+            self._failed |= running & infos["blown_up"].reshape(lanes)
         if (success := _success(infos)) is not None:
-            succeeded = running & success.reshape(lanes) | (False if succeeded is None else succeeded)
-        if ended.any() or t == horizon - 1:
-            last = ended | (running if t == horizon - 1 else False)
-            final[last] = _final_observations(raw, infos).reshape(*lanes, *observation_shape)[last]
-            running &= ~ended
-            if not running.any():
-                break
+            earlier = False if self._succeeded is None else self._succeeded
+            self._succeeded = running & success.reshape(lanes) | earlier
+        at_horizon = t == self._valid.shape[1] - 1
+        last = running if at_horizon else ended
+        if last.any():
+            self._final[last] = _final_observations(raw, infos).reshape(self._final.shape)[last]
+        self._running = running & ~ended
+        return at_horizon or not self._running.any()
 
-    assert actions is not None, "a horizon is at least 1"
-    steps = processes.most(t + 1)
-    on_device = torch.from_numpy(valid[:, :steps]).to(device)
-    if not valid[:, :steps].all():
-        for store in (observations, parameter_store, actions):  # 0 * nan, of a lane that has ended, would still be nan
-            store[:, :steps].masked_fill_(~on_device.view(*on_device.shape, *[1] * (store.ndim - 3)), 0)
-    episodes = Episodes(
-        observations=observations[:, :steps].contiguous(),
-        actions=actions[:, :steps].contiguous(),
-        distribution=parameter_store[:, :steps].contiguous(),
-        log_probs=distribution.log_prob(parameter_store[:, :steps], actions[:, :steps]),
-        rewards=torch.from_numpy(rewards[:, :steps]).to(device),
-        valid=on_device,
-        terminated=torch.from_numpy(terminated).to(device),
-        final_observations=torch.from_numpy(final).to(device),
-        failed=torch.from_numpy(failed).to(device),
-        succeeded=None if succeeded is None else torch.from_numpy(succeeded).to(device),
-    )
-    _check_finite("reward", episodes.rewards, episodes.valid, key)
-    _check_finite("observation", episodes.observations, episodes.valid, key)
-    _check_finite("log-probability of the action", episodes.log_probs, episodes.valid, key)
-    return episodes
+    def check_actions(self, t: int, key: RolloutKey) -> None:
+        """Raise NonFiniteError if an observation or action of a valid step up to t is not finite."""
+        assert self._actions is not None, "an action was noted"
+        valid = torch.from_numpy(self._valid[:, : t + 1])
+        _check_finite("observation", self._observations[:, : t + 1], valid, key)
+        _check_finite("action", self._actions[:, : t + 1], valid, key)
 
-
-class _Ferry:
-    """Carries one array per step to the device and one back: on a GPU through memory that the device can reach."""
-
-    def __init__(self, device: torch.device):
-        self._device = device
-        self._there: Tensor | None = None
-        self._back: Tensor | None = None
-
-    def to_device(self, values: np.ndarray) -> Tensor:
-        """As float32; the tensor holds until the next call."""
-        if self._there is None:
-            self._there = self._memory(values.shape, torch.float32)
-        self._there.copy_(torch.from_numpy(np.ascontiguousarray(values)))
-        return self._there.to(self._device, non_blocking=True)
-
-    def to_host(self, values: Tensor) -> np.ndarray:
-        """Wait for the values; an array of its own."""
-        if self._back is None:
-            self._back = self._memory(values.shape, values.dtype)
-        self._back.copy_(values, non_blocking=True)
-        if _on_gpu(self._device):
-            torch.cuda.current_stream(self._device).synchronize()
-        return self._back.numpy().copy()
-
-    def _memory(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        return torch.empty(tuple(shape), dtype=dtype, pin_memory=self._device.type == "cuda")
+    def episodes(self, time_steps: int, action_distribution: ActionDistribution, key: RolloutKey) -> Episodes:
+        """Return the episodes, cut after so many time steps."""
+        assert self._actions is not None, "a horizon is at least 1"
+        valid = torch.from_numpy(self._valid[:, :time_steps]).to(self._device)
+        stores = [store[:, :time_steps] for store in (self._observations, self._dist_params, self._actions)]
+        if not valid.all():
+            for store in stores:  # 0 * nan, of a lane that has ended, would still be nan
+                store.masked_fill_(~valid.view(*valid.shape, *[1] * (store.ndim - 3)), 0)
+        observations, dist_params, actions = stores
+        episodes = Episodes(
+            observations=observations.contiguous(),
+            actions=actions.contiguous(),
+            dist_params=dist_params.contiguous(),
+            log_probs=action_distribution.log_prob(dist_params, actions),
+            rewards=torch.from_numpy(self._rewards[:, :time_steps]).to(self._device),
+            valid=valid,
+            terminated=torch.from_numpy(self._terminated).to(self._device),
+            final_observations=torch.from_numpy(self._final).to(self._device),
+            failed=torch.from_numpy(self._failed).to(self._device),
+            succeeded=None if self._succeeded is None else torch.from_numpy(self._succeeded).to(self._device),
+        )
+        _check_finite("reward", episodes.rewards, episodes.valid, key)
+        _check_finite("observation", episodes.observations, episodes.valid, key)
+        _check_finite("log-probability of the action", episodes.log_probs, episodes.valid, key)
+        return episodes
 
 
-def _on_gpu(device: torch.device) -> bool:
-    return device.type == "cuda"
+def _to_device(raw: np.ndarray, lanes: tuple[int, int], device: torch.device) -> Tensor:
+    """Observations (N, ...) as a float32 tensor (M, E, ...) that shares no memory with the environment."""
+    return torch.from_numpy(raw.astype(np.float32)).view(*lanes, *raw.shape[1:]).to(device)
 
 
 def _final_observations(raw: np.ndarray, infos: dict) -> np.ndarray:
@@ -210,8 +225,8 @@ def _success(infos: dict) -> np.ndarray | None:
 def _check_finite(name: str, values: Tensor, valid: Tensor, key: RolloutKey) -> None:
     broken = ~torch.isfinite(values.flatten(3).sum(-1) if values.ndim > 3 else values) & valid.to(values.device)
     if broken.any():
-        task, step, episode = (int(i) for i in broken.nonzero()[0])
+        task, time_step, episode = (int(i) for i in broken.nonzero()[0])
         raise NonFiniteError(
             f"{name} is not finite in {key.purpose} of iteration {key.iteration}: "
-            f"task {key.first_task + task}, episode {key.first_episode + episode}, step {step}"
+            f"task {key.first_task + task}, episode {key.first_episode + episode}, step {time_step}"
         )

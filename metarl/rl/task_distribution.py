@@ -1,4 +1,23 @@
-"""What the learner needs of a family of tasks, and what can be said of one without playing an episode."""
+"""The contract between the library and environments, and what can be checked of it without playing an episode.
+
+A *task* is a record of parameters: a goal, a velocity, a direction. M tasks are a dict of arrays, each with a leading
+axis of M, which can be saved, printed and sliced. A *task distribution* samples them and makes batches of environments.
+A *batch* is a `gymnasium.vector.VectorEnv` of N lanes, which is given its tasks at reset:
+
+    observations, infos = batch.reset(seed=seeds, options={"tasks": tasks})
+    observations, rewards, terminations, truncations, infos = batch.step(actions)
+
+N is a multiple of M, and with E = N / M lane i serves task i // E, so the episodes of a task lie side by side. An
+episode ends where a lane is terminated or truncated for the first time after a reset; what the lane does afterwards,
+autoreset or not, is not looked at. The library reads from `infos`, where they are given:
+
+    success       (N,) bool, the step reached the goal; an episode succeeds if one of its steps does
+    blown_up      (N,) bool, the simulator gave up on the lane in this step, which must terminate it
+    final_obs     (N,) the observation that ended an episode, where an autoreset has replaced it; None in other lanes
+    final_info    the infos of the steps that ended episodes, where an autoreset has replaced them
+
+`python -m metarl.check MODULE:OBJECT` says in plain words what is wrong with a task distribution.
+"""
 
 from typing import Any, Protocol
 
@@ -8,7 +27,7 @@ from gymnasium.spaces import Box
 from gymnasium.vector import VectorEnv
 
 from metarl.core.randomness import keyed_generator
-from metarl.rl.action_distributions import distribution_for
+from metarl.rl.action_distributions import action_distribution_for
 
 Tasks = dict[str, np.ndarray]
 
@@ -16,7 +35,16 @@ _NEEDED = ("sample", "make", "horizon", "observation_space", "action_space")
 
 
 class TaskDistribution(Protocol):
-    """What the learner needs of a family of tasks; the package `envs` documents it in full and has several."""
+    """A family of tasks that share their spaces and their horizon; no base class is needed.
+
+    Attributes:
+        horizon: T, the most time steps of an episode.
+        observation_space: of a lane; a `Box` of any shape.
+        action_space: of a lane; a `Box` of floating-point numbers, or `Discrete`.
+
+    Where the distribution has a method `sample_test` like `sample`, held-out tasks come from it. Experiments also use a
+    `name` and the `dynamics`, texts that results are marked with, and `task_space`, a dict of a `Box` per parameter.
+    """
 
     @property
     def horizon(self) -> int: ...
@@ -28,11 +56,11 @@ class TaskDistribution(Protocol):
     def action_space(self) -> gymnasium.Space: ...
 
     def sample(self, count: int, rng: np.random.Generator) -> Tasks:
-        """Draw M tasks, a dict of arrays (M, ...)."""
+        """Return `count` tasks, a dict of arrays (count, ...), drawn with this generator alone."""
         ...
 
     def make(self, num_envs: int, threads: int = 1) -> VectorEnv:
-        """Build N lanes that take their tasks at `reset(options={"tasks": tasks})`."""
+        """Return a new batch of N lanes; `threads` is how many may step its physics, and changes no number."""
         ...
 
 
@@ -50,7 +78,7 @@ def protocol_defects(distribution: Any, count: int) -> list[str]:
             "(gymnasium.wrappers.vector.FlattenObservation makes one of others)"
         )
     try:
-        distribution_for(distribution.action_space)
+        action_distribution_for(distribution.action_space)
     except ValueError as error:
         defects.append(str(error))
     for name in ("sample", "sample_test"):

@@ -61,3 +61,28 @@ def test_the_last_observation_of_an_episode_shows_the_task_too(autoreset):
     assert ended.tolist() == [True, True, False, False]
     if autoreset == AutoresetMode.SAME_STEP:
         assert [final is None for final in finals] == [False, False, True, True]
+
+
+@pytest.mark.parametrize("names", [("zeal", "angle"), ("angle", "zeal")])
+def test_parameters_come_in_the_order_of_their_names_whatever_that_of_the_sampler(names):
+    """So that an agent of one process reads what one of another has learned from."""
+
+    def sample(count, rng):
+        return {name: np.full(count, {"angle": 0.25, "zeal": 8.0}[name]) for name in names}
+
+    plain = envs.GymnasiumTasks("Pendulum-v1", sample, lambda pendulum, task: None, horizon=5)
+    oracle = envs.ObservedTasks(plain)
+    batch = oracle.make(2)
+    tasks = sample(2, None)
+    observations, _ = batch.reset(seed=[0, 1], options={"tasks": tasks})
+    assert observations[:, -2:].tolist() == [[0.25, 8.0]] * 2
+    observations, *_ = batch.step(np.zeros((2, 1)))
+    assert observations[:, -2:].tolist() == [[0.25, 8.0]] * 2
+
+
+def test_the_bounds_of_the_space_come_in_the_same_order():
+    plain = envs.Navigation2D()
+    plain.task_space = {"zeal": Box(0.0, 9.0, ()), "angle": Box(-1.0, 1.0, (2,))}
+    space = envs.ObservedTasks(plain).observation_space
+    assert space.high[2:].tolist() == [1, 1, 9]
+    assert space.low[2:].tolist() == [-1, -1, 0]

@@ -52,6 +52,25 @@ def test_navigation_equals_points():
     assert points[0].terminated
 
 
+@pytest.mark.parametrize(
+    ("place", "reached"),
+    [
+        ((0.009, 0.009), True),  # 0.0127 from the goal: the region is a square, not a disc
+        ((-0.009, 0.009), True),
+        ((0.0, 0.0099), True),
+        ((0.0101, 0.0), False),
+        ((0.0, -0.0101), False),
+        ((0.0101, 0.0101), False),
+    ],
+)
+def test_the_goal_of_navigation_is_a_square_of_half_side_0_01(place, reached):
+    batch = envs.Navigation2D().make(1)
+    batch.reset(seed=0, options={"tasks": {"goal": np.array([[0.05, -0.05]])}})
+    _, rewards, terminated, _, _ = batch.step(np.array([[0.05 + place[0], -0.05 + place[1]]]))
+    assert terminated.tolist() == [reached]
+    assert rewards[0] == pytest.approx(-np.hypot(*place))
+
+
 def test_goals_are_uniform_and_seeded():
     distribution = envs.Navigation2D()
     goals = distribution.sample(5000, np.random.default_rng(1))["goal"]

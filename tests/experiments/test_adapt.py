@@ -2,39 +2,35 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 import metarl
-from metarl.experiments import adapt, navigation_2d, sine
-from metarl.experiments.runner.starting import open_run
-from metarl.experiments.runner.training import main, prepare
-from tests.experiments.runner.test_command_line import TINY, error_of
-
-ROOT = Path(__file__).parents[2]
+from metarl.experiments import adapt, evaluate, open_run, sine
+from metarl.experiments.runner.training import main
+from tests.experiments.runner.helpers import ROOT, error_of, train
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     directory = tmp_path_factory.mktemp("runs") / "navigation"
-    main(navigation_2d.EXPERIMENT, [*TINY, "--run-dir", str(directory)])
+    train("--run-dir", directory)
     return directory
 
 
 def test_it_prints_returns_and_saves_what_the_learner_adapts_to(run, tmp_path, capsys):
     adapt.main([str(run), "--task", '{"goal": [0.3, -0.2]}', "--steps", "2", "--output", str(tmp_path / "agent.pt")])
     _, _, learner = open_run(run)
-    stages = learner.adapt({"goal": np.array([[0.3, -0.2]])}, 2)
+    adaptation_steps = learner.adapt({"goal": np.array([[0.3, -0.2]])}, 2)
     lines = capsys.readouterr().out.splitlines()
-    expected = [stage.episodes.returns.mean() for stage in stages]
+    expected = [adaptation_step.episodes.returns.mean() for adaptation_step in adaptation_steps]
     assert lines[:3] == [
         f"{k} gradient steps: return {value:.2f}, mean of 4 episodes" for k, value in enumerate(expected)
     ]
-    loaded, agent = metarl.Agent.load(tmp_path / "agent.pt"), learner.agent(stages[-1])
+    loaded, agent = metarl.Agent.load(tmp_path / "agent.pt"), learner.agent(adaptation_steps[-1])
     assert all(np.array_equal(loaded(x), agent(x)) for x in np.random.default_rng(0).normal(size=(9, 2)))
-    assert not np.array_equal(learner.agent(stages[0])(np.ones(2)), agent(np.ones(2)))
+    assert not np.array_equal(learner.agent(adaptation_steps[0])(np.ones(2)), agent(np.ones(2)))
 
 
 def test_three_lines_act_without_environment_or_run(run, tmp_path, capsys):
@@ -88,7 +84,11 @@ def test_no_file_of_a_run_is_replaced(run, capsys):
 
 
 def test_a_supervised_run_has_no_tasks_to_act_in(tmp_path, capsys):
-    prepare(sine.EXPERIMENT, ["--threads", "1", "--run-dir", str(tmp_path / "sine")])
-    capsys.readouterr()
+    main(sine.EXPERIMENT, ["--threads", "1", "--iterations", "0", "--run-dir", str(tmp_path / "sine")], evaluated=False)
     line = error_of(capsys, adapt.main, [str(tmp_path / "sine"), "--task", "{}"])
     assert line == "error: sine has no tasks to act in; allowed: a reinforcement-learning run"
+
+
+def test_results_of_another_run_are_not_replaced(run, tmp_path, capsys):
+    line = error_of(capsys, evaluate.main, [str(run), "--tasks", "2", "--output", str(run)])
+    assert line.startswith(f"error: --output = {run} is a run")

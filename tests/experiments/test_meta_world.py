@@ -4,7 +4,7 @@ import sys
 
 from metarl.experiments import meta_world
 from metarl.experiments.runner.training import main
-from tests.experiments.runner.test_command_line import error_of
+from tests.experiments.runner.helpers import error_of
 
 
 def test_without_meta_world_there_is_one_line(capsys, tmp_path, monkeypatch):

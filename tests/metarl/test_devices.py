@@ -7,11 +7,19 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from metarl import CLASSIFICATION, TRPO, FewShotLearner, GaussianMLP, GradientDescent, ImageEpisodes, Learner, Stage
+from metarl import (
+    CLASSIFICATION,
+    MAML,
+    TRPO,
+    AdaptationStep,
+    FewShotLearner,
+    GradientDescent,
+    ImageEpisodes,
+)
 from metarl.core.parameters import ravel
 from metarl.core.trust_region import conjugate_gradient
-from metarl.envs import Navigation2D
 from metarl.few_shot.networks import ConvNet
+from tests.builders import navigation_learner
 
 DEVICES = [
     "cpu",
@@ -30,36 +38,34 @@ class Waiting(TorchDispatchMode):
         return operation(*args, **(kwargs or {}))
 
 
-def navigation_learner(**changes):
-    distribution = Navigation2D(40)
-    torch.manual_seed(0)
-    policy = GaussianMLP(distribution.observation_space, distribution.action_space, (32, 32), "tanh")
-    settings = {"tasks": 6, "episodes": 10, "rule": GradientDescent(0.2), "outer": TRPO(product_fraction=0.5)}
-    return Learner(distribution, policy, **{**settings, **changes})
+def device_learner(**changes):
+    settings = {"num_tasks": 6, "episodes_per_task": 10, "outer": TRPO(hvp_sample_fraction=0.5)}
+    defaults = {"horizon": 40, "hidden_sizes": (32, 32), "rule": GradientDescent(0.2), **settings}
+    return navigation_learner(**{**defaults, **changes})
 
 
-def moved(stage: Stage, device: str) -> Stage:
+def moved(at: AdaptationStep, device: str) -> AdaptationStep:
     """With parameters and samples on the device, which is all that an objective needs."""
-    tensors = {name: value.to(device) for name, value in vars(stage.samples).items() if isinstance(value, torch.Tensor)}
-    parameters = {name: value.to(device) for name, value in stage.parameters.items()}
-    return replace(stage, parameters=parameters, samples=replace(stage.samples, **tensors))
+    tensors = {name: value.to(device) for name, value in vars(at.samples).items() if isinstance(value, torch.Tensor)}
+    parameters = {name: value.to(device) for name, value in at.parameters.items()}
+    return replace(at, parameters=parameters, samples=replace(at.samples, **tensors))
 
 
 @pytest.fixture(scope="module")
 def data():
-    learner = navigation_learner()
-    tasks = learner.distribution.sample(6, np.random.default_rng(0))
+    learner = device_learner()
+    tasks = learner.task_distribution.sample(6, np.random.default_rng(0))
     return learner.adapt(tasks, 1)
 
 
 def update(device, data):
     """Gradient, a product of the KL's Hessian, and the TRPO step, from the same episodes."""
-    learner = navigation_learner(device=device)
-    objective = learner.objective([moved(stage, device) for stage in data])
+    learner = device_learner(device=device)
+    objective = learner.objective([moved(at, device) for at in data])
     vector = ravel(list(learner.theta.values()))
     _, gradient = objective.loss_and_gradient(vector)
     product = objective.kl_products(vector, 0.5, np.random.default_rng(0))(gradient)
-    after, _, outcome = learner.outer.update(objective, vector, np.random.default_rng(0), learner.outer_state)
+    after, _, outcome = learner.outer.update(objective, vector, np.random.default_rng(0), learner.state.outer)
     return {"gradient": gradient, "product": product, "step": after - vector}, outcome
 
 
@@ -76,16 +82,16 @@ def test_every_device_gives_the_same_update_from_the_same_episodes(device, data)
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_an_iteration_runs_on_every_device(device):
-    learner = replace(navigation_learner(device=device, tasks=2, episodes=3), distribution=Navigation2D(60))
-    figures = learner.step()
+    learner = device_learner(device=device, num_tasks=2, episodes_per_task=3, horizon=60)
+    metrics = learner.step()
     assert all(value.device.type == device for value in learner.theta.values())
-    assert figures["kl"] >= 0
+    assert metrics["kl"] >= 0
 
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_conjugate_gradient_never_waits_for_the_host(device, data):
-    learner = navigation_learner(device=device)
-    objective = learner.objective([moved(stage, device) for stage in data])
+    learner = device_learner(device=device)
+    objective = learner.objective([moved(at, device) for at in data])
     vector = ravel(list(learner.theta.values()))
     product = objective.kl_products(vector, 0.5, np.random.default_rng(0))
     with Waiting() as waiting:
@@ -107,9 +113,8 @@ def test_few_shot_tasks_are_drawn_where_the_images_lie(device):
     assert torch.equal(tasks[1].query.inputs.cpu(), tasks[0].query.inputs)
     learner = FewShotLearner(
         ImageEpisodes({"train": images.to(device)}, 3, 1, 2),
-        ConvNet((28, 28, 1), 3, 4),
-        CLASSIFICATION,
-        tasks=4,
+        MAML(ConvNet((28, 28, 1), 3, 4), CLASSIFICATION),
+        num_tasks=4,
         device=device,
     )
     assert np.isfinite(learner.step()["loss"])

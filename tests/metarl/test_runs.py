@@ -7,6 +7,7 @@ import pickle
 import resource
 import signal
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -32,7 +33,7 @@ def test_a_state_comes_back_as_it_was(path):
 @pytest.mark.parametrize("keep", [0, 1, 100, -200, -1])
 def test_a_truncated_file_is_refused(path, keep):
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(RunError, match=r"checkpoint.pt cannot be read: truncated or not a checkpoint"):
+    with pytest.raises(RunError, match=r"checkpoint.pt cannot be read"):
         load_checkpoint(path)
 
 
@@ -57,7 +58,7 @@ def test_a_foreign_file_is_refused(path):
 
 def test_a_newer_format_is_refused(path):
     torch.save({"format": "metarl-checkpoint", "version": 99, "state": {}}, path)
-    with pytest.raises(RunError, match="format 99; this version of metarl reads up to 1"):
+    with pytest.raises(RunError, match=r"format 99.* 1$"):
         load_checkpoint(path)
 
 
@@ -93,7 +94,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint(path):
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
     try:
-        with pytest.raises(RunError, match=r"cannot write .*checkpoint.pt: .*; what was there before is intact"):
+        with pytest.raises(RunError, match=r"cannot write .*checkpoint.pt: .*intact"):
             save_checkpoint(path, {"theta": {"w": torch.zeros(5000)}})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -124,7 +125,7 @@ def test_a_run_needs_a_new_or_empty_directory(tmp_path):
     run = Run.create(tmp_path / "run", {"experiment": "e", "settings": {"seed": 1}})
     assert Run.open(tmp_path / "run").config == {"experiment": "e", "settings": {"seed": 1}}
     run.save("checkpoint.pt", {})
-    with pytest.raises(RunError, match="already holds a run; continue it with --resume"):
+    with pytest.raises(RunError, match="already holds a run"):
         Run.create(run.directory, {})
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").touch()
@@ -148,7 +149,7 @@ def test_metrics_survive_a_kill_and_a_rewind(tmp_path):
     assert [json.loads(line) for line in io.StringIO(run.metrics_path.read_text())] == expected
 
 
-def test_metrics_are_json_whatever_the_figures(tmp_path):
+def test_metrics_are_json_whatever_the_values(tmp_path):
     run = Run.create(tmp_path / "run", {})
     run.append_metrics({"iteration": 1, "mse": float("inf"), "kl": float("nan"), "loss": 0.5})
 
@@ -162,7 +163,7 @@ def test_metrics_are_json_whatever_the_figures(tmp_path):
 
 def test_only_one_process_writes_a_run(tmp_path):
     first = Run.create(tmp_path / "run", {"settings": 1})
-    with pytest.raises(RunError, match="run is being written by another process; choose another one, or wait"):
+    with pytest.raises(RunError, match="run is being written by another process"):
         Run.create(tmp_path / "run", {"settings": 2})
     first.save("checkpoint.pt", {})
     second = Run.open(tmp_path / "run")
@@ -197,3 +198,40 @@ def test_a_start_that_was_killed_before_its_first_checkpoint_can_be_made_again(t
     with pytest.raises(RunError, match="already holds a run"):
         Run.create(tmp_path / "run", {"settings": 3})
     assert run.config == {"settings": 2}
+
+
+def test_only_a_regular_file_is_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name in ("pipe", "folder"):
+        with pytest.raises(RunError, match="regular file"):
+            write_atomically(tmp_path / name, b"new")
+    assert (tmp_path / "pipe").is_fifo()
+    with pytest.raises(RunError, match="regular file"):
+        write_atomically(Path("/dev/null"), b"new")
+    assert Path("/dev/null").is_char_device()
+
+
+def test_a_symbolic_link_is_followed(tmp_path):
+    (tmp_path / "target").write_bytes(b"old")
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    write_atomically(tmp_path / "link", b"new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "target").read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("line", ["[" * 100_000, '{"iteration": 2, "list": [NaN]}', '{"iteration": 2', "{}", "[1]"])
+def test_lines_of_metrics_that_are_wrong_do_not_block_a_run(tmp_path, line):
+    run = Run.create(tmp_path / "run", {"experiment": "e"})
+    run.append_metrics({"iteration": 1, "values": [float("nan"), 1.0], "part": {"x": float("inf")}})
+    with open(run.metrics_path, "a") as file:
+        file.write(line + "\n")
+    run.rewind(1)
+    assert run.metrics() == [{"iteration": 1, "values": [None, 1.0], "part": {"x": None}}]
+
+
+def test_a_configuration_nested_too_deep_is_refused(tmp_path):
+    run = Run.create(tmp_path / "run", {"experiment": "e"})
+    (run.directory / "config.json").write_text("[" * 100_000)
+    with pytest.raises(RunError, match=r"config\.json"):
+        _ = run.config

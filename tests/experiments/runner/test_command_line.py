@@ -1,191 +1,179 @@
-"""Configurations, flags and the one line that bad input gets."""
+"""Flags, and the one line that bad input gets."""
 
-from dataclasses import dataclass, fields
+import subprocess
+import sys
 
 import pytest
 import torch
 
+from metarl.core.settings import SettingError, setting
 from metarl.experiments import evaluate, navigation_2d
-from metarl.experiments.navigation_2d import NavigationSettings
-from metarl.experiments.runner.configuration import (
-    OneLineParser,
-    SettingError,
-    check_settings,
-    from_json,
-    parse,
-    setting,
-    to_json,
-)
+from metarl.experiments.runner.command_line import OneLineParser, read, read_plain
+from metarl.experiments.runner.experiment import find_experiment
+from metarl.experiments.runner.flat_settings import flat_settings
 from metarl.experiments.runner.training import main
+from tests.experiments.runner.helpers import ROOT, TINY, assert_same_parameters, error_of, parameters, resume, train
 
-_SIZES = {
-    "iterations": 2,
-    "tasks": 3,
-    "episodes": 4,
-    "horizon": 8,
-    "hidden-sizes": 6,
-    "evaluate-every": 0,
-    "threads": 1,
-}
-_SIZES |= {"evaluation-tasks": 4, "evaluation-episodes": 3, "evaluation-steps": 2}
-TINY = [word for name, size in _SIZES.items() for word in (f"--{name}", str(size))]
-
-
-def error_of(capsys, call, *arguments, status=2):
-    """The one line on stderr of a call that must end with this status."""
-    with pytest.raises(SystemExit) as leaving:
-        call(*arguments)
-    assert leaving.value.code == status
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1
-    return lines[0]
+SCRIPTS = [
+    "navigation_2d",
+    "half_cheetah_direction",
+    "half_cheetah_velocity",
+    "ant_velocity",
+    "ant_direction",
+    "ant_goal",
+    "meta_world",
+]
 
 
-def train(*arguments):
+def call(*arguments):
     main(navigation_2d.EXPERIMENT, arguments)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "line"),
+    ("arguments", "start", "end"),
     [
-        ("--iteratoins 3", "error: unknown argument --iteratoins; the nearest is --iterations; --help lists all"),
-        (
-            "--seed 18446744073709551616",
-            "error: --seed = 18446744073709551616; allowed: at least 0 and at most 1e+18",
-        ),
-        ("--tasks 0", "error: --tasks = 0; allowed: at least 1"),
-        ("--episodes -2", "error: --episodes = -2; allowed: at least 1"),
-        ("--hidden-sizes 64 0", "error: --hidden-sizes = 64 0; allowed: at least 1"),
-        ("--inner-step-size 0", "error: --inner-step-size = 0.0; allowed: more than 0"),
-        ("--inner-step-size nan", "error: --inner-step-size = nan; allowed: more than 0"),
-        ("--max-kl -1", "error: --max-kl = -1.0; allowed: more than 0"),
-        ("--max-kl inf", "error: --max-kl = inf; allowed: more than 0"),
-        ("--discount 1.5", "error: --discount = 1.5; allowed: at least 0 and at most 1"),
-        ("--seed x", "error: argument --seed: 'x' is no whole number"),
-        ("--horizon 3.5", "error: argument --horizon: '3.5' is no whole number"),
-        ("--activation relo", "error: --activation = 'relo'; allowed: relu, tanh; the nearest is relu"),
-        ("--device tpu0", "error: --device = 'tpu0'; allowed: auto, cpu, cuda"),
-        (
-            "--estimator lvcc",
-            "error: --estimator = 'lvcc'; allowed: score, likelihood-ratio, lvc, dice; the nearest is lvc",
-        ),
-        (
-            "--estimator dice --initial-sampling",
-            "error: initial_sampling = True with the estimator dice, which holds part of that term; allowed: score",
-        ),
-        (
-            "--outer reptile --adaptation anil",
-            "error: outer = Reptile(step_size=0.1) would leave mean.0.bias as it is; allowed: with a rule that "
-            "adapts all, such as metarl.GradientDescent(0.1)",
-        ),
-        ("--clip 0.5", "error: --clip has no effect with --outer trpo; allowed with: ppo"),
-        ("--outer reptile --max-kl 0.1", "error: --max-kl has no effect with --outer reptile; allowed with: trpo"),
-        ("--context-size 3", "error: --context-size has no effect with --adaptation maml; allowed with: cavia"),
-        (
-            "--outer trpo --outer-step-size 1",
-            "error: --outer-step-size has no effect with --outer trpo; allowed with: ppo, adam",
-        ),
-        ("--seed", "error: argument --seed: expected one argument"),
-        ("--resume nowhere", "error: nowhere holds no run: there is no config.json in it"),
+        ("--iteratoins 3", "unknown argument --iteratoins; the nearest is --iterations", "--help lists all"),
+        ("--tasks 3", "unknown argument --tasks; here it is --num-tasks", "--help lists all"),
+        ("--order first", "unknown argument --order; here it is --second-order", "--help lists all"),
+        ("--meta-lr=0.1", "unknown argument --meta-lr=0.1; here it is --outer-step-size", "--help lists all"),
+        ("--num-tasks 0", "--num-tasks = 0; allowed:", "at least 1"),
+        ("--episodes-per-task -2", "--episodes-per-task = -2; allowed:", "at least 1"),
+        ("--hidden-sizes 64 0", "--hidden-sizes = (64, 0); allowed:", "at least 1"),
+        ("--seed -1", "--seed = -1; allowed:", ""),
+        ("--inner-step-size 0", "--inner-step-size = 0.0; allowed:", "more than 0"),
+        ("--inner-step-size nan", "--inner-step-size = nan; allowed:", "more than 0"),
+        ("--max-kl -1", "--max-kl = -1.0; allowed:", "more than 0"),
+        ("--max-kl inf", "--max-kl = inf; allowed:", "more than 0"),
+        ("--discount 1.5", "--discount = 1.5; allowed:", "at least 0 and at most 1"),
+        ("--seed x", "argument --seed: 'x'", "whole number"),
+        ("--horizon 3.5", "argument --horizon: '3.5'", "whole number"),
+        ("--activation relo", "--activation = 'relo'; allowed: relu, tanh", "the nearest is relu"),
+        ("--device tpu0", "--device = 'tpu0'; allowed: auto, cpu, cuda", ""),
+        ("--estimator lvcc", "--estimator = 'lvcc'; allowed: score, likelihood-ratio, lvc, dice", "nearest is lvc"),
+        ("--outer pppo", "--outer = 'pppo'; allowed: trpo, ppo, adam, reptile", "the nearest is ppo"),
+        ("--estimator dice --initial-sampling", "initial_sampling = True", "score"),
+        ("--outer reptile --adaptation anil", "outer = Reptile(step_size=0.1) would leave mean.0.bias", ""),
+        ("--clip 0.5", "--clip has no effect with --outer trpo", "allowed with: ppo"),
+        ("--outer reptile --max-kl 0.1", "--max-kl has no effect with --outer reptile", "allowed with: trpo"),
+        ("--recipe ProMP --max-kl 0.1", "--max-kl has no effect with --outer ppo", "allowed with: trpo"),
+        ("--context-size 3", "--context-size has no effect with --adaptation maml", "allowed with: cavia"),
+        ("--outer trpo --outer-step-size 1", "--outer-step-size has no effect with --outer trpo", "ppo, adam"),
+        ("--inner-step-size-milestones 5", "milestones = (5,)", ""),
+        ("--seed", "argument --seed: expected one argument", ""),
+        ("--recipe mamml", "--recipe = 'mamml'; allowed: 'paper', 'maml', 'pretrained'", "the nearest is maml"),
+        ("--resume nowhere", "nowhere holds no run", ""),
+        ("--resume nowhere --recipe maml", "--recipe with --resume", ""),
+        ("--resume nowhere --run-dir x", "--run-dir with --resume", ""),
     ],
 )
-def test_bad_input_gets_one_line_and_writes_nothing(capsys, tmp_path, monkeypatch, arguments, line):
+def test_bad_input_gets_one_line_and_writes_nothing(capsys, tmp_path, monkeypatch, arguments, start, end):
     monkeypatch.chdir(tmp_path)
-    assert error_of(capsys, train, *arguments.split()) == line
+    line = error_of(capsys, call, *arguments.split())
+    assert line.startswith(f"error: {start}")
+    assert line.endswith(end)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_a_gpu_where_there_is_none(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    line = error_of(capsys, train, "--device", "cuda")
-    assert line == "error: --device = cuda, but no CUDA GPU is available; allowed here: auto, cpu"
+    assert error_of(capsys, call, "--device", "cuda").startswith("error: --device = cuda")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_help_explains_every_setting(capsys):
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help_shows_every_setting_and_fits_on_two_screens(name, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "130")
+    experiment = find_experiment(name)
     with pytest.raises(SystemExit) as leaving:
-        train("--help")
+        main(experiment, ["--help"])
     assert leaving.value.code == 0
-    shown = " ".join(capsys.readouterr().out.split())
-    for field in fields(NavigationSettings):
-        assert "--" + field.name.replace("_", "-") in shown
-        assert field.metadata["help"] in shown
-    assert "step size of the inner loop (default 0.5; more than 0; paper's code; its text has 0.1)" in shown
+    text = capsys.readouterr().out
+    assert len(text.splitlines()) <= 120
+    shown, settings = " ".join(text.split()), flat_settings(experiment.settings)
+    for setting_ in settings.values():
+        assert setting_.flag in shown
+        assert setting_.field.metadata["help"] in shown
+        assert (
+            "{" + ",".join(setting_.field.metadata["choices"]) + "}" in shown or not setting_.field.metadata["choices"]
+        )
+        assert f"\n{setting_.group}:\n" in text
+    assert all(recipe in shown for recipe in experiment.recipes)
     assert "--resume" in shown
 
 
-def test_the_required_flags_exist():
-    names = {field.name for field in fields(NavigationSettings)} | {"run_dir", "resume"}
-    required = "seed iterations tasks episodes horizon inner_steps inner_step_size max_kl hidden_sizes activation"
-    required += " device threads run_dir resume checkpoint_every evaluate_every"
-    assert set(required.split()) <= names
+def test_help_shows_the_defaults_of_the_default_recipe_and_which_variant_a_flag_is_of(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "130")
+    with pytest.raises(SystemExit):
+        call("--help")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "step size of the inner loop, alpha (default 0.5)" in shown
+    assert "ppo, adam: step size of Adam (default 0.001; ProMP's code)" in shown
+    assert "default 0.01; nats; paper's code" in shown
 
 
-def test_flags_become_typed_settings():
-    _, settings = parse(
-        NavigationSettings,
-        ["--max-kl", "0.02", "--hidden-sizes", "64", "32", "--bootstrap", "--support-lambda", "0"],
-        OneLineParser(""),
-        {},
-    )
-    assert settings == NavigationSettings(max_kl=0.02, hidden_sizes=(64, 32), bootstrap=True, support_lambda=0.0)
+def test_help_needs_neither_simulators_nor_plots():
+    code = """
+import sys
+from metarl.experiments import navigation_2d
+from metarl.experiments.runner.training import main
+try:
+    main(navigation_2d.EXPERIMENT, ["--help"])
+except SystemExit:
+    print(sorted({"mujoco", "matplotlib", "tensorboard"} & set(sys.modules)))
+"""
+    printed = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True)
+    assert printed.splitlines()[-1] == "[]"
 
 
-def test_defaults_are_the_papers():
-    s = NavigationSettings()
-    assert (s.tasks, s.episodes, s.horizon, s.iterations, s.inner_step_size) == (20, 20, 100, 100, 0.5)
-    assert (s.max_kl, s.discount, s.gae_lambda, s.hidden_sizes, s.activation) == (0.01, 0.99, 1.0, (100, 100), "relu")
+def test_flags_become_typed_values():
+    words = "--max-kl 0.02 --hidden-sizes 64 32 --bootstrap --no-second-order --support-lambda 0 --recipe ANIL"
+    request = read(navigation_2d.EXPERIMENT, words.split())
+    assert request.given == {
+        "max_kl": 0.02, "hidden_sizes": (64, 32), "bootstrap": True, "second_order": False, "support_lambda": 0.0
+    }  # fmt: skip
+    assert (request.recipe, request.run_dir, request.resume) == ("ANIL", None, None)
 
 
-def test_settings_survive_json():
-    for support_lambda in (None, 0.5):
-        settings = NavigationSettings(hidden_sizes=(7, 8), seed=3, support_lambda=support_lambda)
-        assert from_json(NavigationSettings, to_json(settings)) == settings
-    with pytest.raises(SettingError, match="--support-lambda = 'none'; allowed: float"):
-        from_json(NavigationSettings, {"support_lambda": "none"})
-    with pytest.raises(SettingError, match=r"--support-lambda = \(0.5,\); allowed: float"):
-        from_json(NavigationSettings, {"support_lambda": [0.5]})
-    with pytest.raises(SettingError, match="--gae-lambda = None; allowed: float"):
-        from_json(NavigationSettings, {"gae_lambda": None})
-    with pytest.raises(SettingError, match=r"unknown setting speed; allowed: .*seed"):
-        from_json(NavigationSettings, {"speed": 3})
-    with pytest.raises(SettingError, match="--tasks = -1; allowed: at least 1"):
-        from_json(NavigationSettings, {"tasks": -1})
+def test_a_script_with_settings_of_its_own(capsys):
+    from dataclasses import dataclass
 
-
-def test_bounds_are_inclusive_or_not_as_they_say():
     @dataclass(frozen=True)
-    class Bounds:
-        open: float = setting(1.0, "", more_than=0)
-        closed: float = setting(1.0, "", at_least=0, at_most=1)
-        several: tuple[int, ...] = setting((1,), "", at_least=1)
+    class Own:
+        repeats: int = setting(3, "how often", at_least=1)
+        widths: tuple[int, ...] = setting((4,), "how wide", at_least=1, flag="layer_widths")
 
-    check_settings(Bounds(open=1e-9, closed=0.0))
-    for bad in (Bounds(open=0.0), Bounds(closed=-1e-9), Bounds(closed=1.1), Bounds(several=()), Bounds(several=(1, 0))):
-        with pytest.raises(SettingError, match="allowed"):
-            check_settings(bad)
+    parser = OneLineParser("")
+    parser.add_argument("--json", action="store_true")
+    namespace, settings = read_plain(Own, ["--layer-widths", "2", "3", "--json"], parser)
+    assert (vars(namespace), settings) == ({"json": True}, Own(3, (2, 3)))
+    with pytest.raises(SettingError, match=r"--repeats = 0"):
+        read_plain(Own, ["--repeats", "0"], OneLineParser(""))
 
 
 def test_evaluate_refuses_what_makes_no_sense(capsys, tmp_path):
+    run = tmp_path / "run"
     assert error_of(capsys, evaluate.main, [str(tmp_path / "none")]).endswith("there is no config.json in it")
-    train(*TINY, "--run-dir", str(tmp_path / "run"))
+    train("--run-dir", run)
     capsys.readouterr()
-    line = error_of(capsys, evaluate.main, [str(tmp_path / "run"), "--tasks", "0"])
-    assert line == "error: --tasks = 0; allowed: at least 1"
-    (tmp_path / "run" / "best.pt").write_bytes(b"PK")
-    line = error_of(capsys, evaluate.main, [str(tmp_path / "run"), "--best"])
-    assert line.endswith("best.pt cannot be read: truncated or not a checkpoint")
+    for words, start in (
+        (["--tasks", "0"], "--tasks = 0; allowed:"),
+        (["--shots", "1"], "--shots means nothing in navigation_2d"),
+        (["--extra-step-scale", "0.3", "--steps", "1"], "--extra-step-scale with --steps 1"),
+    ):
+        assert error_of(capsys, evaluate.main, [str(run), *words]).startswith(f"error: {start}")
+    (run / "best.pt").write_bytes(b"PK")
+    assert "best.pt cannot be read" in error_of(capsys, evaluate.main, [str(run), "--best"])
 
 
 CHOICES = [
     "--estimator lvc --outer ppo",
-    "--estimator score --order first",
-    "--estimator score --initial-sampling",
-    "--estimator dice --product-fraction 0.5",
+    "--no-second-order",
+    "--initial-sampling",
+    "--estimator dice --hvp-sample-fraction 0.5",
     "--estimator likelihood-ratio --outer adam",
     "--adaptation meta-sgd --inner-steps 3",
-    "--adaptation layer-step-sizes --inner-steps 2",
+    "--adaptation layer-step-sizes --inner-steps 2 --multi-step",
     "--adaptation anil",
     "--adaptation cavia --context-size 3",
     "--outer reptile --inner-steps 3",
@@ -195,9 +183,14 @@ CHOICES = [
 @pytest.mark.parametrize("arguments", CHOICES)
 def test_every_choice_trains_and_continues(arguments, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    train(*TINY, *arguments.split(), "--iterations", "2", "--run-dir", str(whole))
-    train(*TINY, *arguments.split(), "--iterations", "1", "--run-dir", str(parts))
-    train("--resume", str(parts), "--iterations", "2")
-    first, second = (torch.load(run / "checkpoint.pt", weights_only=True)["state"]["learner"] for run in (whole, parts))
-    assert all(torch.equal(value, second["theta"][name]) for name, value in first["theta"].items())
+    train(*arguments.split(), "--iterations", 2, "--run-dir", whole)
+    train(*arguments.split(), "--iterations", 1, "--run-dir", parts)
+    resume(parts, "--iterations", 2)
+    assert_same_parameters(parameters(whole), parameters(parts))
     evaluate.main([str(whole)])
+
+
+def test_the_tiny_run_of_these_tests_names_only_flags_that_exist():
+    assert {word for word in TINY if word.startswith("--")} <= {
+        setting_.flag for setting_ in flat_settings(navigation_2d.EXPERIMENT.settings).values()
+    }

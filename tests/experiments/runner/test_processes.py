@@ -9,15 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
 from metarl.experiments import navigation_2d
 from metarl.experiments.runner.training import main
-from metarl.runs import load_checkpoint
-from tests.experiments.runner.test_command_line import TINY
-from tests.experiments.runner.test_training import parameters, timeless_metrics
+from tests.experiments.runner.helpers import ROOT, TINY, assert_same_parameters, parameters, state_of, timeless_metrics
 
-ROOT = Path(__file__).parents[3]
 WHOLE_RUN = """
 import sys
 from metarl.experiments import navigation_2d
@@ -89,8 +85,7 @@ def alone(tmp_path_factory):
 def assert_same_run(directory, alone):
     for mine, other in zip(timeless_metrics(alone), timeless_metrics(directory), strict=True):
         assert other == pytest.approx(mine, rel=1e-6, abs=1e-12)
-    assert parameters(directory).keys() == parameters(alone).keys()
-    assert all(torch.equal(parameters(directory)[name], value) for name, value in parameters(alone).items())
+    assert_same_parameters(parameters(directory), parameters(alone))
     records = [json.loads((path / "evaluation.json").read_text()) for path in (alone, directory)]
     assert records[0] == records[1]
 
@@ -106,7 +101,7 @@ def test_a_process_that_is_killed_ends_the_run_and_one_process_continues_it_exac
     assert running.returncode != 0
     assert "SIGKILL" in output
     assert "2 processes x 1 threads" in output
-    reached = load_checkpoint(directory / "checkpoint.pt")["learner"]["iteration"]
+    reached = state_of(directory)["iteration"]
     assert reached <= done(directory) <= reached + 1
     last = ["--iterations", str(reached + 2)]
     main(navigation_2d.EXPERIMENT, ["--resume", str(directory), *last])
@@ -134,7 +129,7 @@ def test_an_error_in_one_process_is_shown_and_ends_all(tmp_path):
     assert running.returncode != 0
     line = "reward is not finite in train/step_0 of iteration 2: task 2; the last checkpoint is as it was"
     assert errors_of(output) == [line]
-    assert load_checkpoint(directory / "checkpoint.pt")["learner"]["iteration"] == 2
+    assert state_of(directory)["iteration"] == 2
 
 
 @pytest.mark.slow
@@ -151,7 +146,7 @@ def test_processes_with_different_settings_are_refused_in_one_line(tmp_path):
     ("arguments", "line"),
     [
         ("--iteratoins 3", "unknown argument --iteratoins; the nearest is --iterations; --help lists all"),
-        ("--tasks 1", "--tasks = 1 on 2 processes; allowed: at least one task on each"),
+        ("--num-tasks 1", "--num-tasks = 1 on 2 processes; allowed: at least one task on each"),
         ("--evaluation-tasks 1", "--evaluation-tasks = 1 on 2 processes; allowed: at least one task on each"),
         ("--shrink-chunks", "--shrink-chunks on 2 processes; allowed: --task-chunk"),
     ],
@@ -172,5 +167,5 @@ def test_an_interrupt_ends_the_iteration_in_all_processes_and_saves_it(tmp_path)
         running.send_signal(signal.SIGINT)
         output, _ = running.communicate(timeout=60)
     assert "stopped after iteration" in output
-    assert output.count("stopping at the next line of metrics.jsonl") == 1
-    assert load_checkpoint(directory / "checkpoint.pt")["learner"]["iteration"] == done(directory)
+    assert output.count("stopping as soon as this iteration is recorded") == 1
+    assert state_of(directory)["iteration"] == done(directory)

@@ -1,93 +1,69 @@
-"""Whole runs: what they write, that they continue exactly, and that no kill loses them."""
+"""Whole runs: what they write, what they keep as best, and how they break."""
 
 import errno
 import json
 import os
-import random
-import signal
 import subprocess
 import sys
-import time
-from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from metarl.core.errors import NonFiniteError
-from metarl.experiments import evaluate, navigation_2d
-from metarl.experiments.runner.experiment import Experiment
-from metarl.experiments.runner.starting import open_run
-from metarl.experiments.runner.training import main, prepare
+from metarl.experiments import evaluate, open_run
+from metarl.experiments.runner.reinforcement import ReinforcementExperiment
 from metarl.rl import evaluation
 from metarl.rl.learner import Learner
-from metarl.runs import Run, RunError, load_checkpoint, save_checkpoint
-from tests.experiments.runner.test_command_line import TINY, error_of
-
-ROOT = Path(__file__).parents[3]
-COMMAND = [sys.executable, "experiments/navigation_2d.py"]
-
-
-def train(*arguments):
-    main(navigation_2d.EXPERIMENT, [*TINY, *map(str, arguments)])
-
-
-def timeless_metrics(directory):
-    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if "second" not in k} for line in lines]
-
-
-def parameters(directory):
-    return load_checkpoint(directory / "checkpoint.pt")["learner"]["theta"]
-
-
-def assert_same_run(a, b):
-    assert timeless_metrics(a) == timeless_metrics(b)
-    left, right = parameters(a), parameters(b)
-    assert left.keys() == right.keys()
-    assert all(torch.equal(left[name], right[name]) for name in left)
-    best, other = (load_checkpoint(run / "best.pt") for run in (a, b))
-    assert best["progress"] == other["progress"]
-    assert all(torch.equal(best["learner"]["theta"][name], value) for name, value in other["learner"]["theta"].items())
+from metarl.runs import Run, RunError, load_checkpoint
+from tests.experiments.runner.helpers import (
+    ROOT,
+    TINY,
+    before_iteration,
+    error_of,
+    parameters,
+    state_of,
+    timeless_metrics,
+    train,
+)
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("runs") / "unbroken"
-    train("--iterations", 6, "--evaluate-every", 3, "--run-dir", directory)
+def run(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("runs") / "run"
+    train("--iterations", 6, "--evaluate-every", 3, "--run-dir", directory, evaluated=True)
     return directory
 
 
-def test_a_run_writes_what_it_promises(unbroken):
-    names = {path.name for path in unbroken.iterdir() if not path.name.startswith("events")}
+def test_a_run_writes_what_it_promises(run):
+    names = {path.name for path in run.iterdir() if not path.name.startswith(("events", "."))}
     assert names == {
         "config.json", "metrics.jsonl", "checkpoint.pt", "best.pt", "evaluation.json", "adaptation.png", "paths.png"
     }  # fmt: skip
-    lines = timeless_metrics(unbroken)
+    lines = timeless_metrics(run)
     assert [line["iteration"] for line in lines] == [1, 2, 3, 4, 5, 6]
     expected = {"env_steps", "return/step_0", "return/step_1", "adaptation_gain", "kl", "line_search_steps"}
     expected |= {"explained_variance", "policy_std", "means_beyond_bounds", "inner_gradient_norm"}
     assert expected <= set(lines[0])
-    full = json.loads((unbroken / "metrics.jsonl").read_text().splitlines()[0])
-    assert {"seconds/rollout", "seconds/adapt", "seconds/update"} <= set(full)
+    full = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
+    assert {"seconds/rollout", "seconds/adapt", "seconds/update", "steps_per_second"} <= set(full)
     assert "evaluation/return/step_2" in lines[2]
     assert "evaluation/return/step_2" not in lines[3]
-    config = json.loads((unbroken / "config.json").read_text())
-    assert config["experiment"] == "navigation_2d"
-    assert config["settings"]["hidden_sizes"] == [6]
+    config = json.loads((run / "config.json").read_text())
+    assert (config["experiment"], config["recipe"]) == ("navigation_2d", "maml")
+    assert config["settings"]["policy"]["hidden_sizes"] == [6]
 
 
-def test_tensorboard_gets_the_same_figures_and_the_pictures(unbroken):
-    events = EventAccumulator(str(unbroken), size_guidance={"scalars": 0})
+def test_tensorboard_gets_the_same_metrics_and_the_plots(run):
+    events = EventAccumulator(str(run), size_guidance={"scalars": 0})
     events.Reload()
-    lines = timeless_metrics(unbroken)
+    lines = timeless_metrics(run)
     for name in ("return/step_0", "return/step_1", "kl", "policy_std", "env_steps"):
         found = [(event.step, event.value) for event in events.Scalars(name)]
         assert found == [(line["iteration"], pytest.approx(line[name], rel=1e-6)) for line in lines]
     assert [event.step for event in events.Images("paths")] == [3, 6]
     assert [event.step for event in events.Images("adaptation")] == [3, 6]
-    record = json.loads((unbroken / "evaluation.json").read_text())
+    record = json.loads((run / "evaluation.json").read_text())
     [test] = events.Scalars("test/return/step_2")
     assert (test.step, test.value) == (6, pytest.approx(record["return/step_2"]["mean"], rel=1e-6))
     assert [event.step for event in events.Images("test/paths")] == [6]
@@ -95,13 +71,13 @@ def test_tensorboard_gets_the_same_figures_and_the_pictures(unbroken):
     assert b"hidden_sizes: [6]" in settings.tensor_proto.string_val[0]
 
 
-def test_the_best_iterate_is_kept(unbroken):
-    lines = timeless_metrics(unbroken)
+def test_the_best_iterate_is_kept(run):
+    lines = timeless_metrics(run)
     best = max(lines, key=lambda line: line["return/step_1"])
-    state = load_checkpoint(unbroken / "best.pt")
-    assert state["progress"]["best_return"] == best["return/step_1"]
+    state = load_checkpoint(run / "best.pt")
+    assert state["progress"]["best_metric"] == best["return/step_1"]
     assert state["progress"]["best_iteration"] == state["learner"]["iteration"] == best["iteration"] - 1
-    _, _, learner = open_run(unbroken, "best.pt")  # what was judged plays the same episodes again
+    _, _, learner = open_run(run, "best.pt")  # what was judged plays the same episodes again
     assert learner.step()["return/step_1"] == best["return/step_1"]
 
 
@@ -110,254 +86,100 @@ def test_the_best_iterate_is_the_best_after_all_inner_steps(tmp_path):
     lines = timeless_metrics(tmp_path / "run")
     best, other = (max(lines, key=lambda line: line[key]) for key in ("return/step_2", "return/step_1"))
     assert best != other  # so that the test can tell
-    assert load_checkpoint(tmp_path / "run" / "best.pt")["progress"]["best_return"] == best["return/step_2"]
+    assert load_checkpoint(tmp_path / "run" / "best.pt")["progress"]["best_metric"] == best["return/step_2"]
 
 
-def test_too_little_memory_gets_one_line(tmp_path, monkeypatch, capsys):
-    def rollout(*arguments):
-        raise MemoryError("Unable to allocate 2.00 TiB")
-
-    monkeypatch.setattr("metarl.rl.learner.rollout", rollout)
-    with pytest.raises(SystemExit) as leaving:
-        train("--run-dir", tmp_path / "run")
-    assert leaving.value.code == 1
-    line = capsys.readouterr().err.strip().splitlines()[-1]
-    assert line.startswith("error: not enough memory: Unable to allocate 2.00 TiB; lower --tasks, --episodes or --hor")
+def test_training_is_judged_on_validation_tasks_and_results_are_of_test_tasks(run):
+    experiment, settings, learner = open_run(run)
+    validation, test = (experiment.evaluate(settings, learner, split) for split in ("validation", "test"))
+    assert (validation.tasks["goal"] != test.tasks["goal"]).all()
+    assert timeless_metrics(run)[-1]["evaluation/return/step_2"] == validation.metrics["return/step_2"]
+    record = json.loads((run / "evaluation.json").read_text())
+    assert record["tasks"]["goal"] == test.tasks["goal"].tolist()
+    assert record["return/step_2"]["per_task"] == test.per_task[2].tolist()
 
 
-def test_where_an_evaluation_goes_is_looked_at_before_it(unbroken, tmp_path, monkeypatch, capsys):
-    (tmp_path / "file").touch()
-    monkeypatch.setattr(Learner, "adapt", None)  # so that evaluating would fail
-    line = error_of(capsys, evaluate.main, [str(unbroken), "--output", str(tmp_path / "file")])
-    assert line == f"error: --output = {tmp_path / 'file'}; allowed: a folder"
-
-
-def test_evaluation_file_matches_a_fresh_evaluation(unbroken, tmp_path, capsys):
-    record = json.loads((unbroken / "evaluation.json").read_text())
-    assert (record["dynamics"], record["iteration"]) == ("paper", 6)
-    assert (record["inner_step_size"], record["later_factor"]) == (0.5, 0.5)
-    evaluate.main([str(unbroken), "--output", str(tmp_path / "fresh")])
+def test_evaluation_file_matches_a_fresh_evaluation(run, tmp_path, capsys):
+    record = json.loads((run / "evaluation.json").read_text())
+    assert (record["dynamics"], record["iteration"], record["seed"]) == ("paper", 6, 0)
+    assert (record["inner_step_size"], record["extra_step_scale"]) == (0.5, 0.5)
+    evaluate.main([str(run), "--output", str(tmp_path / "fresh")])
     fresh = json.loads((tmp_path / "fresh" / "evaluation.json").read_text())
     assert fresh == record
     assert f"{record['return/step_2']['mean']:.2f}" in capsys.readouterr().out
-    evaluate.main([str(unbroken), "--steps", "1", "--tasks", "2", "--best", "--output", str(tmp_path / "best")])
+    _, settings, learner = open_run(run)
+    tasks = evaluation.held_out_tasks(learner, settings.evaluation.num_tasks, "test")
+    again = evaluation.evaluate(learner, tasks, 2, 3)
+    assert record["return/step_2"]["per_task"] == again.per_task[2].tolist()
+
+
+def test_the_best_iterate_can_be_evaluated_in_another_way(run, tmp_path):
+    evaluate.main([str(run), "--steps", "1", "--tasks", "2", "--best", "--output", str(tmp_path / "best")])
     best = json.loads((tmp_path / "best" / "evaluation.json").read_text())
     assert len(best["return/step_1"]["per_task"]) == 2
-    assert best["iteration"] == load_checkpoint(unbroken / "best.pt")["learner"]["iteration"]
-    _, settings, learner = open_run(unbroken)
-    again = evaluation.evaluate(learner, 2, evaluation.held_out_tasks(learner, settings.evaluation_tasks), 3)
-    assert record["return/step_2"]["per_task"] == again.returns[2].tolist()
+    assert best["iteration"] == state_of(run, "best.pt")["iteration"]
     assert "return/step_2" not in best
 
 
-@pytest.mark.parametrize("stop", [1, 2, 4])
-def test_stopped_and_resumed_equals_never_stopped(unbroken, tmp_path, stop):
-    directory = tmp_path / "run"
-    train("--iterations", stop, "--evaluate-every", 3, "--run-dir", directory)
-    main(navigation_2d.EXPERIMENT, ["--resume", str(directory), "--iterations", "6"])
-    assert_same_run(directory, unbroken)
-    assert json.loads((directory / "config.json").read_text())["settings"]["iterations"] == 6
-
-
-def test_the_checkpoint_of_another_run_is_refused(unbroken, tmp_path, capsys):
-    train("--iterations", 1, "--seed", 7, "--run-dir", tmp_path / "run")
-    assert load_checkpoint(unbroken / "best.pt")["config"] == Run.open(unbroken).config
-    (tmp_path / "run" / "checkpoint.pt").write_bytes((unbroken / "checkpoint.pt").read_bytes())
-    capsys.readouterr()
-    line = error_of(capsys, evaluate.main, [str(tmp_path / "run")])
-    assert line.endswith(
-        "checkpoint.pt is of navigation_2d with seed 0; allowed: navigation_2d with seed 7, as in config.json"
-    )
-
-
-def test_a_run_remembers_which_versions_made_it(tmp_path, monkeypatch):
-    versions = ["old", "old", "new", "new", "newer"]
-    monkeypatch.setattr("metarl.experiments.runner.starting._commit", lambda: versions.pop(0))
-    train("--iterations", 1, "--run-dir", tmp_path / "run")
-    for iterations in "2345":
-        main(navigation_2d.EXPERIMENT, ["--resume", str(tmp_path / "run"), "--iterations", iterations])
-    config = Run.open(tmp_path / "run").config
-    assert config["commit"] == "old"
-    assert config["resumed"] == [{"iteration": 2, "commit": "new"}, {"iteration": 4, "commit": "newer"}]
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        (None, "there are no settings in it"),
-        ({"speed": 3}, "unknown setting speed"),
-        ({"tasks": "many"}, "--tasks = 'many'; allowed: int"),
-        ({"hidden_sizes": [3, 0.5]}, "--hidden-sizes = (3, 0.5); allowed: int"),
-        ({"discount": True}, "--discount = True; allowed: float"),
-    ],
-)
-def test_settings_that_make_no_sense_are_named(tmp_path, capsys, settings, message):
-    train("--iterations", 1, "--run-dir", tmp_path / "run")
-    file = tmp_path / "run" / "config.json"
-    file.write_text(json.dumps({"experiment": "navigation_2d", "settings": settings}))
-    capsys.readouterr()
-    for call in (
-        lambda words: main(navigation_2d.EXPERIMENT, words),
-        lambda words: evaluate.main([words[1]]),
-    ):
-        line = error_of(capsys, call, ["--resume", str(tmp_path / "run")])
-        assert line.startswith(f"error: {file} cannot be used: {message}")
-
-
-def test_resuming_forgets_iterations_after_the_checkpoint(unbroken, tmp_path):
-    directory = tmp_path / "run"
-    train("--iterations", 4, "--evaluate-every", 3, "--run-dir", directory)
-    early = tmp_path / "early"
-    train("--iterations", 2, "--evaluate-every", 3, "--run-dir", early)
-    (directory / "checkpoint.pt").write_bytes((early / "checkpoint.pt").read_bytes())
-    main(navigation_2d.EXPERIMENT, ["--resume", str(directory), "--iterations", "6"])
-    assert_same_run(directory, unbroken)
-    scalars = EventAccumulator(str(directory)).Reload().Scalars("return/step_1")
-    assert [scalar.step for scalar in scalars] == [1, 2, 3, 4, 5, 6]
+def test_where_an_evaluation_goes_is_looked_at_before_it(run, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(Learner, "adapt_shard", None)  # so that evaluating would fail
+    line = error_of(capsys, evaluate.main, [str(run), "--output", str(tmp_path / "file")])
+    assert line.startswith(f"error: --output = {tmp_path / 'file'}; allowed:")
 
 
 def test_an_evaluation_that_diverges_does_not_stop_training(tmp_path, monkeypatch, capsys):
-    evaluate_all = Experiment.evaluate
+    evaluate_all = ReinforcementExperiment.evaluate
 
     def diverging(experiment, settings, learner, split):
         if learner.iteration == 3:
             raise NonFiniteError("the parameters of task 1 are not finite")
         return evaluate_all(experiment, settings, learner, split)
 
-    monkeypatch.setattr(Experiment, "evaluate", diverging)
+    monkeypatch.setattr(ReinforcementExperiment, "evaluate", diverging)
     train("--iterations", 6, "--evaluate-every", 3, "--run-dir", tmp_path / "run")
     assert "no evaluation after iteration 3: the parameters of task 1 are not finite" in capsys.readouterr().err
     lines = timeless_metrics(tmp_path / "run")
     assert [any(name.startswith("evaluation/") for name in line) for line in lines] == [False] * 5 + [True]
 
 
-def test_a_full_disk_gets_one_line(unbroken, tmp_path, monkeypatch, capsys):
-    def full(*arguments, **settings):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
-    line = error_of(capsys, evaluate.main, [str(unbroken), "--output", str(tmp_path / "there")])
-    assert line == "error: a file cannot be used: No space left on device"
-
-
 def test_checkpoints_come_as_often_as_asked(tmp_path, monkeypatch):
-    saved = []
-    save = Run.save
-    monkeypatch.setattr(
-        Run,
-        "save",
-        lambda run, name, state: (saved.append((name, state["learner"]["iteration"])), save(run, name, state)),
-    )
+    saved, save = [], Run.save
+
+    def note(run, name, state):
+        saved.append((name, state["learner"]["iteration"]))
+        save(run, name, state)
+
+    monkeypatch.setattr(Run, "save", note)
     train("--iterations", 5, "--checkpoint-every", 2, "--run-dir", tmp_path / "run")
     assert [i for name, i in saved if name == "checkpoint.pt"] == [0, 2, 4, 5]
 
 
-def test_killed_at_random_moments_a_run_always_resumes(unbroken, tmp_path):
-    """SIGKILL ten times, at random moments from its start on, then let it finish."""
-    rng = random.Random(0)
-    directory = tmp_path / "run"
-    new = [*TINY, "--iterations", "6", "--evaluate-every", "3", "--run-dir", str(directory)]
-    kills = 0
-    while kills < 10:
-        started = (directory / "checkpoint.pt").exists()
-        arguments = ["--resume", str(directory), "--iterations", "6"] if started else new
-        process = subprocess.Popen([*COMMAND, *arguments], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        seen = len(timeless_metrics_so_far(directory))
-        deadline = time.monotonic() + 60
-        # wait until it works, so that kills hit training and not imports
-        while (
-            process.poll() is None and len(timeless_metrics_so_far(directory)) == seen and time.monotonic() < deadline
-        ):
-            time.sleep(0.001)
-        time.sleep(rng.random() * 0.02)
-        process.send_signal(signal.SIGKILL)
-        _, errors = process.communicate()
-        assert b"Traceback" not in errors
-        kills += 1
-        if started and process.returncode == 0:
-            break
-        done = load_checkpoint(directory / "checkpoint.pt")["learner"]["iteration"]
-        if done >= 5:  # rewind, so that ten kills fit into six iterations
-            for path in directory.iterdir():
-                path.unlink()
-    if (directory / "checkpoint.pt").exists():
-        main(navigation_2d.EXPERIMENT, ["--resume", str(directory), "--iterations", "6"])
-    else:
-        main(navigation_2d.EXPERIMENT, new)
-    assert_same_run(directory, unbroken)
+def test_too_little_memory_gets_one_line(tmp_path, monkeypatch, capsys):
+    def rollout(*arguments):
+        raise MemoryError("Unable to allocate 2.00 TiB")
+
+    monkeypatch.setattr("metarl.rl.rollout.Rollout.__call__", rollout)
+    with pytest.raises(SystemExit) as leaving:
+        train("--run-dir", tmp_path / "run")
+    assert leaving.value.code == 1
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert line.startswith("error: not enough memory: Unable to allocate 2.00 TiB; lower --num-tasks")
 
 
-def timeless_metrics_so_far(directory):
-    return Run(directory).metrics()
+def test_a_full_disk_gets_one_line(run, tmp_path, monkeypatch, capsys):
+    def full(*arguments, **settings):
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-
-def before_iteration(iteration, happens, monkeypatch):
-    """Patch the learner so that something happens to it just before it takes an iteration."""
-    step = Learner.step
-
-    def eventful_step(learner):
-        if learner.iteration == iteration:
-            happens(learner)
-        return step(learner)
-
-    monkeypatch.setattr(Learner, "step", eventful_step)
-
-
-def interrupt(learner):
-    signal.raise_signal(signal.SIGINT)  # in this thread: two that another one takes may become one
-
-
-def test_an_interrupt_ends_the_iteration_and_saves_it(tmp_path, monkeypatch, capsys):
-    before_iteration(2, interrupt, monkeypatch)
-    with pytest.raises(SystemExit) as left:
-        train("--iterations", 6, "--run-dir", tmp_path / "run")
-    assert left.value.code == 130
-    assert f"stopped after iteration 3; continue with --resume {tmp_path / 'run'}" in capsys.readouterr().out
-    assert load_checkpoint(tmp_path / "run" / "checkpoint.pt")["learner"]["iteration"] == 3
-
-
-def test_runs_of_the_same_second_have_directories_of_their_own(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("time.strftime", lambda form: "now")
-    for seed in (0, 0, 1):
-        prepare(navigation_2d.EXPERIMENT, [*TINY, "--seed", str(seed)])
-    names = ["navigation_2d-seed0-now", "navigation_2d-seed0-now-2", "navigation_2d-seed1-now"]
-    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == names
-
-
-def test_a_run_that_is_being_written_cannot_be_resumed_elsewhere(tmp_path, monkeypatch, capsys):
-    def resume(learner):
-        words = [*COMMAND, "--resume", tmp_path / "run", "--iterations", "9"]
-        other = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
-        assert other.returncode == 2
-        assert (
-            other.stderr
-            == f"error: {tmp_path / 'run'} is being written by another process; choose another one, or wait\n"
-        )
-
-    before_iteration(2, resume, monkeypatch)
-    train("--iterations", 3, "--run-dir", tmp_path / "run")
-    assert [line["iteration"] for line in Run(tmp_path / "run").metrics()] == [1, 2, 3]
-
-
-def test_a_second_interrupt_stops_at_once_with_one_line(tmp_path, monkeypatch, capsys):
-    before_iteration(2, interrupt, monkeypatch)
-    before_iteration(2, interrupt, monkeypatch)
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # shells let background jobs ignore it
-    try:
-        with pytest.raises(SystemExit) as left:
-            train("--iterations", 6, "--run-dir", tmp_path / "run")
-    finally:
-        signal.signal(signal.SIGINT, before)
-    assert left.value.code == 130
-    last = capsys.readouterr().err.strip().splitlines()[-1]
-    assert last == "error: stopped at once; the last checkpoint, if there is one, is as it was"
-    assert load_checkpoint(tmp_path / "run" / "checkpoint.pt")["learner"]["iteration"] == 2
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
+    line = error_of(capsys, evaluate.main, [str(run), "--output", str(tmp_path / "there")])
+    assert line.startswith("error: ")
+    assert line.endswith("cannot be used: No space left on device")
 
 
 def test_a_run_that_breaks_leaves_its_last_checkpoint(tmp_path, monkeypatch, capsys):
     def lose_theta(learner):
-        learner.theta = {name: value * float("nan") for name, value in learner.theta.items()}
+        learner.state.theta = {name: value * float("nan") for name, value in learner.theta.items()}
 
     before_iteration(2, lose_theta, monkeypatch)
     with pytest.raises(SystemExit) as leaving:
@@ -369,80 +191,83 @@ def test_a_run_that_breaks_leaves_its_last_checkpoint(tmp_path, monkeypatch, cap
     assert all(torch.isfinite(value).all() for value in parameters(tmp_path / "run").values())
 
 
-def test_what_cannot_change_does_not(unbroken, capsys):
-    before, script = (unbroken / "metrics.jsonl").read_bytes(), "python experiments/evaluate.py"
-    for arguments, line in (
-        (["--seed", "5"], "error: --seed = 5 cannot change in a resumed run; allowed: 0"),
-        (["--hidden-sizes", "9"], "error: --hidden-sizes = (9,) cannot change in a resumed run; allowed: (6,)"),
-        (["--run-dir", "x"], "error: --run-dir with --resume; allowed: one of the two"),
-        (
-            ["--iterations", "6"],
-            f"error: --iterations = 6; allowed: more than the 6 already done (to evaluate them: {script} {unbroken})",
-        ),
-    ):
-        given = ["--resume", str(unbroken), "--iterations", "9", *arguments]
-        assert error_of(capsys, main, navigation_2d.EXPERIMENT, given) == line
-    assert (unbroken / "metrics.jsonl").read_bytes() == before
+def test_a_directory_with_a_run_is_not_overwritten(run, capsys):
+    before = (run / "checkpoint.pt").read_bytes()
+    line = error_of(capsys, train, "--run-dir", run)
+    assert line == f"error: {run} already holds a run; continue it with --resume {run}"
+    assert (run / "checkpoint.pt").read_bytes() == before
 
 
-def test_a_resumed_run_may_take_other_inner_steps_and_remembers_it(tmp_path, monkeypatch):
-    monkeypatch.setattr("metarl.experiments.runner.starting._commit", lambda: "same")
-    run = tmp_path / "run"
-    train("--iterations", 1, "--run-dir", run)
-    _, _, learner = open_run(run)
-    for words in (["2", "--inner-step-size", "0.2"], ["3"]):
-        main(navigation_2d.EXPERIMENT, ["--resume", str(run), "--iterations", *words])
-    config = Run.open(run).config
-    before = load_checkpoint(run / "checkpoint.pt")
-    run_of_before = {**before["config"], "settings": {**before["config"]["settings"], "inner_step_size": 0.5}}
-    save_checkpoint(run / "best.pt", {**before, "config": run_of_before})  # an iterate from before the change
-    assert [open_run(run, file)[2].rule.step_size for file in ("best.pt", "checkpoint.pt")] == [0.5, 0.2]
-    assert config["settings"]["inner_step_size"] == 0.2
-    assert config["resumed"] == [{"iteration": 1, "commit": "same", "changed": {"inner_step_size": [0.5, 0.2]}}]
-    learner.rule = replace(learner.rule, step_size=0.2)
-    for _ in range(2):
-        learner.step()
-    for name, value in parameters(run).items():
-        assert torch.equal(value, learner.theta[name])
-
-
-def test_learned_step_sizes_cannot_be_given_again(tmp_path, capsys):
-    run = tmp_path / "run"
-    train("--iterations", 1, "--run-dir", run, "--adaptation", "meta-sgd")
-    words = ["--resume", str(run), "--iterations", "2", "--inner-step-size", "0.2"]
-    line = error_of(capsys, main, navigation_2d.EXPERIMENT, words)
-    assert line == "error: --inner-step-size = 0.2 cannot change in a resumed run; allowed: 0.5"
-
-
-def test_a_directory_with_a_run_is_not_overwritten(unbroken, capsys):
-    line = error_of(capsys, train, "--run-dir", unbroken)
-    assert line == f"error: {unbroken} already holds a run; continue it with --resume {unbroken}"
+def test_runs_of_the_same_second_have_directories_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("time.strftime", lambda form: "now")
+    for seed in (0, 0, 1):
+        train("--iterations", 0, "--seed", seed)
+    names = ["navigation_2d-seed0-now", "navigation_2d-seed0-now-2", "navigation_2d-seed1-now"]
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == names
 
 
 def test_a_run_of_an_unknown_experiment_is_refused(tmp_path):
-    Run.create(tmp_path / "run", {"experiment": "navigation_9d", "settings": {}})
+    Run.create(tmp_path / "run", {"experiment": "navigation_9d", "settings": {}}).release()
     with pytest.raises(RunError, match="experiment 'navigation_9d' is not known"):
         open_run(tmp_path / "run")
 
 
-def test_memory_stays_flat():
-    """Peak resident set after 50 iterations is within 5 % of that after 10.
+def test_environments_are_closed_when_a_run_ends(tmp_path, monkeypatch):
+    from metarl.envs.navigation import Navigation2D
 
-    By default glibc's malloc moves its threshold for returning memory as it goes, and peaks by 4 %; fixed, by 1 %.
+    opened, closed, make = [], [], Navigation2D.make
+
+    def noted(distribution, num_envs, threads=1):
+        envs = make(distribution, num_envs, threads)
+        opened.append(envs)
+        monkeypatch.setattr(envs, "close", lambda: closed.append(envs), raising=False)
+        return envs
+
+    monkeypatch.setattr(Navigation2D, "make", noted)
+    train("--run-dir", tmp_path / "run", evaluated=True)
+    assert opened
+    assert {id(envs) for envs in opened} == {id(envs) for envs in closed}
+
+
+def test_memory_stays_flat():
+    """The peak resident set after 15 iterations is within 1.5 % of that after 5.
+
+    Keeping the episodes of each iteration would add 2.2 %. By default glibc's malloc moves its threshold for returning
+    memory as it goes, and peaks by 4 %; fixed, by 0.5 %.
     """
     code = """
 import resource, torch, metarl
 from metarl import envs
 torch.set_num_threads(1)
-d = envs.Navigation2D(50)
-learner = metarl.Learner(d, metarl.GaussianMLP(d.observation_space, d.action_space), rule=metarl.GradientDescent(0.5))
+tasks = envs.Navigation2D(50)
+policy = metarl.GaussianMLP(tasks.observation_space, tasks.action_space)
+learner = metarl.Learner(tasks, policy, metarl.Sampling(10, 20), metarl.GradientDescent(0.5))
 peaks = []
-for iteration in range(50):
+for iteration in range(15):
     learner.step()
     peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-print(peaks[9], peaks[49])
+print(peaks[4], peaks[14])
 """
     steady = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(2**17)}
     printed = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True, env=steady)
     early, late = map(int, printed.split())
-    assert late < 1.05 * early
+    assert late < 1.015 * early
+
+
+@pytest.mark.parametrize("redirection", [">&- 2>&-", "2>&1 | cat"])
+def test_no_terminal_ends_a_run(tmp_path, redirection):
+    """An ASCII terminal lacks the sign ±; standard streams may be closed."""
+    words = " ".join([*TINY, "--run-dir", str(tmp_path / "run")])
+    command = f"set -o pipefail; {sys.executable} experiments/navigation_2d.py {words} {redirection}"
+    surroundings = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, env=surroundings, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    assert (tmp_path / "run" / "evaluation.json").exists()
+
+
+def test_a_reader_that_has_seen_enough_gets_no_error():
+    command = f"{sys.executable} experiments/reproduce.py | head -1"
+    done = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("navigation_2d\n", "")

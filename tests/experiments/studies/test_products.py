@@ -8,14 +8,14 @@ import torch
 from metarl.core.parameters import ravel
 from metarl.core.randomness import keyed_generator
 from metarl.experiments import navigation_2d
-from metarl.experiments.runner.starting import open_run
+from metarl.experiments.runner.start import open_run
 from metarl.experiments.runner.training import main
 from metarl.experiments.studies import products
 from metarl.rl.outer import TRPO
 from metarl.runs import load_checkpoint
-from tests.experiments.runner.test_command_line import error_of
+from tests.experiments.runner.helpers import error_of
 
-TINY = ["--tasks", "3", "--episodes", "3", "--horizon", "5", "--hidden-sizes", "4", "--iterations", "1"]
+TINY = ["--num-tasks", "3", "--episodes-per-task", "3", "--horizon", "5", "--hidden-sizes", "4", "--iterations", "1"]
 
 
 @pytest.fixture(scope="module")

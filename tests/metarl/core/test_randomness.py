@@ -26,15 +26,15 @@ def test_names_that_differ_in_one_place_give_different_numbers():
 
 def test_noise_of_a_lane_is_that_of_its_own_name():
     noise = RolloutKey(5, "train/step_0", 2).normal(tasks=3, steps=4, episodes=2, size=3)
-    own = keyed_generator(5, "train/step_0/action", 2, task=1, episode=1).standard_normal((4, 3), np.float32)
-    assert (noise[1, :, 1] == own).all()
+    own = keyed_generator(5, "train/step_0/action", 2, task=2, episode=1).standard_normal((4, 3), np.float32)
+    assert (noise[2, :, 1] == own).all()
 
 
-def test_a_share_of_the_tasks_gets_the_same_noise_and_seeds():
-    whole, share = RolloutKey(5, "p", 2), RolloutKey(5, "p", 2, first_task=2)
-    assert (whole.normal(4, 3, 2, 2)[2:] == share.normal(2, 3, 2, 2)).all()
-    assert whole.reset_seeds(4, 3)[6:] == share.reset_seeds(2, 3)
-    assert (whole.uniform(4, 3, 2, 1)[2:] == share.uniform(2, 3, 2, 1)).all()
+def test_a_shard_of_the_tasks_gets_the_same_noise_and_seeds():
+    whole, shard = RolloutKey(5, "p", 2), RolloutKey(5, "p", 2, first_task=2)
+    assert (whole.normal(4, 3, 2, 2)[2:] == shard.normal(2, 3, 2, 2)).all()
+    assert whole.reset_seeds(4, 3)[6:] == shard.reset_seeds(2, 3)
+    assert (whole.uniform(4, 3, 2, 1)[2:] == shard.uniform(2, 3, 2, 1)).all()
 
 
 def test_later_episodes_of_a_task_have_their_own_noise_and_seeds():
@@ -46,7 +46,7 @@ def test_later_episodes_of_a_task_have_their_own_noise_and_seeds():
 
 def test_resets_have_a_stream_of_their_own():
     seeds = RolloutKey(5, "train/step_0", 2).reset_seeds(tasks=3, episodes=2)
-    assert seeds[3] == keyed_generator(5, "train/step_0/reset", 2, task=1, episode=1).integers(2**31)
+    assert seeds[5] == keyed_generator(5, "train/step_0/reset", 2, task=2, episode=1).integers(2**31)
 
 
 def test_noise_never_repeats_over_lanes_iterations_and_steps():
@@ -66,3 +66,9 @@ def test_every_episode_of_every_rollout_has_a_reset_of_its_own():
     keys = [RolloutKey(0, f"train/step_{step}", iteration) for iteration in range(3) for step in range(2)]
     seeds = [seed for key in keys for seed in key.reset_seeds(6, 5)]
     assert len(set(seeds)) == len(seeds) == 180
+
+
+def test_the_key_of_a_step_names_the_step_and_the_first_task():
+    key = RolloutKey(5, "train", 2).of_step(3, first_task=4)
+    assert key == RolloutKey(5, "train/step_3", 2, first_task=4)
+    assert (key.normal(1, 2, 1, 1) == RolloutKey(5, "train/step_3", 2).normal(5, 2, 1, 1)[4:]).all()

@@ -5,7 +5,16 @@ import pytest
 import torch
 
 from metarl.core.randomness import keyed_generator
-from metarl.few_shot.tasks import ImageEpisodes, Sine, draw_distinct, split_classes, with_rotations
+from metarl.few_shot.tasks import (
+    ImageBatches,
+    ImageEpisodes,
+    Sine,
+    draw_distinct,
+    split_classes,
+    tasks_per_chunk,
+    with_rotations,
+)
+from tests.metarl.few_shot.embedding_methods import numbered
 
 
 def named_images(classes=7, examples=6):
@@ -71,15 +80,66 @@ def test_the_same_key_draws_the_same_tasks():
     [
         ((8, 1, 1), "8 ways of 7 train classes; allowed: at most 7"),
         ((2, 5, 2), "5 support and 2 query images of 6 in a train class; allowed: at most 6 together"),
+        ((0, 1, 1), "ways = 0"),
+        ((2, -1, 1), "shots = -1"),
+        ((2, 1, 0), "queries = 0"),
+        ((2.5, 1, 1), "ways = 2.5"),
     ],
 )
 def test_impossible_episodes_are_refused(arguments, line):
     with pytest.raises(ValueError, match=line):
         ImageEpisodes({"train": named_images()}, *arguments)
-    with pytest.raises(ValueError, match=r"torch.float32 with 5 axes; allowed: torch.uint8 with 5"):
-        ImageEpisodes({"train": named_images().float()}, 2, 1, 1)
-    with pytest.raises(ValueError, match="split 'test' is not there; allowed: train"):
-        ImageEpisodes({"train": named_images()}, 2, 1, 1).sample(1, "test", keyed_generator(0, "a"))
+
+
+@pytest.mark.parametrize(
+    ("images", "line"),
+    [
+        ({"train": named_images().float()}, "torch.float32 with 5 axes"),
+        ({"train": named_images()[0]}, "torch.uint8 with 4 axes"),
+        ({"train": named_images().numpy()}, "train images are a ndarray"),
+        ({"train": named_images(), "test": named_images().permute(0, 1, 4, 2, 3)}, "images have the sizes"),
+        ({}, "images = {}"),
+    ],
+)
+@pytest.mark.parametrize(
+    "make", [lambda images: ImageEpisodes(images, 2, 1, 1), lambda images: ImageBatches(images, 3)]
+)
+def test_images_of_another_kind_are_refused(make, images, line):
+    with pytest.raises(ValueError, match=line):
+        make(images)
+
+
+def test_a_split_that_is_not_there_is_refused_by_name():
+    for distribution in (ImageEpisodes({"train": named_images()}, 2, 1, 1), ImageBatches({"train": named_images()}, 3)):
+        with pytest.raises(ValueError, match="split 'test' is not there; allowed: train"):
+            distribution.sample(1, "test", keyed_generator(0, "a"))
+
+
+@pytest.mark.parametrize(("settings", "name"), [((0, 1), "shots"), ((1, -2), "queries"), ((1.5, 1), "shots")])
+def test_curves_without_points_are_refused(settings, name):
+    with pytest.raises(ValueError, match=f"^{name} = "):
+        Sine(*settings)
+
+
+def test_batches_hold_images_of_all_classes_with_their_numbers():
+    batches = ImageBatches({"train": named_images()}, 200)
+    tasks = batches.sample(2, "train", keyed_generator(0, "a"))
+    assert tasks.support.inputs.shape == (2, 0, 1, 2, 1)
+    named = (tasks.query.inputs[:, :, 0, 0, 0] * 255).round().long()
+    assert torch.equal(named, tasks.query.targets)
+    assert len(tasks.query.targets.unique()) == batches.ways == 7
+
+
+def test_tasks_are_cut_joined_and_rebuilt():
+    tasks = Sine(2, 3).sample(4, "train", keyed_generator(0, "a"))
+    assert len(tasks) == 4
+    part = tasks.of_tasks(slice(1, 3))
+    assert torch.equal(part.query.targets, tasks.query.targets[1:3])
+    joined = tasks.support.joined(tasks.query)
+    assert torch.equal(joined.inputs, torch.cat([tasks.support.inputs, tasks.query.inputs], dim=1))
+    rebuilt = part.like(tasks.tensors)
+    assert all(torch.equal(a, b) for a, b in zip(rebuilt.tensors, tasks.tensors, strict=True))
+    assert tasks_per_chunk(tasks.support) == 31_500
 
 
 def test_rotations_are_classes_of_their_own():
@@ -100,3 +160,10 @@ def test_splits_are_disjoint_and_keyed():
     assert all((splits[name] == again[name]).all() for name in sizes)
     with pytest.raises(ValueError, match="splits of 10 classes; allowed: at most the 9"):
         split_classes(9, sizes, keyed_generator(0, "split"))
+
+
+def test_classes_are_numbered_in_random_order():
+    drawn = ImageEpisodes({"train": numbered()}, 6, 1, 1).sample(200, "train", keyed_generator(0, "episodes"))
+    numbers = (drawn.query.inputs[:, :, 0, 0, 0] * 255).round().long() // 5
+    of_first = drawn.query.targets[numbers == 0]
+    assert torch.bincount(of_first, minlength=6).min() > 15  # of 200, 33 expected

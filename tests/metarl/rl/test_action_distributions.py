@@ -9,7 +9,7 @@ import torch
 from torch.distributions import Categorical as TorchCategorical
 from torch.distributions import MultivariateNormal, kl_divergence
 
-from metarl.rl.action_distributions import Categorical, DiagonalGaussian, distribution_for
+from metarl.rl.action_distributions import Categorical, DiagonalGaussian, action_distribution_for
 
 BOX = gymnasium.spaces.Box(np.array([-2.0, 0.0, -1.0]), np.array([2.0, 1.0, 3.0]), dtype=np.float64)
 
@@ -62,7 +62,7 @@ def test_an_action_that_a_logit_of_minus_infinity_forbids_plays_no_part():
 
 @pytest.mark.parametrize("space", [BOX, gymnasium.spaces.Discrete(5)])
 def test_fisher_product_is_the_hessian_of_kl(space):
-    family = distribution_for(space)
+    family = action_distribution_for(space)
     parameters, tangent = draw(family.parameter_size), draw(1, family.parameter_size)[0]
     hessian = torch.autograd.functional.hessian(lambda new: family.kl(parameters, new), parameters)
     torch.testing.assert_close(family.fisher_product(parameters, tangent), hessian @ tangent)
@@ -88,6 +88,13 @@ def test_categorical_sample_stays_in_range_at_the_edge_of_the_noise():
     assert family.sample(torch.zeros(1, 3), edge).item() == 2
 
 
+def test_a_forbidden_first_action_is_not_taken_even_for_a_draw_of_exactly_0():
+    """A logit of -inf has probability 0, and numbers in [0, 1) may be 0."""
+    family = Categorical(gymnasium.spaces.Discrete(3))
+    logits = torch.tensor([[-torch.inf, 0.0, 0.0], [-torch.inf, -torch.inf, 0.0], [0.0, 0.0, 0.0]])
+    assert family.sample(logits, torch.zeros(3, 1)).tolist() == [1, 2, 0]
+
+
 def test_actions_map_linearly_to_the_bounds_and_are_clipped():
     mapped = DiagonalGaussian(BOX).to_environment(np.array([[-1.0, 1.0, 0.0], [-3.0, 9.0, 0.5]]))
     np.testing.assert_allclose(mapped, [[-2.0, 1.0, 1.0], [-2.0, 1.0, 2.0]])
@@ -104,21 +111,23 @@ def test_actions_of_a_space_with_some_bounds_are_clipped_to_those():
 
 
 @pytest.mark.parametrize(
-    ("space", "excess"),
+    ("space", "expected"),
     [
         (gymnasium.spaces.Box(np.array([-0.1, 0], np.float32), np.array([0.1, 150], np.float32)), [4 + 0.25, 0, 0.25]),
         (gymnasium.spaces.Box(np.array([-np.inf, -0.5], np.float32), np.array([2, np.inf], np.float32)), [1 + 1, 0, 0]),
         (gymnasium.spaces.Box(-np.inf, np.inf, (2,)), [0, 0, 0]),
     ],
 )
-def test_excess_is_the_squared_distance_from_what_the_environment_gets(space, excess):
+def test_bound_violation_is_the_squared_distance_from_what_the_environment_gets(space, expected):
     actions = torch.tensor([[3, -1.5], [0.5, -0.5], [-1.5, 1]], dtype=torch.float64)
-    torch.testing.assert_close(DiagonalGaussian(space).excess(actions), torch.tensor(excess, dtype=torch.float64))
+    torch.testing.assert_close(
+        DiagonalGaussian(space).bound_violation(actions), torch.tensor(expected, dtype=torch.float64)
+    )
 
 
-def test_no_discrete_action_is_in_excess():
-    distribution = distribution_for(gymnasium.spaces.Discrete(3))
-    assert torch.equal(distribution.excess(torch.tensor([[0, 1], [2, 2]])), torch.zeros(2, 2))
+def test_no_discrete_action_violates_bounds():
+    distribution = action_distribution_for(gymnasium.spaces.Discrete(3))
+    assert torch.equal(distribution.bound_violation(torch.tensor([[0, 1], [2, 2]])), torch.zeros(2, 2))
 
 
 def test_discrete_actions_start_where_the_space_starts():
@@ -139,5 +148,5 @@ def test_modes_and_summaries():
 
 def test_other_action_spaces_are_refused():
     for space in (gymnasium.spaces.MultiBinary(3), gymnasium.spaces.Box(0, 5, (1,), np.int64)):
-        with pytest.raises(ValueError, match=r"is not supported; allowed: Box of floating-point numbers, or Discrete"):
-            distribution_for(space)
+        with pytest.raises(ValueError, match="action space"):
+            action_distribution_for(space)

@@ -1,46 +1,24 @@
-"""Returns, advantages and baselines against hand-computed values and slow loops."""
+"""Returns and advantages against hand-computed values and slow loops."""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from gymnasium.spaces import Box
 
-from metarl.rl.action_distributions import DiagonalGaussian
+from metarl.core.settings import SettingError
 from metarl.rl.advantages import (
-    BASELINES,
-    baseline_features,
+    Advantages,
     discounted_returns,
     estimate_advantages,
     explained_variance,
-    fit_linear_baseline,
     generalised_advantages,
+    mean_and_std,
     standardise,
 )
-from metarl.rl.episodes import Episodes, to_samples
-from metarl.rl.estimators import dice, lvc, score, surrogate
-
-
-def ragged_episodes(lengths, observations=2, horizon=7, seed=0, terminated=True):
-    """(M, E) lengths to padded episodes whose padding holds garbage that must not matter."""
-    rng = np.random.default_rng(seed)
-    lengths = np.asarray(lengths)
-    tasks, episodes = lengths.shape
-    shape = (tasks, horizon, episodes)
-    valid = np.arange(horizon)[None, :, None] < lengths[:, None, :]
-    rewards = np.where(valid, rng.normal(size=shape), 0)
-    return Episodes(
-        observations=torch.from_numpy(rng.normal(size=(*shape, observations))),
-        actions=torch.from_numpy(rng.normal(size=(*shape, 1))),
-        distribution=torch.from_numpy(rng.normal(size=(*shape, 2))),
-        log_probs=torch.from_numpy(rng.normal(size=shape)),
-        rewards=torch.from_numpy(rewards),
-        valid=torch.from_numpy(valid),
-        terminated=torch.full((tasks, episodes), terminated),
-        final_observations=torch.from_numpy(rng.normal(size=(tasks, episodes, observations))),
-        failed=torch.zeros(tasks, episodes, dtype=torch.bool),
-    )
+from metarl.rl.baseline import BASELINES
+from metarl.rl.episodes import Episodes
+from tests.probes import ragged_episodes
 
 
 def slow_features(o, t, baseline):
@@ -125,8 +103,8 @@ def test_only_bootstrapping_tells_the_time_limit_from_an_end():
 def test_bootstrapping_sees_that_a_reward_of_one_goes_on_for_ever():
     episodes = ragged_episodes([[40, 50, 50]], horizon=50, terminated=False)
     endless = replace(episodes, rewards=episodes.valid.double())
-    _, explained, deviation = estimate_advantages(endless, 0.99, 1.0, bootstrap=True)
-    assert deviation.item() < 1e-3  # the value is 1 / (1 - 0.99) in every state, and no action is better than others
+    _, explained, std = estimate_advantages(endless, 0.99, 1.0, bootstrap=True)
+    assert std.item() < 1e-3  # the value is 1 / (1 - 0.99) in every state, and no action is better than others
     assert explained.item() <= 1
     _, _, plain = estimate_advantages(endless, 0.99, 1.0)
     assert plain.item() > 0.1
@@ -170,13 +148,6 @@ def test_standardised_over_the_valid_steps_of_each_task():
     assert (found[~episodes.valid] == 0).all()
 
 
-def test_baseline_features_by_hand():
-    found = baseline_features(torch.tensor([[20.0, -3.0]]), torch.tensor([50]))
-    np.testing.assert_allclose(found.numpy(), [[10, -3, 100, 9, 0.5, 0.25, 0.125, 1]])
-    quadratic = baseline_features(torch.tensor([[20.0, -3.0, 2.0]]), torch.tensor([50]), "quadratic")
-    np.testing.assert_allclose(quadratic.numpy(), [[10, -3, 2, 100, -30, 20, 9, -6, 4, 0.5, 0.25, 0.125, 1]])
-
-
 def test_a_quadratic_baseline_explains_returns_of_products():
     episodes = ragged_episodes([[40] * 9], observations=3, horizon=40)
     o = episodes.observations
@@ -184,23 +155,6 @@ def test_a_quadratic_baseline_explains_returns_of_products():
     explained = [estimate_advantages(produced, 0.0, baseline=baseline)[1].item() for baseline in BASELINES]
     assert explained[0] < 0.2
     assert explained[1] == pytest.approx(1, abs=1e-6)
-
-
-def test_ridge_rises_where_the_normal_equations_cannot_be_solved():
-    features = torch.zeros(2, 4, 3, dtype=torch.float64)
-    features[0] = torch.tensor([[1e6, 1e6, 1.0]] * 4)  # singular beyond the first ridge's help
-    features[1] = torch.eye(4, dtype=torch.float64)[:, :3]
-    targets = torch.tensor([[2e6] * 4, [1.0, 2.0, 3.0, 0.0]], dtype=torch.float64)
-    found = fit_linear_baseline(features, targets, torch.ones(2, 4, dtype=torch.bool))
-    torch.testing.assert_close(found[1], torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64), rtol=1e-4, atol=0)
-    torch.testing.assert_close(features[0] @ found[0], targets[0], rtol=1e-3, atol=0)
-
-
-def test_a_hopeless_fit_names_the_task():
-    features = torch.ones(2, 4, 2, dtype=torch.float64)
-    features[1, 0, 0] = np.nan
-    with pytest.raises(ArithmeticError, match="task 1"):
-        fit_linear_baseline(features, torch.ones(2, 4), torch.ones(2, 4, dtype=torch.bool))
 
 
 def test_explained_variance_by_hand():
@@ -211,78 +165,11 @@ def test_explained_variance_by_hand():
     assert explained_variance(torch.tensor([0.5, 1.5, 7.0]).view(1, 3, 1), returns, valid).item() == 0.75
 
 
-def test_every_timestep_of_a_task_weighs_the_same_by_default():
-    episodes = ragged_episodes([[1, 3], [2, 2]], horizon=3)
-    samples = to_samples(episodes, episodes.rewards)
-    expected = episodes.valid.flatten(1) / 4
-    torch.testing.assert_close(samples.weights, expected.double())
-
-
-def test_every_episode_weighs_the_same_on_request():
-    episodes = ragged_episodes([[1, 3], [2, 2]], horizon=3)
-    weights = to_samples(episodes, episodes.rewards, "episode").weights.view(2, 3, 2)
-    torch.testing.assert_close(weights.sum(dim=1), torch.full((2, 2), 0.5, dtype=torch.float64))
-    assert weights[0, 0].tolist() == pytest.approx([1 / 2, 1 / 6])
-
-
-def test_samples_keep_step_and_episode_together():
-    episodes = ragged_episodes([[3, 3]], horizon=3)
-    samples = to_samples(episodes, episodes.rewards)
-    assert torch.equal(samples.observations[0, 1 * 2 + 1], episodes.observations[0, 1, 1])
-    chosen = samples.at(torch.tensor([0, 3]))
-    assert torch.equal(chosen.observations[0, 1], episodes.observations[0, 1, 1])
-    assert chosen.weights.tolist() == [[0.5, 0.5]]
-
-
-def test_unknown_weighting_is_refused():
-    episodes = ragged_episodes([[3, 3]])
-    with pytest.raises(ValueError, match="'task'; allowed: timestep, episode"):
-        to_samples(episodes, episodes.rewards, "task")
-
-
-def test_a_picture_has_the_features_of_its_numbers_unless_there_are_too_many():
-    observations, steps = torch.randn(2, 3, 4, 5, 2), torch.arange(6).view(2, 3)
-    flat = baseline_features(observations.flatten(2), steps)
-    assert torch.equal(baseline_features(observations, steps), flat)
-    assert flat.shape == (2, 3, 2 * 40 + 4)
-    large = baseline_features(torch.randn(2, 3, 19, 27), steps)  # 513 numbers
-    assert torch.equal(large, flat[..., -4:])
-
-
-@pytest.mark.parametrize("weighting", ["timestep", "episode"])
-def test_packed_samples_have_the_same_losses_and_gradients(weighting):
-    episodes = ragged_episodes([[7, 2, 0, 1], [3, 3, 3, 5]])  # one episode is absent
-    advantages, *_ = estimate_advantages(episodes)
-    samples = to_samples(episodes, advantages, weighting)
-    packed = samples.packed()
-    assert packed.weights.shape == (2, 14)
-    assert ((packed.weights > 0).sum(dim=1) == torch.tensor([10, 14])).all()
-    family = DiagonalGaussian(Box(-1, 1, (1,), np.float64))
-    for estimator in (score, surrogate, lvc):
-        results = []
-        for data in (samples, packed):
-            outputs = (data.distribution * 1.1).requires_grad_()
-            losses = estimator(family, outputs, data)
-            (gradient,) = torch.autograd.grad(losses.sum(), outputs)
-            results.append((losses.detach(), gradient.sum(dim=1)))
-        torch.testing.assert_close(*results)
-    with pytest.raises(ValueError, match="whole episodes"):
-        dice(family, packed.distribution, packed)
-    assert packed.packed() is packed
-
-
-@pytest.mark.parametrize("weighting", ["timestep", "episode"])
-def test_weights_of_each_task_sum_to_one(weighting):
-    episodes = ragged_episodes([[1, 3], [7, 7]])
-    weights = to_samples(episodes, episodes.rewards, weighting).weights
-    torch.testing.assert_close(weights.sum(dim=1), torch.ones(2, dtype=torch.float64))
-
-
-def test_the_deviation_has_the_units_of_the_reward_and_what_is_explained_has_none():
+def test_the_std_has_the_units_of_the_reward_and_what_is_explained_has_none():
     episodes = ragged_episodes([[7, 3, 5], [4, 7, 6]])
-    advantages, explained, deviation = estimate_advantages(episodes, 0.95, 0.8)
+    advantages, explained, std = estimate_advantages(episodes, 0.95, 0.8)
     found = estimate_advantages(replace(episodes, rewards=10 * episodes.rewards), 0.95, 0.8)
-    torch.testing.assert_close(found, (advantages, explained, 10 * deviation))
+    torch.testing.assert_close(found, (advantages, explained, 10 * std))
     assert ((explained > 0) & (explained < 1)).all()
 
 
@@ -292,3 +179,33 @@ def test_a_baseline_that_cannot_be_fitted_names_its_task(monkeypatch):
     episodes.rewards[2] = torch.nan
     with pytest.raises(ArithmeticError, match="the baseline of task 12 cannot be fitted"):
         estimate_advantages(episodes, first_task=10)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("discount", 1.5),
+        ("gae_lambda", -3.0),
+        ("support_lambda", 1.1),
+        ("survival_bonus", float("nan")),
+        ("bounds_penalty", -0.1),
+        ("bootstrap", 1),
+        ("baseline", "cubic"),
+        ("weighting", "step"),
+    ],
+)
+def test_settings_out_of_bounds_name_their_field(field, value):
+    with pytest.raises(SettingError, match=rf"^{field} = "):
+        Advantages(**{field: value})
+
+
+def test_the_lambda_of_support_data_is_that_of_all_unless_it_has_its_own():
+    assert [Advantages(gae_lambda=0.9).gae_lambda_of(support) for support in (True, False)] == [0.9, 0.9]
+    own = Advantages(gae_lambda=0.9, support_lambda=0.0)
+    assert [own.gae_lambda_of(support) for support in (True, False)] == [0.0, 0.9]
+
+
+def test_means_and_deviations_by_hand():
+    values = torch.tensor([1.0, 3.0, 99.0]).view(1, 3, 1)
+    mean, std = mean_and_std(values, torch.tensor([True, True, False]).view(1, 3, 1))
+    assert (mean.item(), std.item()) == (2.0, 1.0)

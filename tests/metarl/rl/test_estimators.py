@@ -4,22 +4,20 @@ from dataclasses import replace
 from functools import partial
 from itertools import combinations
 
-import gymnasium
 import numpy as np
 import pytest
 import torch
 
-from metarl.core.adaptation import GradientDescent, LayerStepSizes, MetaSGD, adapt_step
-from metarl.core.parameters import call_per_task, expand_over_tasks, ravel, unravel
-from metarl.rl.action_distributions import DiagonalGaussian
+from metarl.core.parameters import call_per_task, expand_over_tasks, unravel
+from metarl.core.rules import GradientDescent, LayerStepSizes, MetaSGD
 from metarl.rl.episodes import Samples
-from metarl.rl.estimators import clipped_surrogate, dice, lvc, outcomes, policy_loss, sampling_term, score, surrogate
-from metarl.rl.objective import MetaObjective, _thin, _thin_episodes
-from tests.probes import TinyGaussian, finite_differences, random_samples, tiny_theta
+from metarl.rl.estimators import clipped_surrogate, dice, lvc, outcomes, sampling_term, score, surrogate
+from metarl.rl.objective import _thin, _thin_episodes
+from tests.metarl.rl.problems import EPISODES, FAMILY, STEPS, TASKS, Problem
+from tests.probes import finite_differences
 
-FAMILY = DiagonalGaussian(gymnasium.spaces.Box(-1, 1, (1,)))
-TASKS, STEPS, EPISODES = 2, 4, 3
 ESTIMATORS = {"score": score, "likelihood ratio": surrogate, "lvc": lvc, "dice": dice}
+
 RULES = {
     "gradient descent": GradientDescent(0.3, 2),
     "meta-sgd": MetaSGD(0.3, 2),
@@ -44,36 +42,8 @@ def product_ratios(distribution, outputs, samples):
 IMPORTANCE = {score: score, surrogate: surrogate, lvc: surrogate, dice: product_ratios}
 
 
-class Problem:
-    """Data of two inner steps, drawn where they should be."""
-
-    def __init__(self, rule, estimator=score):
-        torch.manual_seed(0)
-        generator = torch.Generator().manual_seed(0)
-        self.policy, self.rule, self.estimator = TinyGaussian(2, 1, 3), rule, estimator
-        theta, _ = tiny_theta(self.policy, TASKS)
-        self.like = rule.meta_parameters(theta)
-        self.vector = ravel(list(self.like.values()))
-        theta = expand_over_tasks(self.like, TASKS)
-        phi, self.supports = rule.start(theta), []
-        loss = policy_loss(self.policy, FAMILY, score)
-        for step in range(rule.steps):
-            self.supports.append(self.draw(phi, generator))
-            phi, _ = adapt_step(loss, rule, theta, phi, self.supports[-1], step)
-        self.query = self.draw(phi, generator)
-
-    def draw(self, phi, generator):
-        samples = random_samples(self.policy, FAMILY, phi, TASKS, STEPS * EPISODES, generator)
-        return replace(samples, steps=STEPS)
-
-    def objective(self, estimator=None, chunk=TASKS, outcomes=None):
-        estimator = estimator or self.estimator
-        arguments = (self.policy, FAMILY, estimator, self.rule, self.like, self.supports, self.query)
-        return MetaObjective(*arguments, chunk=chunk, outcomes=outcomes)
-
-
 def kl_loss(distribution, outputs, samples):
-    return (samples.weights * distribution.kl(samples.distribution, outputs)).sum(dim=1)
+    return (samples.weights * distribution.kl(samples.dist_params, outputs)).sum(dim=1)
 
 
 CASES = [(rule, estimator) for rule in RULES for estimator in ESTIMATORS]
@@ -142,7 +112,7 @@ def test_all_estimators_have_the_policy_gradient_where_the_samples_were_drawn(es
 def hessian(estimator, problem, samples):
     def loss(vector):
         theta = {name: value.unsqueeze(0) for name, value in unravel(vector, problem.like).items()}
-        return policy_loss(problem.policy, FAMILY, estimator)(theta, samples.of_tasks(slice(0, 1))).sum()
+        return problem.model(estimator)(theta, samples.of_tasks(slice(0, 1))).sum()
 
     return torch.autograd.functional.hessian(loss, problem.vector)
 
@@ -157,21 +127,21 @@ def test_padding_plays_no_part(estimator):
         return torch.cat([values, torch.randn_like(values[:, : 2 * EPISODES])], dim=1)
 
     longer = Samples(
-        *(pad(v) for v in (samples.observations, samples.actions, samples.distribution, samples.log_probs)),
+        *(pad(v) for v in (samples.observations, samples.actions, samples.dist_params, samples.log_probs)),
         advantages=pad(samples.advantages),
         weights=torch.cat([samples.weights, torch.zeros(TASKS, 2 * EPISODES)], dim=1),
-        steps=STEPS + 2,
+        time_steps=STEPS + 2,
     )
     loss = ESTIMATORS[estimator]
     torch.testing.assert_close(hessian(loss, problem, longer), hessian(loss, problem, samples))
     returns = torch.arange(1.0, TASKS + 1)
-    terms = [sampling_term(FAMILY, [of.distribution + 0.1], [of], returns) for of in (samples, longer)]
+    terms = [sampling_term(FAMILY, [of.dist_params + 0.1], [of], returns) for of in (samples, longer)]
     torch.testing.assert_close(*terms)
 
 
 def test_dice_of_episodes_of_one_step_is_lvc():
     problem = Problem(RULES["gradient descent"])
-    samples = replace(problem.supports[0], steps=1)
+    samples = replace(problem.supports[0], time_steps=1)
     torch.testing.assert_close(hessian(dice, problem, samples), hessian(lvc, problem, samples))
     assert not torch.allclose(hessian(dice, problem, problem.supports[0]), hessian(lvc, problem, samples), rtol=1e-2)
 
@@ -194,12 +164,12 @@ def test_subsamples_of_products_keep_whole_episodes_for_dice_alone():
     samples = Problem(RULES["gradient descent"]).supports[0]
     rng = np.random.default_rng(0)
     thinned = _thin_episodes(samples, 0.7, rng)
-    assert thinned.steps == STEPS
+    assert thinned.time_steps == STEPS
     assert thinned.weights.shape == (TASKS, STEPS * 2)
     grid, kept = (s.advantages[0].view(STEPS, -1) for s in (samples, thinned))
     assert all(any(torch.equal(column, other) for other in grid.T) for column in kept.T)
     outputs = torch.zeros(TASKS, 8, 2)
-    with pytest.raises(ValueError, match="dice got single steps; allowed: samples of whole episodes"):
+    with pytest.raises(ValueError, match="dice got single steps"):
         dice(FAMILY, outputs, _thin(samples, 0.7, rng))
     with pytest.raises(ValueError, match="these samples are single steps"):
         _thin(samples, 0.7, rng).of_episodes(torch.tensor([0]))
@@ -232,4 +202,4 @@ def test_a_goal_reached_early_is_a_better_outcome_than_one_never_reached():
     early, never = outcomes(torch.tensor([[-2.5], [-5.0]]), lengths, torch.tensor([1.0, 1.0]))
     assert early > 0 > never  # per step of its own it would be the worse one
     bad, worse = outcomes(torch.tensor([[-40.0], [-400.0]]), lengths, torch.tensor([5.0, 100.0]))
-    assert bad > 0 > worse  # and so it would be in units of its own deviation
+    assert bad > 0 > worse  # and so it would be in units of its own standard deviation

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from metarl.core.adaptation import GradientDescent, LayerStepSizes, MetaSGD
 from metarl.core.parameters import ravel
-from metarl.experiments.studies import tabular
+from metarl.core.rules import GradientDescent, LayerStepSizes, MetaSGD
+from metarl.experiments.studies import tabular, tabular_batches
 from metarl.rl.estimators import dice, lvc, score, surrogate
 
 ALPHA = 1.5
@@ -46,7 +46,7 @@ def exact(episodes, steps):
 def found(variant, episodes, steps, alpha=ALPHA):
     estimator, second_order, sampling = VARIANTS[variant]
     rule = GradientDescent(alpha, steps, second_order)
-    return tabular.enumerated(rule, episodes).meta_gradient(estimator, rule, sampling)
+    return tabular_batches.enumerated(rule, episodes).meta_gradient(estimator, rule, sampling)
 
 
 def bias(variant, episodes, steps):
@@ -103,9 +103,9 @@ def test_the_baseline_moves_the_expectation_of_score_alone(monkeypatch):
     """In the limit of many episodes: with few, a baseline changes phi's distribution, and so the objective itself."""
     before = {variant: found(variant, None, 1) for variant in ("score", "lvc", "dice")}
     moved = tuple(replace(task, baseline=task.baseline + np.array([[1.0, 0.0], [-2.0, 0.5]])) for task in tabular.TASKS)
-    monkeypatch.setattr(tabular, "TASKS", moved)
+    monkeypatch.setattr(tabular_batches, "TASKS", moved)
     rule = GradientDescent(ALPHA)
-    after = {v: tabular.enumerated(rule, None).meta_gradient(VARIANTS[v][0], rule) for v in before}
+    after = {v: tabular_batches.enumerated(rule, None).meta_gradient(VARIANTS[v][0], rule) for v in before}
     np.testing.assert_allclose(after["dice"], before["dice"], rtol=1e-10)
     np.testing.assert_allclose(after["lvc"], before["lvc"], rtol=1e-10)
     assert np.linalg.norm(after["score"] - before["score"]) > 0.1 * np.linalg.norm(before["score"])
@@ -114,7 +114,7 @@ def test_the_baseline_moves_the_expectation_of_score_alone(monkeypatch):
 @pytest.mark.parametrize(("kind", "episodes", "steps"), [(MetaSGD, 1, 2), (MetaSGD, None, 2), (LayerStepSizes, 1, 2)])
 def test_the_meta_gradient_of_learned_step_sizes_is_exact(kind, episodes, steps):
     rule = kind(ALPHA, steps)
-    batch = tabular.enumerated(rule, episodes)
+    batch = tabular_batches.enumerated(rule, episodes)
     gradient = batch.meta_gradient(*((dice, rule, False) if episodes is None else (score, rule, True)))
     np.testing.assert_allclose(gradient[:4], exact(episodes, steps), rtol=1e-10, atol=1e-14)
 
@@ -134,7 +134,7 @@ def test_the_meta_gradient_of_learned_step_sizes_is_exact(kind, episodes, steps)
 @cache
 def draws_of_a_learner():
     rng = np.random.default_rng(5)
-    return [tabular.sampled(GradientDescent(ALPHA), 3, 500, rng, query=3) for _ in range(30)]
+    return [tabular_batches.sampled(GradientDescent(ALPHA), 3, 500, rng, query=3) for _ in range(30)]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -156,7 +156,7 @@ def test_sampled_episodes_give_that_expectation(variant):
 
 def test_lvc_and_likelihood_ratio_part_where_the_parameters_have_moved():
     rule = GradientDescent(ALPHA)
-    batch = tabular.enumerated(rule, 1)
+    batch = tabular_batches.enumerated(rule, 1)
     gradients = {}
     for estimator in (lvc, surrogate, score):
         objective = batch.objective(estimator, rule)

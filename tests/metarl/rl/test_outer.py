@@ -1,19 +1,20 @@
 """Outer optimisers on small problems: against other implementations, closed forms and themselves."""
 
-from dataclasses import replace
+import math
 
 import numpy as np
 import pytest
 import torch
 
 from metarl import PPO, TRPO, Adam, Reptile
-from metarl.core.adaptation import GradientDescent, MetaSGD
-from metarl.core.parameters import expand_over_tasks
-from metarl.rl.estimators import clipped_surrogate, lvc, score, surrogate
+from metarl.core.adam import adam_step, initial_adam_state
+from metarl.core.parameters import expand_over_tasks, require_alike, unravel
+from metarl.core.rules import GradientDescent, MetaSGD
+from metarl.core.settings import SettingError
+from metarl.rl.estimators import clipped_surrogate, score, surrogate
 from metarl.rl.objective import MetaObjective
-from metarl.rl.outer import adam_state, adam_step
-from tests.metarl.rl.test_estimators import FAMILY, TASKS, Problem
-from tests.metarl.rl.test_learner import navigation_learner, same, without_times
+from tests.builders import navigation_learner, same, without_times
+from tests.metarl.rl.problems import FAMILY, TASKS, Problem
 from tests.probes import finite_differences
 
 RNG = np.random.default_rng(0)
@@ -23,25 +24,14 @@ def first_update(outer, objective, vector):
     return outer.update(objective, vector, RNG, outer.start(vector, len(objective.supports)))
 
 
-def test_adam_is_that_of_torch():
-    torch.manual_seed(0)
-    parameter = torch.nn.Parameter(torch.randn(6, dtype=torch.float64))
-    other = torch.optim.Adam([parameter], lr=0.03)
-    vector, state = parameter.detach().clone(), adam_state(parameter.detach())
-    for _ in range(5):
-        gradient = torch.randn(6, dtype=torch.float64)
-        parameter.grad = gradient.clone()
-        other.step()
-        vector, state = adam_step(vector, gradient, state, 0.03)
-    torch.testing.assert_close(vector, parameter.detach())
-
-
 def test_adam_steps_along_the_meta_gradient_and_keeps_its_moments():
     problem = Problem(GradientDescent(0.3))
     objective = problem.objective()
     one, state, outcome = first_update(Adam(0.01), objective, problem.vector)
     gradient = objective.loss_and_gradient(problem.vector)[1]
-    torch.testing.assert_close(one, adam_step(problem.vector, gradient, adam_state(gradient), 0.01)[0])
+    x = {"theta": problem.vector}
+    expected, _ = adam_step(x, {"theta": gradient}, initial_adam_state(x), 0.01)
+    assert torch.equal(one, expected["theta"])
     assert outcome.loss_after < outcome.loss_before
     assert outcome.gradient_norm == pytest.approx(gradient.norm().item())
     two, _, _ = Adam(0.01).update(objective, one, RNG, state)
@@ -70,20 +60,15 @@ def test_inner_kls_are_those_of_each_task_and_step_and_chunks_change_nothing():
     found = problem.objective().inner_kls(elsewhere)
     torch.testing.assert_close(problem.objective(chunk=1).inner_kls(elsewhere), found)
     support = problem.supports[0]
-    theta = {name: value.view(problem.like[name].shape) for name, value in _unflat(problem, elsewhere).items()}
+    theta = unravel(elsewhere, problem.like)
     first = 0.0
     for task in range(TASKS):
         outputs = torch.func.functional_call(problem.policy, theta, (support.observations[task],))
-        first += (support.weights[task] * FAMILY.kl(support.distribution[task], outputs)).sum().item() / TASKS
+        first += (support.weights[task] * FAMILY.kl(support.dist_params[task], outputs)).sum().item() / TASKS
     assert found[0].item() == pytest.approx(first)
     torch.testing.assert_close(
         problem.objective().inner_kls(problem.vector), torch.zeros(2).double(), atol=1e-12, rtol=0
     )
-
-
-def _unflat(problem, vector):
-    pieces = vector.split([value.numel() for value in problem.like.values()])
-    return dict(zip(problem.like, pieces, strict=True))
 
 
 def test_ppo_with_one_epoch_is_adam_and_with_more_goes_on():
@@ -106,7 +91,7 @@ def test_a_step_of_trpo_takes_ten_products(monkeypatch):
         return lambda v: taken.append(fraction) or product(v)
 
     monkeypatch.setattr(MetaObjective, "kl_products", counted)
-    first_update(TRPO(product_fraction=0.5), problem.objective(), problem.vector)
+    first_update(TRPO(hvp_sample_fraction=0.5), problem.objective(), problem.vector)
     assert taken == [0.5] * 10
 
 
@@ -114,9 +99,11 @@ def test_a_step_of_trpo_takes_ten_products(monkeypatch):
 def test_penalties_follow_the_inner_kl(factor, expected):
     problem = Problem(GradientDescent(0.3))
     objective = problem.objective()
-    _, state, outcome = first_update(PPO(0.01, penalty=0.1), objective, problem.vector)
+    _, state, outcome = first_update(PPO(0.01, inner_kl_penalty=0.1), objective, problem.vector)
     reached = outcome.details["inner_kl/step_0"]
-    _, state, outcome = first_update(PPO(0.01, penalty=0.1, inner_kl=reached * factor), objective, problem.vector)
+    _, state, outcome = first_update(
+        PPO(0.01, inner_kl_penalty=0.1, inner_kl=reached * factor), objective, problem.vector
+    )
     assert state["penalties"].item() == pytest.approx(0.1 * expected)
     assert outcome.details["inner_kl_penalty/step_0"] == pytest.approx(0.1)  # the one that was used
 
@@ -124,7 +111,7 @@ def test_penalties_follow_the_inner_kl(factor, expected):
 def test_a_large_penalty_holds_the_inner_policy():
     problem = Problem(GradientDescent(0.3))
     kls = [
-        first_update(PPO(0.01, epochs=10, penalty=eta), problem.objective(), problem.vector)[2].details[
+        first_update(PPO(0.01, epochs=10, inner_kl_penalty=eta), problem.objective(), problem.vector)[2].details[
             "inner_kl/step_0"
         ]
         for eta in (0.0, 1000.0)
@@ -138,13 +125,13 @@ def test_reptile_moves_towards_the_mean_of_the_adapted_parameters():
         objective = problem.objective()
         moved, state, outcome = first_update(Reptile(0.25), objective, problem.vector)
         phi = objective._path(_leaves(problem), problem.supports, slice(0, TASKS))[-1]
-        for name, change in _unflat(problem, moved - problem.vector).items():
-            expected = 0.25 * (phi[name].mean(dim=0) - problem.like[name]) if name in phi else torch.zeros(change.shape)
-            torch.testing.assert_close(change, expected.detach().flatten().to(change))
+        for name, change in unravel(moved - problem.vector, problem.like).items():
+            expected = 0.25 * (phi[name].mean(dim=0) - problem.like[name]) if name in phi else torch.zeros_like(change)
+            torch.testing.assert_close(change, expected.detach().to(change))
         assert state == {}
         assert outcome.gradient_norm == pytest.approx((moved - problem.vector).norm().item() / 0.25)
         torch.testing.assert_close(
-            problem.objective(chunk=1).displacement(problem.vector) * 0.25, moved - problem.vector
+            problem.objective(chunk=1).reptile_gradient(problem.vector) * -0.25, moved - problem.vector
         )
 
 
@@ -155,20 +142,62 @@ def _leaves(problem):
 
 @pytest.mark.parametrize("outer", [PPO(0.01), Adam(0.01), Reptile(0.5)], ids=["ppo", "adam", "reptile"])
 def test_every_optimiser_learns_and_a_loaded_state_continues_bit_for_bit(outer):
-    unbroken = navigation_learner(outer=outer, rule=GradientDescent(0.2, steps=2))
-    figures = [unbroken.step() for _ in range(2)]
-    assert figures[0]["accepted"] == 1
-    assert 0 < figures[0]["kl"] < 0.2
-    resumed = navigation_learner(outer=outer, rule=GradientDescent(0.2, steps=2))
+    unbroken = navigation_learner(outer=outer, rule=GradientDescent(0.2, inner_steps=2))
+    metrics = [unbroken.step() for _ in range(2)]
+    assert metrics[0]["accepted"] == 1
+    assert 0 < metrics[0]["kl"] < 0.2
+    resumed = navigation_learner(outer=outer, rule=GradientDescent(0.2, inner_steps=2))
     resumed.load_state_dict(unbroken.state_dict())
     assert without_times(resumed.step()) == without_times(unbroken.step())
     assert same(resumed.theta, unbroken.theta)
 
 
-def test_emamls_term_changes_the_meta_gradient_and_is_refused_where_it_would_count_twice():
+def test_emamls_term_changes_the_meta_gradient():
     plain, exploring = navigation_learner(), navigation_learner(initial_sampling=True)
-    figures = [learner.step() for learner in (plain, exploring)]
-    assert figures[0]["return/step_1"] == figures[1]["return/step_1"]
-    assert figures[0]["meta_gradient_norm"] != pytest.approx(figures[1]["meta_gradient_norm"], rel=1e-2)
-    with pytest.raises(ValueError, match="with the estimator lvc, which holds part of that term; allowed: score"):
-        replace(plain, estimator=lvc, initial_sampling=True)
+    metrics = [learner.step() for learner in (plain, exploring)]
+    assert metrics[0]["return/step_1"] == metrics[1]["return/step_1"]
+    assert metrics[0]["meta_gradient_norm"] != pytest.approx(metrics[1]["meta_gradient_norm"], rel=1e-2)
+
+
+def test_ppo_hands_the_moments_of_adam_on_to_its_next_update():
+    """Ten Adam steps on one objective are two updates of five."""
+    problem = Problem(GradientDescent(0.3))
+    objective = problem.objective()
+    whole, _, _ = first_update(PPO(0.01, epochs=10, inner_kl_penalty=0.0), objective, problem.vector)
+    ppo = PPO(0.01, epochs=5, inner_kl_penalty=0.0)
+    half, state, _ = first_update(ppo, objective, problem.vector)
+    assert state["adam"]["count"].item() == 5
+    again, state, _ = ppo.update(objective, half, RNG, state)
+    assert torch.equal(again, whole)
+    assert state["adam"]["count"].item() == 10
+    anew, _, _ = first_update(ppo, objective, half)
+    assert not torch.allclose(anew, whole)
+
+
+@pytest.mark.parametrize("outer", [TRPO(), Adam(), PPO(), Reptile()], ids=lambda outer: type(outer).__name__)
+def test_later_states_have_the_names_and_shapes_of_the_first(outer):
+    problem = Problem(GradientDescent(0.3, 2))
+    first = outer.start(problem.vector, 2)
+    _, later, _ = first_update(outer, problem.objective(), problem.vector)
+    require_alike("state", later, first)
+
+
+@pytest.mark.parametrize(
+    ("make", "field"),
+    [
+        (lambda: TRPO(max_kl=-1.0), "max_kl"),
+        (lambda: TRPO(max_kl=math.inf), "max_kl"),
+        (lambda: TRPO(hvp_sample_fraction=0), "hvp_sample_fraction"),
+        (lambda: TRPO(hvp_sample_fraction=1.1), "hvp_sample_fraction"),
+        (lambda: Adam(-1.0), "step_size"),
+        (lambda: PPO(epochs=0), "epochs"),
+        (lambda: PPO(clip=0.0), "clip"),
+        (lambda: PPO(inner_kl=0.0), "inner_kl"),
+        (lambda: PPO(inner_kl_penalty=-1.0), "inner_kl_penalty"),
+        (lambda: Reptile(0.0), "step_size"),
+        (lambda: Reptile(1.5), "step_size"),
+    ],
+)
+def test_settings_out_of_bounds_name_their_field(make, field):
+    with pytest.raises(SettingError, match=rf"^{field} = "):
+        make()

@@ -1,0 +1,167 @@
+"""Few-shot methods that embed images, as variants of `--method`: their settings, and what they build."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from metarl.core.settings import check_settings, setting
+from metarl.experiments.runner.settings import same_as
+from metarl.few_shot.centroids import Prototypical, SimpleShot
+from metarl.few_shot.criteria import CLASSIFICATION
+from metarl.few_shot.embedding import EmbeddingMethod
+from metarl.few_shot.embedding_networks import EmbeddingNet
+from metarl.few_shot.matching import ContextEmbeddings, FullContextMatching, Matching
+from metarl.few_shot.relation import Relation, RelationNet
+from metarl.few_shot.ridge import RidgeRegression
+from metarl.few_shot.siamese import Siamese
+from metarl.few_shot.tasks import ImageEpisodes
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """What methods that embed have in common; they take no inner steps."""
+
+    inner_steps: ClassVar[int] = 0
+    maps: ClassVar[bool] = False  # whether images are embedded as maps
+
+    batch_norm: str = same_as(EmbeddingMethod, "batch_norm")
+    strided: bool = setting(False, "convolutions with stride in place of max pooling: a quarter of the work")
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+    def build(self, module: nn.Module, training: ImageEpisodes) -> EmbeddingMethod:
+        """Return the method with its embedding, and whatever else it learns."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Episodic(Embedded):
+    """A method that is trained with episodes, one per iteration."""
+
+    training_ways: int | None = same_as(EmbeddingMethod, "training_ways")
+
+    @property
+    def common(self) -> dict[str, Any]:
+        """What `EmbeddingMethod` takes."""
+        return {"criterion": CLASSIFICATION, "batch_norm": self.batch_norm, "training_ways": self.training_ways}
+
+
+@dataclass(frozen=True)
+class Prototypes(Episodic):
+    """Prototypical networks, trained on episodes of 60 classes."""
+
+    training_ways: int | None = same_as(EmbeddingMethod, "training_ways", default=60, source="paper")
+
+    def build(self, module: nn.Module, training: ImageEpisodes) -> EmbeddingMethod:
+        """As of any of them."""
+        return Prototypical(module, **self.common)
+
+
+@dataclass(frozen=True)
+class Attention(Episodic):
+    """Matching networks."""
+
+    distance: str = same_as(Matching, "distance")
+    scale: float = same_as(Matching, "scale", flag="attention_scale")
+
+    def build(self, module: nn.Module, training: ImageEpisodes) -> EmbeddingMethod:
+        """As of any of them."""
+        return Matching(module, **self.common, distance=self.distance, scale=self.scale)
+
+
+@dataclass(frozen=True)
+class ContextAttention(Attention):
+    """Matching networks with full context embeddings."""
+
+    distance: str = same_as(Matching, "distance", default="cosine")
+    scale: float = same_as(Matching, "scale", default=10.0, flag="attention_scale")
+    reads: int = setting(5, "how often a query image attends to the support images", at_least=1)
+
+    def build(self, module: nn.Module, training: ImageEpisodes) -> EmbeddingMethod:
+        """As of any of them."""
+        context = ContextEmbeddings(math.prod(_shape(module, training)), self.reads)
+        chosen: dict[str, Any] = {"distance": self.distance, "scale": self.scale}
+        return FullContextMatching(module, **self.common, **chosen, context=context)
+
+
+@dataclass(frozen=True)
+class Relations(Episodic):
+    """Relation networks."""
+
+    maps: ClassVar[bool] = True
+
+    def build(self, module: nn.Module, training: ImageEpisodes) -> EmbeddingMethod:
+        """As of any of them."""
+        height, width, channels = _shape(module, training)
+        return Relation(module, **self.common, relation=RelationNet((height, width, channels), channels))
+
+
+@dataclass(frozen=True)
+class Pairs(Embedded):
+    """Siamese networks, trained on pairs of images."""
+
+    pairs: int = same_as(Siamese, "pairs")
+
+    def build(self, module: nn.Module, training: ImageEpisodes) -> EmbeddingMethod:
+        """As of any of them."""
+        comparison = nn.Linear(math.prod(_shape(module, training)), 1)
+        return Siamese(module, CLASSIFICATION, self.batch_norm, pairs=self.pairs, comparison=comparison)
+
+
+@dataclass(frozen=True)
+class Ridge(Prototypes):
+    """R2-D2, trained on episodes of 60 classes."""
+
+    ridge: float = same_as(RidgeRegression, "ridge")
+    scale: float = same_as(RidgeRegression, "scale", flag="output_scale")
+
+    def build(self, module: nn.Module, training: ImageEpisodes) -> EmbeddingMethod:
+        """As of any of them."""
+        return RidgeRegression(module, **self.common, ridge=self.ridge, scale=self.scale)
+
+
+@dataclass(frozen=True)
+class CentredMeans(Embedded):
+    """SimpleShot: a classifier of all training classes, whose features are compared."""
+
+    batch_size: int = same_as(SimpleShot, "batch_size")
+
+    def build(self, module: nn.Module, training: ImageEpisodes) -> EmbeddingMethod:
+        """As of any of them."""
+        head = nn.Linear(math.prod(_shape(module, training)), len(training.images["train"]))
+        return SimpleShot(module, CLASSIFICATION, self.batch_norm, head=head, batch_size=self.batch_size)
+
+
+EMBEDDING_METHODS: dict[str, type[Embedded]] = {
+    "prototypical": Prototypes,
+    "matching": Attention,
+    "matching-fce": ContextAttention,
+    "relation": Relations,
+    "siamese": Pairs,
+    "r2-d2": Ridge,
+    "simple-shot": CentredMeans,
+}
+
+
+def embedding(method: Embedded, size: Sequence[int], filters: int) -> EmbeddingNet:
+    """Return Conv-4 as a method wants it, with max pooling as published, or strided.
+
+    Args:
+        method: its settings.
+        size: (H, W, C) of the images.
+        filters: of each convolution.
+    """
+    pooled = EmbeddingNet.UNPADDED if method.maps else EmbeddingNet.POOLED
+    return EmbeddingNet(size, filters, EmbeddingNet.STRIDED if method.strided else pooled, method.maps)
+
+
+def _shape(module: nn.Module, training: ImageEpisodes) -> tuple[int, ...]:
+    """The shape of an embedding."""
+    size = training.images["train"].shape[2:]
+    with torch.no_grad():
+        return tuple(module(torch.zeros(2, *size)).shape[1:])

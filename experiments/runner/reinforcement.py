@@ -1,0 +1,233 @@
+"""Meta-reinforcement learning: the settings that all its experiments share, and the learner built from them."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.spaces import Box
+from torch import nn
+
+from metarl.core.errors import SimulationError
+from metarl.core.rules import GradientDescent, LayerStepSizes, MetaSGD
+from metarl.core.settings import SettingError, check_settings, setting
+from metarl.experiments.runner.experiment import Experiment, step
+from metarl.experiments.runner.machine import choose_threads, prepare_process
+from metarl.experiments.runner.settings import EVALUATION, EvaluationSettings, Settings, part, same_as, variants
+from metarl.rl.advantages import Advantages
+from metarl.rl.estimators import ESTIMATORS
+from metarl.rl.evaluation import ReturnEvaluation, evaluate, held_out_tasks
+from metarl.rl.learner import Learner
+from metarl.rl.outer import PPO, TRPO, Adam, OuterOptimiser, Reptile
+from metarl.rl.policies import ACTIVATIONS, GaussianMLP, WithContext
+from metarl.rl.sampler import Sampling
+from metarl.rl.task_distribution import TaskDistribution
+
+
+@dataclass(frozen=True)
+class ANIL(GradientDescent):
+    """Gradient descent on the head of the network alone: the last layer and the log standard deviation."""
+
+
+@dataclass(frozen=True)
+class CAVIA(GradientDescent):
+    """Gradient descent on a context vector alone, which starts at zero and which the policy reads as an input."""
+
+    adapted: tuple[str, ...] = ("context",)
+    from_zero: bool = True
+    context_size: int = setting(5, "numbers in the context vector", at_least=1)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The inner loss, and what the meta-gradient holds."""
+
+    estimator: str = setting(
+        "score", "inner loss; the estimators differ in their second derivatives", choices=tuple(ESTIMATORS)
+    )
+    step_unit: str = same_as(Learner, "step_unit")
+    initial_sampling: bool = same_as(Learner, "initial_sampling")
+    multi_step: bool = same_as(Learner, "multi_step")
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+@dataclass(frozen=True)
+class PolicySettings:
+    """A Gaussian policy with one hidden layer or more."""
+
+    hidden_sizes: tuple[int, ...] = setting((100, 100), "widths of the hidden layers", at_least=1)
+    activation: str = setting("relu", "function after each hidden layer", choices=tuple(ACTIVATIONS))
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+@dataclass(frozen=True)
+class EnvironmentSettings:
+    """What is played."""
+
+    horizon: int = setting(100, "length of an episode", unit="steps", at_least=1)
+    observe_task: bool = setting(False, "show the task to the policy, as the oracle of the paper's figures sees it")
+    max_failed: float = setting(
+        0.1,
+        "share of an iteration's episodes that may blow up before the run stops",
+        at_least=0,
+        at_most=1,
+        changeable=True,
+    )
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+@dataclass(frozen=True)
+class EpisodeEvaluation(EvaluationSettings):
+    """How a policy is evaluated on held-out tasks."""
+
+    episodes_per_task: int = setting(
+        40, "episodes per held-out task and step", at_least=1, flag="evaluation_episodes", changeable=True
+    )
+
+
+@dataclass(frozen=True)
+class ReinforcementSettings(Settings):
+    """The settings of a meta-reinforcement-learning run."""
+
+    sampling: Sampling = part(Sampling, "sampling")
+    advantages: Advantages = part(Advantages, "sampling")
+    rule: GradientDescent = variants(
+        "adaptation",
+        "what the inner loop moves: all parameters (maml); with learned step sizes per parameter, or per tensor and "
+        "step; the last layer (anil); a context vector (cavia)",
+        {
+            "maml": GradientDescent,
+            "meta-sgd": MetaSGD,
+            "layer-step-sizes": LayerStepSizes,
+            "anil": ANIL,
+            "cavia": CAVIA,
+        },
+        "inner loop",
+    )
+    objective: Objective = part(Objective, "inner loop")
+    outer: OuterOptimiser = variants(
+        "outer", "outer optimiser", {"trpo": TRPO, "ppo": PPO, "adam": Adam, "reptile": Reptile}, "outer loop"
+    )
+    policy: PolicySettings = part(PolicySettings, "policy")
+    environment: EnvironmentSettings = part(EnvironmentSettings, "environment")
+    evaluation: EpisodeEvaluation = part(EpisodeEvaluation, EVALUATION)
+
+
+@dataclass(frozen=True)
+class ReinforcementExperiment(Experiment):
+    """An experiment whose learner is a `Learner`.
+
+    Attributes:
+        task_distribution: makes the tasks, given the settings.
+        draw: makes pictures of an evaluation, by name.
+    """
+
+    settings: type[ReinforcementSettings] = field(default=ReinforcementSettings, kw_only=True)
+    task_distribution: Callable[[Any], TaskDistribution] = field(kw_only=True)
+    draw: Callable[[ReturnEvaluation], dict[str, Any]] | None = field(default=None, kw_only=True)
+
+    def build(self, settings: ReinforcementSettings) -> Learner:
+        """As of any experiment: a Gaussian MLP policy on the experiment's tasks."""
+        device = prepare_process(settings)
+        distribution: Any = self.task_distribution(settings)
+        if settings.environment.observe_task:
+            from metarl.envs import ObservedTasks  # which imports the simulators
+
+            distribution = ObservedTasks(distribution)
+        try:
+            return Learner(
+                distribution,
+                build_policy(settings, distribution),
+                sampling=settings.sampling,
+                rule=build_rule(settings),
+                outer=settings.outer,
+                advantages=settings.advantages,
+                estimator=ESTIMATORS[settings.objective.estimator],
+                step_unit=settings.objective.step_unit,
+                initial_sampling=settings.objective.initial_sampling,
+                multi_step=settings.objective.multi_step,
+                seed=settings.run.seed,
+                threads=choose_threads(settings.machine.threads),
+                device=device,
+                task_chunk=settings.machine.task_chunk or None,
+            )
+        except ValueError as error:  # settings that do not go together
+            raise SettingError(str(error)) from error
+
+    def advance(self, settings: ReinforcementSettings, learner: Learner) -> tuple[Learner, dict[str, float]]:
+        """As of any experiment: one meta-iteration."""
+        started, steps_before = time.perf_counter(), learner.env_steps
+        learner, metrics = step(settings, learner, settings.sampling.num_tasks)
+        seconds = time.perf_counter() - started
+        failed, episodes = int(metrics["failed_episodes"]), int(metrics["episodes"])
+        what = f"{failed} of {episodes} episodes of iteration {learner.iteration}"
+        _check_failures(failed / episodes, what, settings)
+        return learner, {**metrics, "steps_per_second": (learner.env_steps - steps_before) / seconds}
+
+    def selection_metric(self, settings: ReinforcementSettings, metrics: Mapping[str, float]) -> float:
+        """The return in training after all inner steps."""
+        return metrics[f"return/step_{settings.rule.inner_steps}"]
+
+    def progress_text(self, settings: ReinforcementSettings, metrics: Mapping[str, float]) -> str:
+        """Returns before and after adaptation, and speed."""
+        failed = f", {metrics['failed_episodes']:.0f} episodes blew up" if metrics["failed_episodes"] else ""
+        after, speed = self.selection_metric(settings, metrics), metrics["steps_per_second"]
+        return f"return {metrics['return/step_0']:.1f} -> {after:.1f}, {speed:,.0f} steps/s" + failed
+
+    def evaluate(self, settings: ReinforcementSettings, learner: Learner, split: str) -> ReturnEvaluation:
+        """As of any experiment: returns on held-out tasks."""
+        chosen = settings.evaluation
+        tasks = held_out_tasks(learner, chosen.num_tasks, split)
+        evaluation = evaluate(learner, tasks, chosen.inner_steps, chosen.episodes_per_task)
+        share = float(evaluation.failures.mean())
+        _check_failures(share, f"{share:.1%} of the episodes of an evaluation", settings)
+        return evaluation
+
+    def plots(self, evaluation: ReturnEvaluation) -> dict[str, Any]:
+        """As of any experiment."""
+        return self.draw(evaluation) if self.draw is not None else {}
+
+    def record(self, settings: ReinforcementSettings, learner: Learner) -> dict[str, Any]:
+        """As of any experiment."""
+        rule = settings.rule.at(learner.iteration)
+        return {
+            "dynamics": getattr(learner.task_distribution, "dynamics", None),
+            "seed": settings.run.seed,
+            "iteration": learner.iteration,
+            "env_steps": learner.env_steps,
+            "episodes_per_step": settings.evaluation.episodes_per_task,
+            "inner_step_size": rule.step_size,
+            "extra_step_scale": rule.extra_step_scale,
+        }
+
+
+def build_policy(settings: ReinforcementSettings, distribution: TaskDistribution) -> nn.Module:
+    """A Gaussian MLP, which for cavia reads a context vector beside the observation."""
+    observations, actions = distribution.observation_space, distribution.action_space
+    hidden_sizes, activation = settings.policy.hidden_sizes, settings.policy.activation
+    if not isinstance(settings.rule, CAVIA):
+        return GaussianMLP(observations, actions, hidden_sizes, activation)
+    wider = Box(-np.inf, np.inf, (gymnasium.spaces.flatdim(observations) + settings.rule.context_size,))
+    return WithContext(GaussianMLP(wider, actions, hidden_sizes, activation), settings.rule.context_size)
+
+
+def build_rule(settings: ReinforcementSettings) -> GradientDescent:
+    """The adaptation rule; anil's names the parameters of the policy's last layer."""
+    if not isinstance(settings.rule, ANIL):
+        return settings.rule
+    last = 2 * len(settings.policy.hidden_sizes)  # an activation stands between every two layers
+    return replace(settings.rule, adapted=(f"mean.{last}.*", "log_std"))
+
+
+def _check_failures(share: float, what: str, settings: ReinforcementSettings) -> None:
+    allowed = settings.environment.max_failed
+    if share > allowed:
+        raise SimulationError(f"{what} blew up; allowed: a share of {allowed:g} (--max-failed)")

@@ -1,0 +1,148 @@
+"""Tables of results in Markdown, made from the digest of all results and from what the recipes say was published."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+Entry = Mapping[str, Any]  # of a row in the digest
+Published = Mapping[str, Sequence[float]]  # by row
+_STEPS = (0, 1, 2, 3)
+
+
+def best_row(entries: Mapping[str, Entry]) -> str:
+    """The row with the best mean return over the gradient steps 1 to 3, among those with the most seeds."""
+
+    def quality(name: str) -> tuple[int, float]:
+        means = [entries[name][f"return/step_{step}"]["mean"] for step in _STEPS[1:]]
+        return len(entries[name]["seeds"]), sum(means)
+
+    return max((name for name, entry in entries.items() if "return/step_3" in entry), key=quality)
+
+
+def overview(rows: Sequence[tuple[str, str, Entry, Sequence[float]]]) -> str:
+    """The leading row of each environment, with the returns of the paper's `maml` in brackets.
+
+    Args:
+        rows: of each environment its name, the row's, its entry, and published returns after 0, 1, ... steps.
+    """
+    columns = ["environment", "row", "1 step", "2 steps", "3 steps", "iterations", "seeds", "environment steps"]
+    lines = []
+    for environment, name, entry, published in rows:
+        cells = [_return(entry, step, published, "") for step in (1, 2, 3)]
+        lines.append([environment.replace("_", " "), name, *cells, *_effort(entry, "")])
+    return _markdown(columns, lines)
+
+
+def returns(entries: Mapping[str, Entry], published: Published, training: bool) -> str:
+    """Returns of the last iterates and of the best ones, with the published returns in brackets.
+
+    Args:
+        entries: by row.
+        published: by row.
+        training: whether to add the mean return in training after one step, over a window of environment steps that the
+            head of the column names: rows of different length can be compared by it at equal environment steps.
+    """
+    columns = ["row", *(_steps(step) for step in _STEPS), "iterations", "seeds", "environment steps", "hours"]
+    windows = [entry["training"]["env_steps"] for entry in entries.values() if training and "training" in entry]
+    if windows:
+        first, last = windows[0]
+        columns.append(f"training, {first / 1e6:.1f} to {last / 1e6:.1f} million steps")
+    lines = []
+    for name, entry in entries.items():
+        for label, prefix in ((name, ""), ("best iterate", "best/")):
+            if f"{prefix}iterations" not in entry:
+                continue
+            cells = [_return(entry, step, () if prefix else published.get(name, ()), prefix) for step in _STEPS]
+            cells += _effort(entry, prefix)
+            cells.append("" if prefix else f"{np.mean(entry['seconds']) / 3600:.2f}")
+            if windows:
+                cells.append(_mean(entry.get("training")) if not prefix else "")
+            lines.append([label, *cells])
+    return _markdown(columns, lines)
+
+
+def supervised(entries: Mapping[str, Entry], metric: str, steps: Sequence[int], published: Published) -> str:
+    """Accuracies in percent, or mean squared errors, after some gradient steps, on test tasks.
+
+    Beside each mean stands its standard error over seeds, or of a single seed half of the 95 % interval over tasks.
+
+    Args:
+        entries: by row.
+        metric: `accuracy` or `mse`.
+        steps: gradient steps that have a column.
+        published: by row, one number or several.
+    """
+    columns = ["row", *map(_steps, steps), "iterations", "seeds", "published"]
+    lines = []
+    for name, entry in entries.items():
+        others = sorted({key.split("/")[0] for key in entry if key.startswith("shots_")})
+        for shots in ("", *others):
+            prefix = f"{shots}/" if shots else ""
+            label = f"{name}, K = {shots[6:] or entry['shots']}" if others else name
+            cells = [_score(entry.get(f"{prefix}{metric}/step_{step}"), metric) for step in steps]
+            effort = [shown(entry["iterations"]), str(len(entry["seeds"]))]
+            lines.append([label, *cells, *effort, "" if shots else _published(published.get(name, ()), metric)])
+        if f"{metric}/nearest_neighbour" in entry:
+            cells = [_score(entry[f"{metric}/nearest_neighbour"], metric), *[""] * (len(steps) - 1)]
+            lines.append([f"{name}, nearest neighbour", *cells, *effort, ""])
+    return _markdown(columns, lines)
+
+
+def headline(entry: Entry) -> str:
+    """One line on a row: its means after some gradient steps, its seeds and its iterations."""
+    metric = next(name.split("/")[0] for name in entry if name.endswith("/step_0"))
+    count = sum(name.startswith(f"{metric}/step_") for name in entry)
+    steps = list(range(count)) if count <= 6 else [0, 1, count // 2, count - 1]
+    values = [entry[f"{metric}/step_{step}"] for step in steps]
+    means = [_mean(value) if metric == "return" else _score(value, metric) for value in values]
+    after = f"after {', '.join(map(str, steps))} steps"
+    seeds = f"seeds {' '.join(map(str, entry['seeds']))}"
+    return f"{metric} {' / '.join(means)} {after}; {seeds}, {shown(entry['iterations'])} iterations"
+
+
+def shown(value: Any) -> str:
+    """A number, or the range of several."""
+    values = value if isinstance(value, list) else [value]
+    return " to ".join(f"{of:,}" for of in sorted({min(values), max(values)}))
+
+
+def _markdown(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    rows = [columns, ["---"] * len(columns), *lines]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def _steps(count: int) -> str:
+    return "1 step" if count == 1 else f"{count} steps"
+
+
+def _effort(entry: Entry, prefix: str) -> list[str]:
+    """Iterations, seeds and environment steps."""
+    return [shown(entry[f"{prefix}iterations"]), str(len(entry["seeds"])), shown(entry[f"{prefix}env_steps"])]
+
+
+def _return(entry: Entry, step: int, published: Sequence[float], prefix: str) -> str:
+    own = _mean(entry.get(f"{prefix}return/step_{step}"))
+    return f"{own} ({published[step]:.1f})" if own and step < len(published) else own
+
+
+def _mean(value: Entry | None) -> str:
+    if value is None:
+        return ""
+    error = value["standard_error"]  # None of a single seed
+    return f"{value['mean']:.1f}" + ("" if error is None else f" ± {error:.1f}")
+
+
+def _published(values: Sequence[float], metric: str) -> str:
+    scale = 100 if metric == "accuracy" else 1
+    return ", ".join(f"{round(scale * value, 2):g}" for value in values)
+
+
+def _score(value: Entry | None, metric: str) -> str:
+    if value is None:
+        return ""
+    if value["mean"] is None or value["mean"] > 1e3:
+        return "diverged"
+    scale, digits = (100, 1) if metric == "accuracy" else (1, 3)
+    error = value["standard_error"] if len(value["per_seed"]) > 1 else value["interval_95"]
+    return f"{scale * value['mean']:.{digits}f} ± {scale * error:.{digits}f}"

@@ -1,0 +1,145 @@
+"""What a few-shot learner refuses, each in one line that says what is allowed."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from metarl.core.errors import NonFiniteError
+from metarl.core.parameters import Parameters, expand_over_tasks
+from metarl.core.validation import require, require_part, require_whole
+from metarl.few_shot.method import Method
+from metarl.few_shot.outer import OuterLoop
+from metarl.few_shot.tasks import Examples, FewShotTasks
+
+if TYPE_CHECKING:
+    from metarl.few_shot.learner import FewShotLearner
+
+
+def check_parts(learner: "FewShotLearner") -> None:
+    """ValueError for a part that is no such part."""
+    require_part("task_distribution", learner.task_distribution, "sample", "metarl.Sine()")
+    example = "metarl.MAML(module, metarl.REGRESSION)"
+    require(isinstance(learner.method, Method), "method", learner.method, f"one such as {example}")
+    require(isinstance(learner.outer, OuterLoop), "outer", learner.outer, "one such as metarl.OuterLoop(0.001)")
+    for name, has, good in (
+        ("rule", "meta_parameters", "metarl.GradientDescent(0.01)"),
+        ("criterion", "loss", "metarl.REGRESSION"),
+        ("module", "named_parameters", "metarl.few_shot.networks.MLP((1, 40, 1))"),
+    ):
+        if hasattr(learner.method, name):
+            require_part(name, getattr(learner.method, name), has, good)
+    if learner.task_chunk is not None:
+        require_whole("task_chunk", learner.task_chunk)
+    num_tasks, ranks = learner.num_tasks, learner.processes.world_size
+    if num_tasks < ranks:
+        raise ValueError(f"num_tasks = {num_tasks} on {ranks} processes; allowed: one or more on each")
+
+
+def check_tasks(tasks: Any, num_tasks: int) -> None:
+    """ValueError for what `sample` returned, unless it is M tasks whose support and query examples fit together."""
+    if not isinstance(tasks, FewShotTasks):
+        raise ValueError(f"sample returned a {type(tasks).__name__}; allowed: metarl.FewShotTasks")
+    for name, examples in (("support", tasks.support), ("query", tasks.query)):
+        _check_examples(name, examples)
+        if len(examples.targets) != num_tasks:
+            raise ValueError(f"sample({num_tasks}, ...) returned {name} examples of {len(examples.targets)} tasks")
+    for name in ("inputs", "targets"):
+        support, query = (getattr(of, name) for of in (tasks.support, tasks.query))
+        kinds = [(tuple(of.shape[2:]), of.dtype) for of in (support, query)]
+        if kinds[0] != kinds[1]:
+            raise ValueError(f"support {name} {kinds[0]} with query {name} {kinds[1]}; allowed: of one shape and type")
+    if not tasks.query.targets.shape[1]:
+        raise ValueError("sample returned tasks without query examples; allowed: at least one")
+
+
+def check_support(support: Any) -> None:
+    """ValueError unless these are examples of M tasks."""
+    if not isinstance(support, Examples):
+        raise ValueError(f"the support is a {type(support).__name__}; allowed: metarl.Examples")
+    _check_examples("support", support)
+
+
+def check_method(learner: "FewShotLearner", tasks: FewShotTasks) -> None:
+    """ValueError for a module or criterion that cannot learn tasks like these; what learning does is tried on them.
+
+    Args:
+        learner: that is being made.
+        tasks: two training tasks.
+    """
+    method, examples = learner.method, tasks.query
+    theta = expand_over_tasks(learner.state.theta, len(tasks))
+    try:
+        _try_twice(method, theta, tasks)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # user code may raise anything
+        inputs, targets = (tuple(values.shape[1:]) for values in (examples.inputs, examples.targets))
+        kind, reason = type(method.module).__name__, str(error).strip().split("\n")[0] or type(error).__name__
+        raise ValueError(
+            f"the module {kind} cannot learn a task of inputs {inputs} and targets {targets} ({reason}); allowed: what "
+            "torch.func.vmap can do and torch.autograd can differentiate as often as the method needs, without chance, "
+            f"state and running statistics, with outputs that the criterion {method.criterion.name} takes"
+        ) from error
+    ways = getattr(learner._training_tasks, "ways", None)
+    if ways is not None and not examples.targets.is_floating_point():
+        outputs = _outputs(method, theta, tasks)
+        if outputs.shape[-1] != ways:
+            raise ValueError(
+                f"the module {type(method.module).__name__} has {outputs.shape[-1]} outputs for tasks of {ways} ways; "
+                "allowed: one for each"
+            )
+
+
+def refuse_non_finite(outputs: Tensor, metric: Tensor, inner_step: int, first_task: int, diverges: bool) -> None:
+    """NonFiniteError for the first task with outputs that are not finite.
+
+    Args:
+        outputs: (M, Q, ...).
+        metric: (M,).
+        inner_step: after which they were computed.
+        first_task: number of the first task.
+        diverges: whether a metric that is not finite either says enough.
+    """
+    broken = outputs.reshape(len(outputs), -1).isfinite().all(dim=1).logical_not()
+    if diverges:
+        broken &= metric.isfinite()
+    if broken.any():
+        task = first_task + int(broken.nonzero()[0])
+        raise NonFiniteError(f"the outputs of test task {task} after inner step {inner_step} are not finite")
+
+
+def _check_examples(name: str, examples: Examples) -> None:
+    for part, tensor in (("inputs", examples.inputs), ("targets", examples.targets)):
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"{name} {part} are a {type(tensor).__name__}; allowed: a tensor")
+    inputs, targets = examples.inputs, examples.targets
+    if inputs.ndim < 3 or targets.ndim < 2 or inputs.shape[:2] != targets.shape[:2]:
+        raise ValueError(
+            f"{name} inputs {tuple(inputs.shape)} with targets {tuple(targets.shape)}; allowed: (task, example, ...) "
+            "for both, with as many tasks and examples"
+        )
+    if inputs.dtype == torch.uint8:
+        raise ValueError(f"{name} inputs are torch.uint8; allowed: floating point, images from 0 to 1")
+    looked_at = not targets.is_floating_point() and not targets.is_cuda and targets.numel()  # a GPU would be waited for
+    if looked_at and int(targets.min()) < 0:
+        raise ValueError(f"{name} targets hold the class {int(targets.min())}; allowed: 0 or more")
+
+
+def _try_twice(method: Method, theta: Parameters, tasks: FewShotTasks) -> None:
+    """Compute a training gradient and predictions twice; ValueError if the second ones are others."""
+    schedule = {name: torch.tensor(value) for name, value in method.schedule(0).items()}
+    first = _outputs(method, theta, tasks)
+    for name, judge in (("loss", method.criterion.loss), ("metric", method.criterion.metric)):
+        if (found := judge(first, tasks.query.targets)).shape != (len(tasks),):
+            raise ValueError(f"{name} has shape {tuple(found.shape)}, not one number per task")
+    point = {name: value.detach().clone().requires_grad_() for name, value in theta.items()}
+    method.gradient(point, tasks, schedule)
+    if not torch.equal(_outputs(method, theta, tasks).nan_to_num(), first.nan_to_num()):
+        raise ValueError("a second call gives other outputs")
+
+
+@torch.no_grad()
+def _outputs(method: Method, theta: Parameters, tasks: FewShotTasks) -> Tensor:
+    """Outputs on query examples, without adaptation: states before the first inner step."""
+    return method.predict(theta, method.states(theta, tasks.support, 0)[0], tasks.query.inputs)

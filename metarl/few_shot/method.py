@@ -1,0 +1,152 @@
+"""What a few-shot method is: an `adapt` and a `predict`, for M tasks at once.
+
+    support, query = task_distribution.sample(M)
+    state          = method.adapt(theta, support)                  what is learned from the support examples
+    outputs        = method.predict(theta, state, query.inputs)
+    theta          = outer(theta, criterion(outputs, query.targets))
+
+Everything else, such as drawing tasks, the outer loop, evaluation and checkpoints, exists once for all methods. A
+method may override how it is trained: the tasks (`training_tasks`), the loss (`loss`) or its gradient (`gradient`).
+
+Shapes: theta holds tensors with a leading axis of M tasks, all rows equal, so that gradients are each task's own. So
+do states: whatever a method makes of a task never depends on the tasks beside it.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from metarl.core.parallel import own_copy
+from metarl.core.parameters import Parameters, call_per_task, parameters_of
+from metarl.few_shot.criteria import Criterion
+from metarl.few_shot.tasks import Examples, FewShotDistribution, FewShotTasks
+
+State = dict[str, Any]  # of tensors (M, ...), or of such dicts
+
+
+@dataclass(frozen=True)
+class Method(ABC):
+    """Base class of few-shot methods.
+
+    A method of one's own is a frozen dataclass that derives from it and defines `adapt` and `predict`. It holds no
+    state: what training changes is theta, and what a task changes is the state that `adapt` returns. What is drawn at
+    random belongs to the tasks: `training_tasks` may return a distribution whose examples hold noise as well.
+
+    Attributes:
+        module: any module that maps inputs (N, ...) to outputs (N, ...), as `torch.func.vmap` can do it: no dropout,
+            and batch norm with the statistics of the batch at hand (`track_running_stats=False`).
+        criterion: loss and metric.
+    """
+
+    module: nn.Module
+    criterion: Criterion
+
+    @abstractmethod
+    def adapt(self, theta: Parameters, support: Examples) -> State:
+        """Return what is learned from the support examples of M tasks, differentiably in theta.
+
+        Args:
+            theta: meta-parameters (M, ...).
+            support: inputs (M, N, ...) and targets.
+        """
+
+    @abstractmethod
+    def predict(self, theta: Parameters, state: State, inputs: Tensor) -> Tensor:
+        """Return the outputs (M, Q, ...) that the criterion takes, differentiably in theta and the state.
+
+        Args:
+            theta: meta-parameters (M, ...); they may also hold values for buffers of the module, such as fixed
+                statistics of batch norms, which then take the place of the module's own.
+            state: that `adapt` returned.
+            inputs: (M, Q, ...).
+        """
+
+    def meta_parameters(self) -> Parameters:
+        """Return theta before training, without an axis of tasks: the module's parameters, and what else is learned."""
+        return parameters_of(self.module)
+
+    @property
+    def inner_steps(self) -> int:
+        """Steps after which training judges an adapted model; 0 for methods without inner steps."""
+        return 0
+
+    @property
+    def shares_theta(self) -> bool:
+        """Whether no task has weights of its own, so that theta is one for all tasks.
+
+        The gradient may then be summed over tasks already, the sum (1, ...) in place of the rows; the learner lets a
+        single chunk have all threads, and records nothing.
+        """
+        return False
+
+    @property
+    def averages(self) -> Parameters:
+        """Initial values of what in theta is a running average, by name; the outer loop does not learn it.
+
+        The gradient of an average is the average less what it is of, and an iteration moves it by a tenth of that.
+        """
+        return {}
+
+    def states(self, theta: Parameters, support: Examples, inner_steps: int) -> Sequence[State]:
+        """Return the states after 0 ... S inner steps, without a graph; methods without inner steps have one."""
+        with torch.no_grad():
+            return [self.adapt(theta, support)]
+
+    def training_tasks(self, task_distribution: FewShotDistribution) -> FewShotDistribution:
+        """Return where training tasks come from, given the distribution of the tasks to be learned."""
+        return task_distribution
+
+    def at(self, iteration: int) -> Self:
+        """Return the method that holds after so many iterations; the same one where nothing is scheduled."""
+        return self
+
+    def schedule(self, iteration: int) -> dict[Any, float]:
+        """Return the numbers of the training loss that change gradually with the iteration, by name."""
+        return {}
+
+    def loss(self, theta: Parameters, tasks: FewShotTasks, schedule: Mapping[Any, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the training loss and the metric of each task, (M,) both.
+
+        Args:
+            theta: meta-parameters (M, ...).
+            tasks: support and query examples of M tasks.
+            schedule: the numbers of `schedule`, as tensors.
+        """
+        state = self.adapt(theta, tasks.support)
+        outputs = self.predict(theta, state, tasks.query.inputs)
+        return self.criterion(outputs, tasks.query.targets)
+
+    def gradient(
+        self, theta: Parameters, tasks: FewShotTasks, schedule: Mapping[Any, Tensor]
+    ) -> tuple[Parameters, Tensor, Tensor]:
+        """Return each task's gradient of `loss` in theta, (M, ...), its loss and its metric, (M,); none has a graph.
+
+        Args: as of `loss`; theta requires gradients.
+        """
+        loss, metric = self.loss(theta, tasks, schedule)
+        gradients = torch.autograd.grad(loss.sum(), list(theta.values()), materialize_grads=True)
+        return dict(zip(theta, gradients, strict=True)), loss.detach(), metric
+
+    def further_metrics(self, theta: Parameters, tasks: FewShotTasks) -> dict[str, Tensor]:
+        """Return metrics of the method's own on query examples, (M,), by name; evaluations report them too."""
+        return {}
+
+    def call(self, parameters: Parameters, inputs: Tensor) -> Tensor:
+        """Apply the module to inputs (M, N, ...) with each task's own parameters, see `call_module`."""
+        return call_module(self.module, parameters, inputs)
+
+
+def call_module(module: nn.Module, parameters: Parameters, inputs: Tensor) -> Tensor:
+    """Apply a module to inputs (M, N, ...) with parameters (M, ...), of each task its own; return (M, N, ...).
+
+    A single task runs without `torch.func.vmap`, with operations that know no batch of weights.
+    """
+    if len(inputs) > 1:
+        return call_per_task(module, parameters, inputs)
+    own = {name: value[0] for name, value in parameters.items()}
+    return functional_call(own_copy(module), own, (inputs[0],)).unsqueeze(0)

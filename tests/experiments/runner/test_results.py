@@ -1,0 +1,174 @@
+"""What is kept of runs: the files, their digest, and the tables, pictures and pages made from them."""
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from metarl.experiments.runner import report, results, tables
+from metarl.experiments.runner.digest import digest, summarise
+from metarl.runs import RunError, load_checkpoint
+
+PAGES = [report.ROOT / "docs" / "results.md", results.FOLDER / "README.md"]
+
+
+@pytest.fixture(scope="module")
+def kept():
+    return report.Report()
+
+
+def seed_entry(seed, mean, **settings):
+    metric = {"mean": mean, "standard_error": 0.5, "per_task": [mean - 1, mean + 1]}
+    return {
+        "seed": seed,
+        "commit": "abc",
+        "machine": "x86_64, 2 cores",
+        "seconds": 10,
+        "settings": {"iterations": 2, **settings},
+        "last": {"iterations": 2, "env_steps": 100, "return/step_0": metric},
+    }
+
+
+def test_a_short_curve_stays_and_a_long_one_becomes_means_of_blocks():
+    curve = {"iteration": list(range(1, 1001)), "return/step_1": [float(i) for i in range(1000)]}
+    assert results.thin(curve, 1000) == curve
+    thinned = results.thin(curve)
+    assert len(thinned["iteration"]) == results.CURVE_POINTS
+    assert thinned["iteration"][:2] == [5, 10]
+    assert thinned["return/step_1"][:2] == [2.0, 7.0]
+    ragged = results.thin({"iteration": [1, 2, 3], "mse/step_1": [1.0, 2.0, 5.0]}, 2)
+    assert ragged == {"iteration": [2, 3], "mse/step_1": [1.5, 5.0]}
+
+
+def test_a_row_is_written_with_its_lists_on_one_line_and_read_again(tmp_path):
+    row = {"format": 1, "experiment": "e", "name": "n", "seeds": [seed_entry(0, 1.0)], "empty": {}, "none": None}
+    path = tmp_path / "e" / "n.json"
+    results.save_row(path, row)
+    assert results.load_row(path) == row
+    assert "[0.0,2.0]" in path.read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "named"), [("[", "not JSON"), ("{}", "not a row"), ('{"format": 2}', "not a row")], ids=str
+)
+def test_a_file_that_is_not_a_row_is_refused(tmp_path, text, named):
+    (tmp_path / "n.json").write_text(text)
+    with pytest.raises(RunError, match=named):
+        results.load_row(tmp_path / "n.json")
+
+
+def test_a_row_of_a_newer_format_is_refused(tmp_path):
+    results.save_row(tmp_path / "n.json", {"format": 2, "experiment": "e", "name": "n", "seeds": []})
+    with pytest.raises(RunError, match="format 2"):
+        results.load_row(tmp_path / "n.json")
+
+
+def test_seeds_are_sorted_replaced_and_share_their_settings():
+    row = results.with_seed({"seeds": []}, seed_entry(1, 1.0, gae_lambda=1.0))
+    row = results.with_seed(row, seed_entry(0, 2.0, gae_lambda=1.0, iterations=3))
+    assert row["settings"] == {"gae_lambda": 1.0}
+    assert [(of["seed"], of["settings"]) for of in row["seeds"]] == [(0, {"iterations": 3}), (1, {"iterations": 2})]
+    row = results.with_seed(row, seed_entry(0, 5.0, gae_lambda=1.0))
+    assert row["settings"] == {"gae_lambda": 1.0, "iterations": 2}
+    assert [of["last"]["return/step_0"]["mean"] for of in row["seeds"]] == [5.0, 1.0]
+
+
+def test_a_command_names_the_iterations_where_they_are_not_the_recipes():
+    words = 'python experiments/e.py --recipe "a, b"'
+    assert results.command("e", "a, b", {0: 5, 1: 5}, 5) == f"{words} --seed 0"
+    expected = f"{words} --seed 0 --iterations 3 && {words} --seed 2"
+    assert results.command("e", "a, b", {0: 3, 1: 3, 2: 5}, 5) == expected
+
+
+def test_training_is_compared_over_a_window_of_environment_steps():
+    curve = {"env_steps": [1, 2, 3, 4, 5, 6, 10, 60, 90, 100], "return/step_1": [float(i) for i in range(10)]}
+    assert results.training_return(curve, [80, 100]) == 8.5
+    assert results.training_return(curve, [50, 90]) == 7.5
+    assert results.training_return(curve, [80, 101]) is None
+    assert results.training_return({"env_steps": [1, 200], "return/step_0": [0.0, 0.0]}, [80, 100]) is None
+    assert results.training_window([], 100) == [80, 100]
+    kept = {"seeds": [{"training": {"env_steps": [8, 10]}}, {}]}
+    assert results.training_window([{"seeds": [{}]}, kept], 100) == [8, 10]
+
+
+def test_the_digest_has_means_over_seeds_and_their_standard_error():
+    row = results.with_seed({"command": "c", "seeds": []}, seed_entry(0, 1.0))
+    row = results.with_seed(row, {**seed_entry(1, 4.0), "resumed": [{"iteration": 7, "commit": "def"}]})
+    entry = digest({"e": {"n": row}})["e"]["n"]
+    expected = {"mean": 2.5, "standard_error": 1.5, "per_seed": [1.0, 4.0], "standard_error_over_tasks": [0.5, 0.5]}
+    assert entry["return/step_0"] == expected
+    assert (entry["seeds"], entry["iterations"], entry["env_steps"]) == ([0, 1], 2, 100)
+    assert entry["commit"] == ["abc", "abc, def after 7"]
+
+
+def test_a_diverged_task_leaves_a_median():
+    metric = {"mean": None, "standard_error": None, "per_task": [1.0, None, 3.0]}
+    seed = {**seed_entry(0, 1.0), "last": {"iterations": 2, "shots": 5, "mse/step_0": metric}}
+    entry = summarise({"command": "c", "seeds": [seed]})
+    found = entry["mse/step_0"]
+    assert (found["mean"], found["interval_95"], found["median"], found["diverged_tasks"]) == (None, None, 3, 1)
+    assert "diverged" in tables.supervised({"n": entry}, "mse", [0], {})
+
+
+def test_the_best_row_has_most_seeds_and_then_the_best_returns():
+    def entry(seeds, value):
+        return {"seeds": seeds, **{f"return/step_{step}": {"mean": value} for step in range(4)}}
+
+    entries = {"a": entry([0, 1], 5), "b": entry([0, 1], 7), "c": entry([0], 9), "d": {"seeds": [0, 1, 2]}}
+    assert tables.best_row(entries) == "b"
+
+
+def test_every_file_that_is_kept_is_whole_and_small():
+    rows = results.load_rows()
+    assert sum(map(len, rows.values())) >= 75
+    for name, row in ((name, row) for named in rows.values() for name, row in named.items()):
+        assert results.row_path(row["experiment"], name).exists()
+        for seed in row["seeds"]:
+            for evaluation in (seed["last"], seed.get("best", {})):
+                for metric in (of for of in evaluation.values() if isinstance(of, dict)):
+                    values = [np.inf if value is None else value for value in metric["per_task"]]
+                    mean = np.inf if metric["mean"] is None else metric["mean"]
+                    assert np.mean(values) == pytest.approx(mean, abs=5e-3, rel=1e-5)
+            assert {len(values) for values in seed.get("curve", {"": [0]}).values()} <= set(range(1, 201))
+    files = [path for path in results.FOLDER.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 8e6
+
+
+def test_the_weights_that_are_kept_hold_no_optimiser():
+    paths = sorted(results.FOLDER.rglob("*.pt"))
+    assert len(paths) == len(results.LEADING)
+    for path in paths:
+        state = load_checkpoint(path)
+        assert state["learner"].keys() <= {"theta", "constants", "iteration", "env_steps"}
+        name = results.LEADING[state["config"]["experiment"]]
+        assert path.name == f"{results.slug(name)}_seed0.pt"
+
+
+def test_the_digest_that_is_kept_is_that_of_the_rows(kept):
+    """Else `python experiments/reproduce.py --report` was not called after a row changed."""
+    assert json.loads((results.FOLDER / "summary.json").read_text()) == kept.summary
+
+
+@pytest.mark.parametrize("name", report.PAGES)
+def test_the_tables_of_a_page_are_those_of_the_rows(kept, name):
+    """Else `python experiments/reproduce.py --report` was not called after a row changed."""
+    made, page = kept.tables(), (report.ROOT / name).read_text()
+    assert set(re.findall(r"<!-- table: (.*?) -->", page)) <= made.keys()
+    assert report.with_tables(page, made) == page
+
+
+def test_every_table_is_shown_and_every_picture_exists(kept):
+    page = (report.ROOT / "docs" / "results.md").read_text()
+    assert set(re.findall(r"<!-- table: (.*?) -->", page)) == kept.tables().keys()
+    for path, figure in kept.pictures():
+        assert (results.FOLDER / path).exists()
+        assert path in page
+        assert 1 < len(figure.legends[0].texts) <= 6
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.parent.name)
+def test_what_a_page_links_to_exists(page):
+    links = re.findall(r"\]\(([^)#]+)", page.read_text())
+    assert links
+    assert not [link for link in links if not (page.parent / link).exists()]

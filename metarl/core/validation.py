@@ -17,19 +17,9 @@ def require_one_of(choices: Collection[str], name: str, value: str) -> None:
     require(value in choices, name, value, ", ".join(choices))
 
 
-def require_share(name: str, value: float) -> None:
-    """Raise ValueError unless the value is between 0 and 1, both included."""
-    require(0 <= value <= 1, name, value, "0 to 1")
-
-
 def require_positive(name: str, value: float) -> None:
     """Raise ValueError unless the value is positive and finite."""
     require(0 < value < math.inf, name, value, "more than 0")
-
-
-def require_seed(seed: int) -> None:
-    """Raise ValueError unless the seed fits into the key of a random generator."""
-    require(isinstance(seed, Integral) and 0 <= seed < 2**64, "seed", seed, "a whole number, 0 to 2^64 - 1")
 
 
 def require_part(name: str, part: Any, has: str, example: str) -> None:

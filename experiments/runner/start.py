@@ -12,7 +12,7 @@ import torch
 
 from metarl.core import distributed
 from metarl.core.settings import SettingError
-from metarl.experiments.runner import migration
+from metarl.experiments.runner import migration, scripts
 from metarl.experiments.runner.command_line import Request
 from metarl.experiments.runner.config_file import (
     VERSION,
@@ -24,7 +24,7 @@ from metarl.experiments.runner.config_file import (
     to_json,
     values_of,
 )
-from metarl.experiments.runner.experiment import Experiment, find_experiment
+from metarl.experiments.runner.experiment import Experiment
 from metarl.experiments.runner.flat_settings import flag, from_flat, to_flat, updated
 from metarl.experiments.runner.machine import choose_device
 from metarl.runs import Run, RunError
@@ -83,7 +83,8 @@ def start_run(experiment: Experiment, request: Request) -> ActiveRun:
     if learner.processes.rank > 0:
         return ActiveRun(Run(request.run_dir or Path("runs")), settings, learner)
     directory = request.run_dir or _new_directory(f"{experiment.name}-seed{settings.run.seed}")
-    active = ActiveRun(Run.create(directory, new_config(experiment, recipe, settings)), settings, learner)
+    config = {**new_config(experiment, recipe, settings), **scripts.entry_of(experiment, directory)}
+    active = ActiveRun(Run.create(directory, config), settings, learner)
     active.run.save(CHECKPOINT, active.state())
     return active
 
@@ -112,20 +113,25 @@ def resume_run(experiment: Experiment, request: Request) -> ActiveRun:
     if learner.processes.rank == 0:
         run.claim()
         run.rewind(learner.iteration)
-        config = {**run.config, "version": VERSION, "settings": to_json(settings)}
+        script = scripts.entry_of(experiment, run.directory)  # which may have been moved since
+        config = {**run.config, **script, "version": VERSION, "settings": to_json(settings)}
         run.write_config({**config, **_other_versions(run, learner.iteration)})
     return ActiveRun(run, settings, learner, progress)
 
 
 def open_run(
-    directory: Path | str, checkpoint: str = CHECKPOINT, changes: Mapping[str, Any] | None = None
+    directory: Path | str,
+    checkpoint: str = CHECKPOINT,
+    changes: Mapping[str, Any] | None = None,
+    script: Path | str | None = None,
 ) -> tuple[Experiment, Any, Any]:
-    """Load a run to evaluate it, or to act with it.
+    """Load a run to evaluate it, or to act with it. The script of an experiment of your own is imported for that.
 
     Args:
         directory: of the run.
         checkpoint: the file of the state, `checkpoint.pt` for the last one or `best.pt`.
         changes: settings by flat name that differ from the run's own, such as `evaluation_tasks`.
+        script: of the experiment, where it is no longer where config.json says.
 
     Returns:
         its experiment, its settings with the changes, and its learner in the state of the checkpoint.
@@ -134,7 +140,7 @@ def open_run(
         RunError: a run that cannot be read.
         SettingError: a change that cannot be.
     """
-    run, experiment = Run.open(Path(directory)), experiment_of(directory)
+    run, experiment = Run.open(Path(directory)), experiment_of(directory, script)
     values = updated(experiment.settings, to_flat(_settings_of(run, experiment)), changes or {})
     settings = from_flat(experiment.settings, values)
     state = _load_checkpoint(experiment, run, checkpoint)
@@ -143,9 +149,10 @@ def open_run(
     return experiment, settings, learner
 
 
-def experiment_of(directory: Path | str) -> Experiment:
-    """The experiment of a run; RunError if there is no run, or its experiment is unknown."""
-    return find_experiment(str(Run.open(Path(directory)).config.get("experiment")))
+def experiment_of(directory: Path | str, script: Path | str | None = None) -> Experiment:
+    """The experiment of a run; RunError if there is no run, or its experiment cannot be found or imported."""
+    config = Run.open(Path(directory)).config
+    return scripts.experiment_of_config(config, Path(directory), None if script is None else Path(script))
 
 
 def _load_checkpoint(experiment: Experiment, run: Run, checkpoint: str) -> dict[str, Any]:
@@ -202,8 +209,9 @@ def _new_directory(name: str) -> Path:
 
 def _build(experiment: Experiment, settings: Any) -> Any:
     """Meet the other processes, and build the learner: on each machine first in one, which may have to fetch data."""
+    device = choose_device(settings.machine.device)
     try:
-        processes = distributed.start(choose_device(settings.machine.device))
+        processes = distributed.start(device)
     except ValueError as error:
         raise SettingError(f"--device = {settings.machine.device}: {error}") from error
     values = to_flat(settings)

@@ -59,6 +59,11 @@ class GaussianMLP(nn.Module):
         self.log_std = nn.Parameter(torch.full((actions,), math.log(initial_std)))
         self.minimum_log_std = math.log(minimum_std)
 
+    @property
+    def last_layer(self) -> tuple[str, ...]:
+        """Patterns of the parameters that ANIL adapts: the last linear layer and the log standard deviation."""
+        return (f"mean.{len(self.mean) - 1}.*", "log_std")
+
     def forward(self, observations: Tensor) -> Tensor:
         """Map observations (batch, ...) to mean and log standard deviation, (batch, 2A)."""
         mean = self.mean(observations.reshape(len(observations), -1))
@@ -80,6 +85,11 @@ class CategoricalMLP(nn.Module):
         self.settings = {"hidden_sizes": list(hidden_sizes), "activation": activation}
         actions = _size(action_space, gymnasium.spaces.Discrete)
         self.logits = mlp(_size(observation_space, gymnasium.spaces.Box), hidden_sizes, actions, activation)
+
+    @property
+    def last_layer(self) -> tuple[str, ...]:
+        """Patterns of the parameters that ANIL adapts: the last linear layer."""
+        return (f"logits.{len(self.logits) - 1}.*",)
 
     def forward(self, observations: Tensor) -> Tensor:
         """Map observations (batch, ...) to logits (batch, n)."""

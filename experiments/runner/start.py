@@ -12,6 +12,7 @@ import torch
 
 from metarl.core import distributed
 from metarl.core.settings import SettingError
+from metarl.core.validation import require, require_whole
 from metarl.experiments.runner import migration, scripts
 from metarl.experiments.runner.command_line import Request
 from metarl.experiments.runner.config_file import (
@@ -144,7 +145,12 @@ def open_run(
     values = updated(experiment.settings, to_flat(_settings_of(run, experiment)), changes or {})
     settings = from_flat(experiment.settings, values)
     state = _load_checkpoint(experiment, run, checkpoint)
-    learner = experiment.build(settings)
+    try:
+        learner = experiment.build(settings)
+    except SettingError as error:
+        if changes:
+            raise
+        raise RunError(f"{run.directory / 'config.json'} cannot be used: {error}") from error
     _load_state(learner, run, checkpoint, state)
     return experiment, settings, learner
 
@@ -181,7 +187,11 @@ def _load_state(learner: Any, run: Run, checkpoint: str, state: Mapping[str, Any
     try:
         state = migration.checkpoint(state)
         learner.load_state_dict(state["learner"])
-        return Progress(**state["progress"])
+        progress = Progress(**state["progress"])
+        number = isinstance(progress.best_metric, int | float) and not isinstance(progress.best_metric, bool)
+        require(number, "progress.best_metric", progress.best_metric, "a number")
+        require_whole("progress.best_iteration", progress.best_iteration, at_least=0)
+        return progress
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise RunError(f"{run.directory / checkpoint} does not fit the settings of the run: {error}") from error
 

@@ -92,7 +92,7 @@ class Report:
         """The row that stands first: that of the default recipe if it is kept, else the best one."""
         default = self._experiments[experiment].recipe_name("")
         entries = self.summary[experiment]
-        return default if default in entries else tables.best_row(entries) or default
+        return default if default in entries else tables.best_row(entries) or next(iter(entries))
 
     def _arrivals(self) -> list[tuple[str, str, list[Arrival | None]]]:
         """When the leading row of each environment, and the best other row, exceeded the published return."""

@@ -14,7 +14,7 @@ from metarl.core.distributed import Processes
 from metarl.core.evaluation import Evaluation
 from metarl.core.settings import SettingError, nearest
 from metarl.experiments.runner.flat_settings import from_flat, to_flat, updated
-from metarl.experiments.runner.recipes import Recipe
+from metarl.experiments.runner.recipes import RECOMMENDED, Recipe
 from metarl.experiments.runner.settings import Settings
 from metarl.runs import RunError
 
@@ -58,7 +58,6 @@ class Experiment:
         settings: the dataclass of its settings.
         recipes: named settings, by the names that results have; one of them has the paper's settings.
         paper_recipe: the name of that one, to whose settings the others are changes; `--recipe paper` means it too.
-        default_recipe: what runs when no recipe is named.
         judges_start: whether the selection metric of an iteration is that of the meta-parameters that it begins with,
             as returns in training are, and not of those that it ends with.
     """
@@ -70,7 +69,11 @@ class Experiment:
     settings: type[Settings]
     recipes: Mapping[str, Recipe]
     paper_recipe: str = "maml"
-    default_recipe: str = PAPER
+
+    @property
+    def default_recipe(self) -> str:
+        """What runs when no recipe is named: the recommended one where there is one, else the paper's."""
+        return RECOMMENDED if RECOMMENDED in self.recipes else PAPER
 
     def recipe_name(self, name: str) -> str:
         """The name in `recipes` that `--recipe NAME` means, an empty one the default; SettingError if unknown."""

@@ -39,7 +39,6 @@ def tiny(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(navigation_2d, "EXPERIMENT", experiment)
     monkeypatch.setattr(results, "FOLDER", tmp_path / "results")
-    monkeypatch.setattr(results, "LEADING", {"navigation_2d": "maml"})
     monkeypatch.setattr(report, "ROOT", tmp_path)
     monkeypatch.setattr(report.Report, "pictures", lambda self: [])  # test_results draws them
     (tmp_path / "docs").mkdir()

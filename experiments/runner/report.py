@@ -14,21 +14,11 @@ from metarl.experiments.runner.arrival import Arrival, arrival
 from metarl.experiments.runner.digest import digest
 from metarl.experiments.runner.experiment import Experiment, find_experiment
 from metarl.experiments.runner.result_plots import MOST_LINES, Line
+from metarl.experiments.runner.results import EXPERIMENTS, REINFORCEMENT, SUPERVISED
 from metarl.runs import write_atomically
 
 ROOT = Path(__file__).parents[2]
 PAGES = ("docs/results.md", "README.md")  # in which markers name tables
-REINFORCEMENT = (
-    "navigation_2d",
-    "half_cheetah_direction",
-    "half_cheetah_velocity",
-    "ant_velocity",
-    "ant_direction",
-    "ant_goal",
-)
-SUPERVISED = {"sine": ("mse", (0, 1, 5, 10)), "omniglot": ("accuracy", (0, 1, 3, 5)),
-              "mini_imagenet": ("accuracy", (0, 1, 5, 10))}  # fmt: skip
-EXPERIMENTS = (*REINFORCEMENT, "meta_world", *SUPERVISED)  # in the order of tables
 
 Entries = dict[str, dict[str, Any]]  # of an experiment, by row
 

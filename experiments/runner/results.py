@@ -34,7 +34,22 @@ import numpy as np
 
 from metarl.runs import RunError, write_atomically
 
-FOLDER = Path(__file__).parents[1] / "results"
+_CHECKOUT = Path(__file__).parents[1] / "results"  # which an installed package does not have
+FOLDER = _CHECKOUT if _CHECKOUT.is_dir() else Path("results")
+REINFORCEMENT = (
+    "navigation_2d",
+    "half_cheetah_direction",
+    "half_cheetah_velocity",
+    "ant_velocity",
+    "ant_direction",
+    "ant_goal",
+)
+SUPERVISED = {  # metric, and gradient steps that have a column
+    "sine": ("mse", (0, 1, 5, 10)),
+    "omniglot": ("accuracy", (0, 1, 3, 5)),
+    "mini_imagenet": ("accuracy", (0, 1, 5, 10)),
+}
+EXPERIMENTS = (*REINFORCEMENT, "meta_world", *SUPERVISED)  # whose results are kept, in the order of tables
 FORMAT = 1
 CURVE_POINTS = 200
 _COUNTS = ("iteration", "env_steps")

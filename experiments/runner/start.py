@@ -105,7 +105,7 @@ def resume_run(experiment: Experiment, request: Request) -> ActiveRun:
     if learner.iteration >= settings.run.iterations:
         raise SettingError(
             f"--iterations = {settings.run.iterations}; allowed: more than the {learner.iteration} already done "
-            f"(to evaluate them: python experiments/evaluate.py {run.directory})"
+            f"(to evaluate them: metarl evaluate {run.directory})"
         )
     _require_same(experiment, settings, learner)
     experiment.check_continuable(learner)

@@ -94,7 +94,7 @@ def test_a_run_remembers_which_versions_made_it(tmp_path, monkeypatch):
         (["--inner-step-size", 0.2], "--inner-step-size = 0.2 cannot change in a resumed run; allowed: 0.5"),
         (["--adaptation", "anil"], "--adaptation = anil cannot change in a resumed run; allowed: maml"),
         (["--outer", "adam"], "--outer = adam cannot change in a resumed run; allowed: trpo"),
-        (["--iterations", 6], "--iterations = 6; allowed: more than the 6 already done (to evaluate them: python"),
+        (["--iterations", 6], "--iterations = 6; allowed: more than the 6 already done (to evaluate them: metarl"),
     ],
 )
 def test_what_cannot_change_does_not(unbroken, capsys, arguments, start):

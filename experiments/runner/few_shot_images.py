@@ -20,7 +20,7 @@ from metarl.experiments.runner.few_shot import (
 )
 from metarl.experiments.runner.settings import part
 from metarl.few_shot.gradient import Classifier
-from metarl.few_shot.image_sets import default_cache
+from metarl.few_shot.image_cache import default_cache
 from metarl.few_shot.learner import FewShotLearner
 from metarl.few_shot.method import Method
 from metarl.few_shot.tasks import ImageEpisodes

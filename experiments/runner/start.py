@@ -134,13 +134,24 @@ def open_run(
         RunError: a run that cannot be read.
         SettingError: a change that cannot be.
     """
+    experiment, settings, state = read_run(directory, checkpoint, changes)
+    learner = experiment.build(settings)
+    _load_state(learner, Run.open(Path(directory)), checkpoint, state)
+    return experiment, settings, learner
+
+
+def read_run(
+    directory: Path | str, checkpoint: str = CHECKPOINT, changes: Mapping[str, Any] | None = None
+) -> tuple[Experiment, Any, dict[str, Any]]:
+    """Read a run without building its learner; arguments and errors as of `open_run`.
+
+    Returns:
+        its experiment, its settings with the changes, and the state in the checkpoint.
+    """
     run, experiment = Run.open(Path(directory)), experiment_of(directory)
     values = updated(experiment.settings, to_flat(_settings_of(run, experiment)), changes or {})
     settings = from_flat(experiment.settings, values)
-    state = _load_checkpoint(experiment, run, checkpoint)
-    learner = experiment.build(settings)
-    _load_state(learner, run, checkpoint, state)
-    return experiment, settings, learner
+    return experiment, settings, _load_checkpoint(experiment, run, checkpoint)
 
 
 def experiment_of(directory: Path | str) -> Experiment:

@@ -66,7 +66,11 @@ class OwnPairs(Pairs):
     """Siamese networks, trained on as many pairs as there are classes, which all differ in class."""
 
     pairs: int | None = same_as(  # type: ignore[assignment]
-        Pairs, "pairs", default=None, source="", help="pairs of images in a training task; none for one of each training class"
+        Pairs,
+        "pairs",
+        default=None,
+        source="",
+        help="pairs of images in a training task; none for one of each training class",
     )
 
     def build(self, module: nn.Module, training: ImageEpisodes) -> EmbeddingMethod:

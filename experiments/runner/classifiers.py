@@ -9,7 +9,6 @@ from metarl.core.ambient import in_standard_modes
 from metarl.core.parameters import restore_constants
 from metarl.core.validation import require_whole
 from metarl.experiments.runner import migration
-from metarl.experiments.runner.experiment import Experiment
 from metarl.experiments.runner.few_shot_images import ImageExperiment
 from metarl.experiments.runner.start import BEST, CHECKPOINT, read_run
 from metarl.few_shot.classifier import ImageClassifier
@@ -28,7 +27,9 @@ def classifier_of(run: Path | str, best: bool = False, inner_steps: int | None =
     directory, checkpoint = Path(run), BEST if best else CHECKPOINT
     experiment, settings, state = read_run(directory, checkpoint)
     if not isinstance(experiment, ImageExperiment):
-        raise RunError(f"{directory} is a run of {experiment.name}, which classifies no images; allowed: a run of {_KNOWN}")
+        raise RunError(
+            f"{directory} is a run of {experiment.name}, which classifies no images; allowed: a run of {_KNOWN}"
+        )
     steps = settings.evaluation.inner_steps if inner_steps is None else inner_steps
     try:
         learned = migration.checkpoint(state)["learner"]
@@ -57,4 +58,3 @@ def _like_training(experiment: ImageExperiment, settings: Any, theta: dict[str, 
     black = torch.zeros(1, *experiment.form(settings).shape, dtype=torch.uint8).expand(classes * examples, -1, -1, -1)
     images = {"train": ImageClasses(black, (examples,) * classes)}
     return ImageEpisodes(images, episodes.ways, episodes.shots, episodes.training_queries)
-

@@ -18,6 +18,7 @@ from metarl.experiments.runner.few_shot import (
     FineTuned,
     methods,
 )
+from metarl.experiments.runner.image_evaluation import ImageEvaluation, accuracy_curves, draw_curves, draw_predictions
 from metarl.experiments.runner.settings import part
 from metarl.few_shot.gradient import Classifier
 from metarl.few_shot.image_cache import default_cache
@@ -125,6 +126,19 @@ class ImageExperiment(FewShotExperiment):
         """The number of tasks in a meta-batch; a classifier learns one, with all training classes."""
         return 1 if settings.all_classes or settings.embeds else settings.episodes.num_tasks
 
+    def evaluate(self, settings: Any, learner: FewShotLearner, split: str) -> ImageEvaluation:
+        """As of any few-shot experiment; for the test also with other shots and ways, for methods that take them."""
+        evaluation = super().evaluate(settings, learner, split)
+        curves = {}
+        if split == "test" and settings.embeds and learner.processes.rank == 0:
+            curves = accuracy_curves(evaluation.learner, settings.evaluation.num_tasks)
+        return ImageEvaluation(**vars(evaluation), curves=curves)
+
+    def plots(self, evaluation: Any) -> dict[str, Any]:
+        """As of any experiment: the first tasks with what was predicted, and the accuracy with other shots and ways."""
+        drawn = {"predictions": draw_predictions(evaluation)}
+        return {**drawn, "shots_and_ways": draw_curves(evaluation)} if evaluation.curves else drawn
+
     def record(self, settings: Any, learner: FewShotLearner) -> dict[str, Any]:
         """As of any few-shot experiment, with the classes of a task, and which classes and statistics it is about.
 
@@ -158,9 +172,7 @@ def classes(settings: ImageSettings, training: ImageEpisodes) -> int:
     return len(training.images["train"]) if settings.all_classes else settings.episodes.ways
 
 
-def _episodes(
-    settings: ImageSettings, images: ImagesBySplit, shots: int, queries: int, flag: str
-) -> ImageEpisodes:
+def _episodes(settings: ImageSettings, images: ImagesBySplit, shots: int, queries: int, flag: str) -> ImageEpisodes:
     ways = settings.episodes.ways
     try:
         return ImageEpisodes(images, ways, shots, queries)

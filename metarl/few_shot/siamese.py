@@ -1,6 +1,5 @@
 """Siamese networks (Koch et al. 2015): are two images of the same class?"""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np

@@ -34,7 +34,7 @@ def test_episodes_of_unequal_classes_draw_every_image_of_each_class_alone():
         assert len(pairs) == 3 == len({a for a, _ in pairs}) == len({b for _, b in pairs})
     assert all(len(set(row.tolist())) == 9 for row in torch.cat([support, query], dim=1))
     counts = torch.bincount(torch.cat([support, query], dim=1).flatten(), minlength=19).double()
-    per_class = torch.stack([counts[OWNERS == number].sum() for number in range(4)]) / counts.sum()
+    per_class = torch.stack([counts[number == OWNERS].sum() for number in range(4)]) / counts.sum()
     torch.testing.assert_close(per_class, torch.full((4,), 0.25, dtype=torch.float64), atol=0.03, rtol=0)
     within = counts[OWNERS == 1]
     assert within.min() > 0.7 * within.mean()

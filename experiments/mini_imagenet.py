@@ -18,7 +18,7 @@ from metarl.experiments.runner.recipes import Recipe
 from metarl.experiments.runner.settings import part, same_as
 from metarl.experiments.runner.training import main
 from metarl.few_shot.criteria import CLASSIFICATION
-from metarl.few_shot.image_sets import mini_imagenet
+from metarl.few_shot.image_sets import MINI_IMAGENET_FORM, mini_imagenet
 from metarl.few_shot.networks import ConvNet
 from metarl.few_shot.tasks import ImageEpisodes
 
@@ -89,6 +89,7 @@ EXPERIMENT = ImageExperiment(
     training_tasks=training_tasks,
     evaluation_tasks=evaluation_episodes,
     network=network,
+    form=lambda settings: MINI_IMAGENET_FORM,
 )
 
 if __name__ == "__main__":

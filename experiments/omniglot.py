@@ -3,6 +3,7 @@
 `--recipe "5-way 1-shot, prototypical"`, and so on, is another method.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,7 @@ from metarl.experiments.runner.recipes import Recipe
 from metarl.experiments.runner.settings import part, same_as, variants
 from metarl.experiments.runner.training import main
 from metarl.few_shot.criteria import CLASSIFICATION
-from metarl.few_shot.image_sets import omniglot
+from metarl.few_shot.image_sets import OMNIGLOT_FORM, omniglot
 from metarl.few_shot.networks import MLP, ConvNet
 from metarl.few_shot.omniglot_splits import SPLITS
 from metarl.few_shot.tasks import ImageEpisodes
@@ -137,6 +138,12 @@ class OmniglotSettings(ImageSettings):
     )
     files: OmniglotFiles = part(OmniglotFiles, "data")
 
+    @property
+    def without_effect(self) -> Mapping[str, str]:
+        """As of any experiment on images; linear layers have no stride."""
+        strided = {"strided": "network"} if self.embeds and isinstance(self.network, Linear) else {}
+        return {**super().without_effect, **strided}
+
 
 def training_tasks(settings: OmniglotSettings, device: str) -> ImageEpisodes:
     """Tasks of the training characters and their rotations."""
@@ -170,6 +177,7 @@ EXPERIMENT = ImageExperiment(
     training_tasks=training_tasks,
     evaluation_tasks=evaluation_episodes,
     network=network,
+    form=lambda settings: OMNIGLOT_FORM,
 )
 
 if __name__ == "__main__":

@@ -162,6 +162,5 @@ def embedding(method: Embedded, size: Sequence[int], filters: int) -> EmbeddingN
 
 def _shape(module: nn.Module, training: ImageEpisodes) -> tuple[int, ...]:
     """The shape of an embedding."""
-    size = training.images["train"].shape[2:]
     with torch.no_grad():
-        return tuple(module(torch.zeros(2, *size)).shape[1:])
+        return tuple(module(torch.zeros(2, *training.image_shape)).shape[1:])

@@ -1,16 +1,16 @@
 """Few-shot learning on images: settings, episodes, and the baseline of a classifier of all training classes."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from metarl.core.distributed import current
 from metarl.core.rules import GradientDescent
 from metarl.core.settings import SettingError, setting
-from metarl.experiments.runner.embedding_methods import EMBEDDING_METHODS, Embedded
+from metarl.experiments.runner.embedding_methods import EMBEDDING_METHODS, Embedded, Episodic
 from metarl.experiments.runner.few_shot import (
     Episodes,
     FewShotExperiment,
@@ -18,11 +18,14 @@ from metarl.experiments.runner.few_shot import (
     FineTuned,
     methods,
 )
+from metarl.experiments.runner.image_evaluation import ImageEvaluation, accuracy_curves, draw_curves, draw_predictions
 from metarl.experiments.runner.settings import part
 from metarl.few_shot.gradient import Classifier
-from metarl.few_shot.image_sets import default_cache
+from metarl.few_shot.image_cache import default_cache
+from metarl.few_shot.image_classes import ImagesBySplit
 from metarl.few_shot.learner import FewShotLearner
 from metarl.few_shot.method import Method
+from metarl.few_shot.pictures import PictureForm
 from metarl.few_shot.tasks import ImageEpisodes
 
 
@@ -56,22 +59,35 @@ class ImageFiles:
         return Path(self.cache) if self.cache else default_cache()
 
 
+def image_methods(**own: type[Embedded]) -> Any:
+    """Declare the method of an experiment on images: all there are, some of them with settings of its own."""
+    return methods(
+        "anil adapts the last layer alone; classifier learns all training classes at once, for fine-tuning and nearest "
+        "neighbours; those from prototypical on embed images, one episode or batch per iteration",
+        classifier=AllClasses,
+        **{**EMBEDDING_METHODS, **own},
+    )
+
+
 @dataclass(frozen=True)
 class ImageSettings(FewShotSettings):
     """The settings of a few-shot run on images."""
 
     episodes: ImageTasks = part(ImageTasks, "sampling")
-    method: GradientDescent | Embedded = methods(  # type: ignore[assignment]
-        "anil adapts the last layer alone; classifier learns all training classes at once, for fine-tuning and nearest "
-        "neighbours; those from prototypical on embed images, one episode or batch per iteration",
-        classifier=AllClasses,
-        **EMBEDDING_METHODS,
-    )
+    method: GradientDescent | Embedded = image_methods()  # type: ignore[assignment]
     files: ImageFiles = part(ImageFiles, "data")
 
     def __post_init__(self) -> None:
         if self.embeds and self.evaluation.statistics == "per-step":
             raise SettingError("--evaluation-statistics = per-step; allowed with a method that embeds: batch")
+
+    @property
+    def without_effect(self) -> Mapping[str, str]:
+        """Methods that embed learn one task at a time without inner steps, some of them from no episodes."""
+        if not self.embeds:
+            return {}
+        idle = ("num_tasks", "evaluation_steps", *["queries"] * (not isinstance(self.method, Episodic)))
+        return dict.fromkeys(idle, "method")
 
     @property
     def embeds(self) -> bool:
@@ -86,7 +102,13 @@ class ImageSettings(FewShotSettings):
 
 @dataclass(frozen=True)
 class ImageExperiment(FewShotExperiment):
-    """A few-shot experiment on images."""
+    """A few-shot experiment on images.
+
+    Attributes:
+        form: of the images that the network sees, given the settings.
+    """
+
+    form: Callable[[Any], PictureForm] = field(kw_only=True)
 
     def build_method(self, settings: Any, module: nn.Module, training: Any) -> Method:
         """The method with its module; a classifier's batches are as large as all query examples of a meta-batch."""
@@ -104,6 +126,19 @@ class ImageExperiment(FewShotExperiment):
         """The number of tasks in a meta-batch; a classifier learns one, with all training classes."""
         return 1 if settings.all_classes or settings.embeds else settings.episodes.num_tasks
 
+    def evaluate(self, settings: Any, learner: FewShotLearner, split: str) -> ImageEvaluation:
+        """As of any few-shot experiment; for the test also with other shots and ways, for methods that take them."""
+        evaluation = super().evaluate(settings, learner, split)
+        curves = {}
+        if split == "test" and settings.embeds and learner.processes.rank == 0:
+            curves = accuracy_curves(evaluation.learner, settings.evaluation.num_tasks)
+        return ImageEvaluation(**vars(evaluation), curves=curves)
+
+    def plots(self, evaluation: Any) -> dict[str, Any]:
+        """As of any experiment: the first tasks with what was predicted, and the accuracy with other shots and ways."""
+        drawn = {"predictions": draw_predictions(evaluation)}
+        return {**drawn, "shots_and_ways": draw_curves(evaluation)} if evaluation.curves else drawn
+
     def record(self, settings: Any, learner: FewShotLearner) -> dict[str, Any]:
         """As of any few-shot experiment, with the classes of a task, and which classes and statistics it is about.
 
@@ -120,9 +155,9 @@ class ImageExperiment(FewShotExperiment):
         return 0 if settings.embeds else super().judged_step(settings)
 
 
-def training_episodes(settings: ImageSettings, images: Mapping[str, Tensor], device: str) -> ImageEpisodes:
+def training_episodes(settings: ImageSettings, images: ImagesBySplit, device: str) -> ImageEpisodes:
     """Training tasks, of images per split that go to a device."""
-    on_device = {split: tensor.to(device) for split, tensor in images.items()}
+    on_device = {split: of.to(device) for split, of in images.items()}
     return _episodes(settings, on_device, settings.episodes.shots, settings.episodes.training_queries, "--shots")
 
 
@@ -137,9 +172,7 @@ def classes(settings: ImageSettings, training: ImageEpisodes) -> int:
     return len(training.images["train"]) if settings.all_classes else settings.episodes.ways
 
 
-def _episodes(
-    settings: ImageSettings, images: Mapping[str, Tensor], shots: int, queries: int, flag: str
-) -> ImageEpisodes:
+def _episodes(settings: ImageSettings, images: ImagesBySplit, shots: int, queries: int, flag: str) -> ImageEpisodes:
     ways = settings.episodes.ways
     try:
         return ImageEpisodes(images, ways, shots, queries)

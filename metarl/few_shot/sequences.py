@@ -36,7 +36,10 @@ class ShuffledEpisodes(ImageEpisodes):
         drawn = super().sample(num_tasks, split, rng)
         targets = drawn.support.targets
         order = rng.permuted(np.broadcast_to(np.arange(targets.shape[1]), targets.shape), axis=1)
-        index, rows = torch.from_numpy(order).to(targets.device), torch.arange(num_tasks, device=targets.device)[:, None]
+        index, rows = (
+            torch.from_numpy(order).to(targets.device),
+            torch.arange(num_tasks, device=targets.device)[:, None],
+        )
         return FewShotTasks(Examples(drawn.support.inputs[rows, index], targets[rows, index]), drawn.query)
 
 
@@ -129,9 +132,7 @@ class SequenceClassifier(Method):
         logits, memory = self._call(theta, examples.inputs, previous, None)
         return logits.log_softmax(dim=2), memory
 
-    def _call(
-        self, theta: Parameters, inputs: Tensor, previous: Tensor, memory: State | None
-    ) -> tuple[Tensor, State]:
+    def _call(self, theta: Parameters, inputs: Tensor, previous: Tensor, memory: State | None) -> tuple[Tensor, State]:
         return functional_call(own_copy(self.module), theta, (inputs, previous, memory))
 
     def _one_hot(self, targets: Tensor) -> Tensor:

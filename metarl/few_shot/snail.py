@@ -42,7 +42,9 @@ class SNAIL(EmbeddingMethod):
     def learn(self, theta: Parameters, features: Tensor, members: Tensor) -> State:
         """Return the tokens of the support (M, N, F + ways)."""
         ways = members.shape[2]
-        require(ways == self.network.ways, "classes of a task", ways, f"{self.network.ways}, as the network has outputs")
+        require(
+            ways == self.network.ways, "classes of a task", ways, f"{self.network.ways}, as the network has outputs"
+        )
         return {"tokens": torch.cat([features.flatten(2), members.to(features.dtype)], dim=2)}
 
     def compare(self, theta: Parameters, state: State, features: Tensor) -> Tensor:

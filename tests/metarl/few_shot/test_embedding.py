@@ -15,8 +15,8 @@ from metarl.few_shot.learner import FewShotLearner
 from metarl.few_shot.method import Method
 from metarl.few_shot.networks import MLP
 from metarl.few_shot.normalisation import observed
-from metarl.few_shot.tasks import Examples, FewShotTasks, ImageEpisodes
 from metarl.few_shot.sequences import ShuffledEpisodes
+from metarl.few_shot.tasks import Examples, ImageEpisodes
 from tests.metarl.few_shot.embedding_methods import (
     CLASSES,
     MAKERS,

@@ -65,7 +65,7 @@ def tiny():
     torch.manual_seed(3)
     method = NeuralStatistician(Flat().double(), CLASSIFICATION, model=Tiny().double())
     theta = method.meta_parameters()
-    return method, {name: 0.4 * torch.randn_like(value) for name, value in theta.items()}
+    return method, {name: 0.2 * torch.randn_like(value) for name, value in theta.items()}
 
 
 def one_set(count, copies):
@@ -133,7 +133,7 @@ def test_the_bound_is_that_of_monte_carlo():
     found = reconstruction - divergence
     error = ((expected.var() + found.var()) / 20_000).sqrt()
     assert abs(found.mean() - expected.mean()) < 4 * error
-    assert error < 0.01
+    assert error < 0.02
 
 
 def test_the_bound_is_below_the_likelihood():

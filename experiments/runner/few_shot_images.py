@@ -18,11 +18,14 @@ from metarl.experiments.runner.few_shot import (
     FineTuned,
     methods,
 )
+from metarl.experiments.runner.memory_methods import MEMORY_METHODS
 from metarl.experiments.runner.settings import part
+from metarl.few_shot.evaluation import FewShotEvaluation
 from metarl.few_shot.gradient import Classifier
 from metarl.few_shot.image_sets import default_cache
 from metarl.few_shot.learner import FewShotLearner
 from metarl.few_shot.method import Method
+from metarl.few_shot.sequences import ShuffledEpisodes
 from metarl.few_shot.tasks import ImageEpisodes
 
 
@@ -63,9 +66,11 @@ class ImageSettings(FewShotSettings):
     episodes: ImageTasks = part(ImageTasks, "sampling")
     method: GradientDescent | Embedded = methods(  # type: ignore[assignment]
         "anil adapts the last layer alone; classifier learns all training classes at once, for fine-tuning and nearest "
-        "neighbours; those from prototypical on embed images, one episode or batch per iteration",
+        "neighbours; those from prototypical on embed images, one episode or batch per iteration, but for mann, "
+        "mann-lstm, memory-module and snail, which read the images of several tasks in random order",
         classifier=AllClasses,
         **EMBEDDING_METHODS,
+        **MEMORY_METHODS,
     )
     files: ImageFiles = part(ImageFiles, "data")
 
@@ -102,7 +107,8 @@ class ImageExperiment(FewShotExperiment):
 
     def meta_batch(self, settings: Any) -> int:
         """The number of tasks in a meta-batch; a classifier learns one, with all training classes."""
-        return 1 if settings.all_classes or settings.embeds else settings.episodes.num_tasks
+        single = settings.all_classes or (settings.embeds and not settings.method.batched)
+        return 1 if single else settings.episodes.num_tasks
 
     def record(self, settings: Any, learner: FewShotLearner) -> dict[str, Any]:
         """As of any few-shot experiment, with the classes of a task, and which classes and statistics it is about.
@@ -118,6 +124,15 @@ class ImageExperiment(FewShotExperiment):
     def judged_step(self, settings: Any) -> int:
         """As of any few-shot experiment; methods that embed take no steps."""
         return 0 if settings.embeds else super().judged_step(settings)
+
+    def plots(self, evaluation: FewShotEvaluation) -> dict[str, Any]:
+        """As of any few-shot experiment; of methods that read sequences also the accuracy by instance."""
+        found = {name: of for name, of in evaluation.others.items() if name.startswith("instance_")}
+        if not found:
+            return super().plots(evaluation)
+        from metarl.experiments.runner.plots import by_instance  # which imports matplotlib
+
+        return {**super().plots(evaluation), "instances": by_instance(list(found.values()))}
 
 
 def training_episodes(settings: ImageSettings, images: Mapping[str, Tensor], device: str) -> ImageEpisodes:
@@ -141,7 +156,9 @@ def _episodes(
     settings: ImageSettings, images: Mapping[str, Tensor], shots: int, queries: int, flag: str
 ) -> ImageEpisodes:
     ways = settings.episodes.ways
+    method = settings.method
+    kind = ShuffledEpisodes if isinstance(method, Embedded) and method.shuffled else ImageEpisodes
     try:
-        return ImageEpisodes(images, ways, shots, queries)
+        return kind(images, ways, shots, queries)
     except ValueError as error:
         raise SettingError(f"--ways = {ways}, {flag} = {shots}: {error}") from error

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metarl.core.parameters import Parameters
@@ -49,9 +50,7 @@ class SNAIL(EmbeddingMethod):
 
     def compare(self, theta: Parameters, state: State, features: Tensor) -> Tensor:
         """Return log-probabilities (M, Q, ways)."""
-        plain = features.flatten(2)
-        unknown = plain.new_zeros(*plain.shape[:2], self.network.ways)  # type: ignore[arg-type]
-        tokens = torch.cat([plain, unknown], dim=2)
+        tokens = F.pad(features.flatten(2), (0, int(self.network.ways)))  # type: ignore[arg-type]
         return self.apply_to_all("network.", theta, (state["tokens"], tokens)).log_softmax(dim=2)
 
 

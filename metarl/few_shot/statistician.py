@@ -78,7 +78,8 @@ class NeuralStatistician(EmbeddingMethod):
         self, theta: Parameters, tasks: FewShotTasks, schedule: Mapping[str, Tensor]
     ) -> tuple[Tensor, Tensor, Parameters]:
         """Loss and metric of each task, (M,), and the statistics to be averaged; theta without running averages."""
-        sets, shots = tasks.support, tasks.support.targets.shape[1]
+        sets: Any = tasks.support
+        shots = sets.targets.shape[1]
         features, seen = self.apply("", theta, (torch.cat([sets.inputs, tasks.query.inputs], dim=1),), {})
         own = features[:, :shots]
         state = self.learn(theta, own, one_hot(sets.targets))

@@ -38,7 +38,7 @@ from metarl.few_shot.learner_checks import check_method, check_parts, check_supp
 from metarl.few_shot.learner_state import FewShotState, check_state
 from metarl.few_shot.method import Method, State
 from metarl.few_shot.outer import OuterLoop
-from metarl.few_shot.tasks import Examples, FewShotDistribution, FewShotTasks, tasks_per_chunk
+from metarl.few_shot.tasks import Examples, FewShotDistribution, FewShotTasks
 
 _AVERAGE_RATE = 0.1  # by which running averages move per iteration, as torch's batch norm has it
 
@@ -253,7 +253,7 @@ class FewShotLearner:
         return expand_over_tasks(self.state.theta, num_tasks)
 
     def _chunks(self, tasks: FewShotTasks) -> list[FewShotTasks]:
-        size = self.task_chunk or tasks_per_chunk(tasks.support)
+        size = self.task_chunk or self.method.tasks_per_chunk(tasks.support)
         return [tasks.of_tasks(task_slice) for task_slice in task_chunks(len(tasks), size)]
 
     def _learned(self, parameters: Parameters) -> Parameters:

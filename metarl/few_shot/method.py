@@ -24,7 +24,7 @@ from torch.func import functional_call
 from metarl.core.parallel import own_copy
 from metarl.core.parameters import Parameters, call_per_task, parameters_of
 from metarl.few_shot.criteria import Criterion
-from metarl.few_shot.tasks import Examples, FewShotDistribution, FewShotTasks
+from metarl.few_shot.tasks import Examples, FewShotDistribution, FewShotTasks, tasks_per_chunk
 
 State = dict[str, Any]  # of tensors (M, ...), or of such dicts
 
@@ -91,6 +91,10 @@ class Method(ABC):
         The gradient of an average is the average less what it is of, and an iteration moves it by a tenth of that.
         """
         return {}
+
+    def tasks_per_chunk(self, support: Examples) -> int:
+        """Return how many tasks to handle at a time, which changes no numbers: on a CPU as many as suit its cache."""
+        return tasks_per_chunk(support)
 
     def states(self, theta: Parameters, support: Examples, inner_steps: int) -> Sequence[State]:
         """Return the states after 0 ... S inner steps, without a graph; methods without inner steps have one."""

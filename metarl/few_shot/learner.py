@@ -127,7 +127,7 @@ class FewShotLearner:
     def sample(self, num_tasks: int, split: str, block: int = 0) -> FewShotTasks:
         """Return tasks of a split, on the learner's device: block number `block` of an endless sequence of them."""
         require_whole("num_tasks", num_tasks)
-        return self._draw(self.task_distribution, num_tasks, split, block)
+        return self._draw(self.method.evaluation_tasks(self.task_distribution), num_tasks, split, block)
 
     @in_standard_modes
     def meta_gradient(self, tasks: FewShotTasks) -> tuple[Parameters, Tensor, Tensor]:

@@ -203,10 +203,15 @@ class FewShotExperiment(Experiment):
     def build_method(self, settings: Any, module: nn.Module, training: Any) -> Method:
         """The method with its module, given the training tasks."""
         rule = self.build_rule(settings)
+        criterion = self.criterion_of(settings)
         if isinstance(rule, ReptileRule):
-            return FewShotReptile(module, self.criterion, rule)
+            return FewShotReptile(module, criterion, rule)
         multi_step = rule.multi_step_iterations if isinstance(rule, MAMLPlusPlus) else 0
-        return MAML(module, self.criterion, rule, multi_step)
+        return MAML(module, criterion, rule, multi_step)
+
+    def criterion_of(self, settings: Any) -> Criterion:
+        """Loss and metric, with what settings say of them."""
+        return self.criterion
 
     def build_rule(self, settings: FewShotSettings) -> GradientDescent:
         """The inner loop, with the names of the parameters that it adapts."""

@@ -38,6 +38,7 @@ from metarl.few_shot.learner_checks import check_method, check_parts, check_supp
 from metarl.few_shot.learner_state import FewShotState, check_state
 from metarl.few_shot.method import Method, State
 from metarl.few_shot.outer import OuterLoop
+from metarl.few_shot.predictive import Mixture
 from metarl.few_shot.tasks import Examples, FewShotDistribution, FewShotTasks, tasks_per_chunk
 
 _AVERAGE_RATE = 0.1  # by which running averages move per iteration, as torch's batch norm has it
@@ -182,6 +183,15 @@ class FewShotLearner:
         """
         theta = {**self._theta_of(len(inputs)), **expand_over_tasks(statistics or {}, len(inputs))}
         return self.method.at(self.iteration).predict(theta, state, inputs)
+
+    @in_standard_modes
+    @torch.no_grad()
+    def predictive(self, state: State, inputs: Tensor) -> Mixture:
+        """Return the predictive distribution of adapted models on inputs (M, Q, ...).
+
+        Args: as of `predict`.
+        """
+        return self.method.at(self.iteration).predictive(self._theta_of(len(inputs)), state, inputs)
 
     @in_standard_modes
     def metric(

@@ -17,7 +17,6 @@ from metarl.experiments.runner.settings import part
 from metarl.experiments.runner.training import main
 from metarl.few_shot.criteria import REGRESSION, Criterion
 from metarl.few_shot.curves import Curves, FixedTasks
-from metarl.few_shot.method import Method
 from metarl.few_shot.networks import MLP
 from metarl.few_shot.subspaces import TransformedMLP
 from metarl.few_shot.tasks import FewShotDistribution, Sine
@@ -157,13 +156,6 @@ class SineSettings(FewShotSettings):
 @dataclass(frozen=True)
 class SineExperiment(FewShotExperiment):
     """A few-shot experiment on curves."""
-
-    def build_method(self, settings: Any, module: nn.Module, training: Any) -> Method:
-        """The method with its module, or with several."""
-        if isinstance(settings.method, CurveMethod):
-            criterion = self.criterion_of(settings)
-            return settings.method.build(criterion, lambda: self.network(settings, training))
-        return super().build_method(settings, module, training)
 
     def criterion_of(self, settings: Any) -> Criterion:
         """As of any few-shot experiment, with the noise of targets."""

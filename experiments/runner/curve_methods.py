@@ -1,6 +1,5 @@
 """Few-shot methods of regression beyond gradient descent, as variants of `--method`."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -8,6 +7,7 @@ from torch import nn
 
 from metarl.core.rules import GradientDescent
 from metarl.core.settings import setting
+from metarl.experiments.runner.few_shot import BuildsMethod, MakeModule
 from metarl.experiments.runner.settings import same_as
 from metarl.few_shot.criteria import Criterion
 from metarl.few_shot.gradient import MAML
@@ -18,11 +18,9 @@ from metarl.few_shot.subspaces import MaskedDescent, MTNet
 
 _ADAPTED = ("*weight", "*bias")  # all but the matrices T
 
-MakeModule = Callable[[], nn.Module]
-
 
 @dataclass(frozen=True)
-class CurveMethod(GradientDescent):
+class CurveMethod(GradientDescent, BuildsMethod):
     """What these methods have in common: inner steps by gradient descent."""
 
     transformed: ClassVar[bool] = False  # whether the network's layers have a matrix T
@@ -34,10 +32,6 @@ class CurveMethod(GradientDescent):
         values = {name: getattr(self, name) for name in GradientDescent.__dataclass_fields__}
         return GradientDescent(**{**values, "adapted": _ADAPTED})
 
-    def build(self, criterion: Criterion, make: MakeModule) -> MAML:
-        """Return the method; `make` returns a new module at each call."""
-        raise NotImplementedError
-
 
 @dataclass(frozen=True)
 class TransformedLayers(CurveMethod):
@@ -45,18 +39,18 @@ class TransformedLayers(CurveMethod):
 
     transformed: ClassVar[bool] = True
 
-    def build(self, criterion: Criterion, make: MakeModule) -> MAML:
+    def build(self, criterion: Criterion, module: nn.Module, make: MakeModule) -> MAML:
         """As of any of them."""
-        return MAML(make(), criterion, self.rule)
+        return MAML(module, criterion, self.rule)
 
 
 @dataclass(frozen=True)
 class MaskedLayers(TransformedLayers):
     """MT-nets."""
 
-    def build(self, criterion: Criterion, make: MakeModule) -> MAML:
+    def build(self, criterion: Criterion, module: nn.Module, make: MakeModule) -> MAML:
         """As of any of them."""
-        return MTNet(make(), criterion, MaskedDescent(**vars(self.rule)))
+        return MTNet(module, criterion, MaskedDescent(**vars(self.rule)))
 
 
 @dataclass(frozen=True)
@@ -65,10 +59,10 @@ class Members(CurveMethod):
 
     particles: int = setting(10, "networks of a task, P", at_least=1, source="authors' setting")
 
-    def build(self, criterion: Criterion, make: MakeModule) -> MAML:
+    def build(self, criterion: Criterion, module: nn.Module, make: MakeModule) -> MAML:
         """As of any of them."""
-        members = nn.ModuleList(make() for _ in range(self.particles))
-        return EMAML(members[0], criterion, self.rule, members=members)
+        members = nn.ModuleList([module, *(make() for _ in range(self.particles - 1))])
+        return EMAML(module, criterion, self.rule, members=members)
 
 
 @dataclass(frozen=True)
@@ -77,10 +71,10 @@ class Particles(Members):
 
     leader_steps: int = same_as(BMAML, "leader_steps")
 
-    def build(self, criterion: Criterion, make: MakeModule) -> MAML:
+    def build(self, criterion: Criterion, module: nn.Module, make: MakeModule) -> MAML:
         """As of any of them."""
-        members = nn.ModuleList(make() for _ in range(self.particles))
-        return BMAML(members[0], criterion, self.rule, members=members, leader_steps=self.leader_steps)
+        members = nn.ModuleList([module, *(make() for _ in range(self.particles - 1))])
+        return BMAML(module, criterion, self.rule, members=members, leader_steps=self.leader_steps)
 
 
 @dataclass(frozen=True)
@@ -91,10 +85,10 @@ class RandomStart(CurveMethod):
     kl_weight: float = same_as(Platipus, "kl_weight")
     initial_std: float = same_as(Platipus, "initial_std", flag="initial_weight_std")
 
-    def build(self, criterion: Criterion, make: MakeModule) -> MAML:
+    def build(self, criterion: Criterion, module: nn.Module, make: MakeModule) -> MAML:
         """As of any of them."""
         own = {"samples": self.samples, "kl_weight": self.kl_weight, "initial_std": self.initial_std}
-        return Platipus(make(), criterion, self.rule, **own)
+        return Platipus(module, criterion, self.rule, **own)
 
 
 @dataclass(frozen=True)
@@ -106,10 +100,10 @@ class LaplacePosterior(CurveMethod):
     samples: int = same_as(Llama, "samples", flag="predictive_samples")
     determinant_weight: float = same_as(Llama, "determinant_weight")
 
-    def build(self, criterion: Criterion, make: MakeModule) -> MAML:
+    def build(self, criterion: Criterion, module: nn.Module, make: MakeModule) -> MAML:
         """As of any of them."""
         own = {"samples": self.samples, "determinant_weight": self.determinant_weight}
-        return Llama(make(), criterion, self.rule, **own)
+        return Llama(module, criterion, self.rule, **own)
 
 
 CURVE_METHODS: dict[str, type[CurveMethod]] = {

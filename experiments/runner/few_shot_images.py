@@ -18,6 +18,7 @@ from metarl.experiments.runner.few_shot import (
     FineTuned,
     methods,
 )
+from metarl.experiments.runner.image_methods import IMAGE_METHODS
 from metarl.experiments.runner.settings import part
 from metarl.few_shot.gradient import Classifier
 from metarl.few_shot.image_sets import default_cache
@@ -63,9 +64,10 @@ class ImageSettings(FewShotSettings):
     episodes: ImageTasks = part(ImageTasks, "sampling")
     method: GradientDescent | Embedded = methods(  # type: ignore[assignment]
         "anil adapts the last layer alone; classifier learns all training classes at once, for fine-tuning and nearest "
-        "neighbours; those from prototypical on embed images, one episode or batch per iteration",
+        "neighbours; those from prototypical to simple-shot embed images, one episode or batch per iteration",
         classifier=AllClasses,
         **EMBEDDING_METHODS,
+        **IMAGE_METHODS,
     )
     files: ImageFiles = part(ImageFiles, "data")
 

@@ -20,9 +20,10 @@ from torch.func import functional_call
 from metarl.core.parallel import own_copy
 from metarl.core.parameters import Parameters, parameters_of
 from metarl.core.settings import check_settings, setting
-from metarl.few_shot.learned_optimisers import log_and_sign, shared_gradient
+from metarl.few_shot.learned_optimisers import log_and_sign
 from metarl.few_shot.method import Method, State
 from metarl.few_shot.tasks import Examples, FewShotTasks
+from metarl.few_shot.unrolled_optimiser import shared_gradient
 
 _PREFIX = "meta_lstm."
 

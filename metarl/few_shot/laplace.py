@@ -40,7 +40,7 @@ class Llama(MAML):
     -(2 alpha S sigma^2 / N) grad(-log p(support | theta)), so lambda = N / (2 alpha S sigma^2). Then J J' / (lambda
     sigma^2) does not depend on sigma. Only what the rule adapts is random.
 
-    The samples go through the module linearised at phi, f(phi) + J_x (w - phi), for which the Gaussian is the exact
+    Half of the samples are drawn, the other half lie opposite, so that their mean is phi. They go through the module linearised at phi, f(phi) + J_x (w - phi), for which the Gaussian is the exact
     posterior; networks at sampled weights themselves disagree far more than data allow (deviation, and a known
     property of Laplace approximations with a Fisher matrix).
 
@@ -49,7 +49,7 @@ class Llama(MAML):
         criterion: a mean squared error whose noise has a standard deviation.
     """
 
-    samples: int = setting(10, "draws from the posterior for a prediction", at_least=1)
+    samples: int = setting(10, "draws from the posterior for a prediction, an even number", at_least=2)
     determinant_weight: float = setting(
         1e-6, "eta, weight of log det H beside the criterion's loss", at_least=0, source="paper"
     )
@@ -57,6 +57,7 @@ class Llama(MAML):
     def __post_init__(self) -> None:
         super().__post_init__()
         require(not self.multi_step_iterations, "multi_step_iterations", self.multi_step_iterations, "0 with LLAMA")
+        require(self.samples % 2 == 0, "samples", self.samples, "an even number")
         require(self.criterion.noise_std is not None, "criterion", self.criterion, "one with a noise_std")
 
     def states(self, theta: Parameters, support: Examples, inner_steps: int) -> list[Parameters]:
@@ -118,10 +119,10 @@ class Llama(MAML):
         with torch.no_grad():
             jacobian = self.jacobian(phi, support.inputs)
             rows, size = jacobian.shape[1:]
-            noise = fixed_noise(support.inputs, self.samples, size + rows)
+            noise = fixed_noise(support.inputs, self.samples // 2, size + rows)
             precision = self.prior_precision(support, inner_steps)
             drawn = posterior_deviations(jacobian, precision, self.noise_std, noise)
-        return {**phi, "deviations": drawn}
+        return {**phi, "deviations": torch.cat([drawn, -drawn], dim=1)}
 
 
 def log_determinant(jacobian: Tensor, precision: float, noise_std: float) -> Tensor:

@@ -41,6 +41,24 @@ MAML_PLUS_PLUS = {
     "multi_step_iterations": 800,
     "final_learning_rate": 1e-5,
 }
+IMAML = {
+    "method": "imaml",
+    "num_tasks": 16,
+    "inner_steps": 16,
+    "inner_step_size": 0.1,
+    "iterations": 1_000,
+    "evaluate_every": 200,
+    "evaluation_steps": 16,
+}
+META_LSTM = {
+    "method": "meta-lstm",
+    "num_tasks": 1,
+    "queries": 15,
+    "filters": 32,
+    "inner_steps": 12,
+    "iterations": 15_000,
+    "evaluation_steps": 12,
+}
 EMBEDDED = {
     "split": "vinyals",
     "queries": 5,
@@ -140,6 +158,8 @@ RECIPES = {  # published: accuracy
     "5-way 1-shot, MAML++": Recipe(
         MAML_PLUS_PLUS, (0.9947,), "an hour of one core; five steps together are as long as the paper's one"
     ),
+    "5-way 1-shot, iMAML": Recipe(IMAML, (0.995,)),
+    "5-way 1-shot, LSTM meta-learner": Recipe(META_LSTM),
     **embedding_recipes(),
     **memory_recipes(),
 }

@@ -19,6 +19,7 @@ from metarl.experiments.runner.few_shot import (
     methods,
 )
 from metarl.experiments.runner.image_evaluation import ImageEvaluation, accuracy_curves, draw_curves, draw_predictions
+from metarl.experiments.runner.image_methods import IMAGE_METHODS
 from metarl.experiments.runner.memory_methods import MEMORY_METHODS
 from metarl.experiments.runner.settings import part
 from metarl.few_shot.gradient import Classifier
@@ -65,10 +66,10 @@ def image_methods(**own: type[Embedded]) -> Any:
     """Declare the method of an experiment on images: all there are, some of them with settings of its own."""
     return methods(
         "anil adapts the last layer alone; classifier learns all training classes at once, for fine-tuning and nearest "
-        "neighbours; those from prototypical on embed images, one episode or batch per iteration, but for mann, "
-        "mann-lstm, memory-module and snail, which read the images of several tasks in random order",
+        "neighbours; those from prototypical to neural-statistician embed images, one episode or batch per iteration, "
+        "but for mann, mann-lstm, memory-module and snail, which read the images of several tasks in random order",
         classifier=AllClasses,
-        **{**EMBEDDING_METHODS, **MEMORY_METHODS, **own},
+        **{**EMBEDDING_METHODS, **MEMORY_METHODS, **IMAGE_METHODS, **own},
     )
 
 

@@ -55,7 +55,7 @@ class Request:
 def read(experiment: Experiment, arguments: Sequence[str]) -> Request:
     """Read the command line of an experiment's script; what the flags say is checked later, with all other settings."""
     parser = OneLineParser(experiment.description)
-    parser.usage = f"{experiment.name}.py [--recipe NAME] [flags that change its settings] [--run-dir DIR]"
+    parser.usage = "%(prog)s [--recipe NAME] [flags that change its settings] [--run-dir DIR]"
     defaults = experiment.values()
     parser.add_argument("--recipe", metavar="NAME", default="", help=_recipes_help(experiment))
     parser.add_argument("--run-dir", type=Path, metavar="DIR", help="new directory (default runs/NAME-seedN-TIME)")

@@ -13,8 +13,8 @@ from tqdm import tqdm
 from metarl.core.distributed import Processes
 from metarl.core.evaluation import Evaluation
 from metarl.core.settings import SettingError, nearest
-from metarl.experiments.runner.flat_settings import from_flat, to_flat, updated
-from metarl.experiments.runner.recipes import Recipe
+from metarl.experiments.runner.flat_settings import flag, from_flat, to_flat, updated
+from metarl.experiments.runner.recipes import RECOMMENDED, Recipe
 from metarl.experiments.runner.settings import Settings
 from metarl.rl.task_distribution import describe_error
 from metarl.runs import RunError
@@ -60,7 +60,6 @@ class Experiment:
         recipes: named settings, by the names that results have.
         paper_recipe: the name of the one with the paper's settings, which users call `paper`. There need be none of
             this name; the first recipe then has its part.
-        default_recipe: what runs when no recipe is named.
         judges_start: whether the selection metric of an iteration is that of the meta-parameters that it begins with,
             as returns in training are, and not of those that it ends with.
     """
@@ -72,7 +71,11 @@ class Experiment:
     settings: type[Settings]
     recipes: Mapping[str, Recipe] = field(default_factory=lambda: {"default": Recipe()})
     paper_recipe: str = "maml"
-    default_recipe: str = PAPER
+
+    @property
+    def default_recipe(self) -> str:
+        """What runs when no recipe is named: the recommended one where there is one, else the paper's."""
+        return RECOMMENDED if RECOMMENDED in self.recipes else PAPER
 
     @property
     def base_recipe(self) -> str:
@@ -93,12 +96,22 @@ class Experiment:
         return PAPER if recipe == self.paper_recipe else recipe
 
     def values(self, recipe: str = "", changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """The flat values of a recipe's settings with changes; SettingError for a change that cannot be."""
+        """The flat values of a recipe's settings with changes.
+
+        Raises:
+            SettingError: a change that cannot be, or one that has no effect.
+        """
         values = to_flat(self.settings())
         name = self.recipe_name(recipe)
         for layer in (self.base_recipe, *[name] * (name != self.base_recipe)):
             values = updated(self.settings, values, self.recipes[layer].settings)
-        return to_flat(from_flat(self.settings, updated(self.settings, values, changes or {})))
+        settings = from_flat(self.settings, updated(self.settings, values, changes or {}))
+        values, idle = to_flat(settings), settings.without_effect
+        for change in changes or ():
+            if change in idle:
+                cause = f"{flag(idle[change])} {values[idle[change]]}"
+                raise SettingError(f"{flag(change)} has no effect with {cause}; allowed: without it")
+        return values
 
     def configure(self, recipe: str = "", **changes: Any) -> Any:
         """The settings of a recipe with changes, by flat name; SettingError for a change that cannot be."""

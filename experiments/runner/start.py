@@ -107,7 +107,7 @@ def resume_run(experiment: Experiment, request: Request) -> ActiveRun:
     if learner.iteration >= settings.run.iterations:
         raise SettingError(
             f"--iterations = {settings.run.iterations}; allowed: more than the {learner.iteration} already done "
-            f"(to evaluate them: python experiments/evaluate.py {run.directory})"
+            f"(to evaluate them: metarl evaluate {run.directory})"
         )
     _require_same(experiment, settings, learner)
     experiment.check_continuable(learner)
@@ -141,10 +141,8 @@ def open_run(
         RunError: a run that cannot be read.
         SettingError: a change that cannot be.
     """
-    run, experiment = Run.open(Path(directory)), experiment_of(directory, script)
-    values = updated(experiment.settings, to_flat(_settings_of(run, experiment)), changes or {})
-    settings = from_flat(experiment.settings, values)
-    state = _load_checkpoint(experiment, run, checkpoint)
+    experiment, settings, state = read_run(directory, checkpoint, changes, script)
+    run = Run.open(Path(directory))
     try:
         learner = experiment.build(settings)
     except SettingError as error:
@@ -153,6 +151,23 @@ def open_run(
         raise RunError(f"{run.directory / 'config.json'} cannot be used: {error}") from error
     _load_state(learner, run, checkpoint, state)
     return experiment, settings, learner
+
+
+def read_run(
+    directory: Path | str,
+    checkpoint: str = CHECKPOINT,
+    changes: Mapping[str, Any] | None = None,
+    script: Path | str | None = None,
+) -> tuple[Experiment, Any, dict[str, Any]]:
+    """Read a run without building its learner; arguments and errors as of `open_run`.
+
+    Returns:
+        its experiment, its settings with the changes, and the state in the checkpoint.
+    """
+    run, experiment = Run.open(Path(directory)), experiment_of(directory, script)
+    values = updated(experiment.settings, to_flat(_settings_of(run, experiment)), changes or {})
+    settings = from_flat(experiment.settings, values)
+    return experiment, settings, _load_checkpoint(experiment, run, checkpoint)
 
 
 def experiment_of(directory: Path | str, script: Path | str | None = None) -> Experiment:

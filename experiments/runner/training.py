@@ -80,8 +80,9 @@ def train(experiment: Experiment, active: ActiveRun) -> bool:
 
 
 def evaluate_run(experiment: Experiment, settings: Any, learner: Any, folder: Path) -> Evaluation:
-    """Evaluate on the test tasks; write evaluation.json and the pictures into a folder, such as the run's."""
+    """Evaluate on the test tasks; write evaluation.json, the plots and TensorBoard's events into a folder."""
     from metarl.experiments.runner import plots  # which imports matplotlib
+    from metarl.experiments.runner.records import add_test_evaluation  # which imports TensorBoard
 
     evaluation = experiment.evaluate(settings, learner, "test")
     if learner.processes.rank > 0:
@@ -91,6 +92,7 @@ def evaluate_run(experiment: Experiment, settings: Any, learner: Any, folder: Pa
     plots.save_json(folder / "evaluation.json", record)
     for name, figure in plots.of_evaluation(experiment, evaluation).items():
         figure.savefig(folder / f"{name}.png", dpi=120)
+    add_test_evaluation(experiment, settings, evaluation, folder, learner.iteration)
     return evaluation
 
 
@@ -154,12 +156,9 @@ def _evaluate_on_the_way(experiment: Experiment, active: ActiveRun) -> Evaluatio
 
 
 def _evaluate_at_the_end(experiment: Experiment, active: ActiveRun) -> None:
-    """Evaluate on the test tasks, and tell the terminal and TensorBoard."""
-    from metarl.experiments.runner.records import add_test_evaluation
-
+    """Evaluate on the test tasks, and tell the terminal."""
     evaluation = evaluate_run(experiment, active.settings, active.learner, active.run.directory)
     if active.learner.processes.rank == 0:
-        add_test_evaluation(experiment, active, evaluation)
         print(table(evaluation))
         print(f"results in {active.run.directory}; tensorboard --logdir {active.run.directory}")
 

@@ -52,7 +52,11 @@ def call(*arguments):
         ("--estimator lvcc", "--estimator = 'lvcc'; allowed: score, likelihood-ratio, lvc, dice", "nearest is lvc"),
         ("--outer pppo", "--outer = 'pppo'; allowed: trpo, ppo, adam, reptile", "the nearest is ppo"),
         ("--estimator dice --initial-sampling", "--initial-sampling = True", "score"),
-        ("--outer reptile --adaptation anil", "--outer = Reptile(step_size=0.1) would leave mean.0.bias", ""),
+        (
+            "--recipe paper --outer reptile --adaptation anil",
+            "--outer = Reptile(step_size=0.1) would leave mean.0.bias",
+            "",
+        ),
         ("--clip 0.5", "--clip has no effect with --outer trpo", "allowed with: ppo"),
         ("--outer reptile --max-kl 0.1", "--max-kl has no effect with --outer reptile", "allowed with: trpo"),
         ("--recipe ProMP --max-kl 0.1", "--max-kl has no effect with --outer ppo", "allowed with: trpo"),
@@ -109,9 +113,9 @@ def test_help_shows_the_defaults_of_the_default_recipe_and_which_variant_a_flag_
     with pytest.raises(SystemExit):
         call("--help")
     shown = " ".join(capsys.readouterr().out.split())
-    assert "step size of the inner loop, alpha (default 0.5)" in shown
+    assert "step size of the inner loop, alpha (default 0.06)" in shown
     assert "ppo, adam: step size of Adam (default 0.001; ProMP's code)" in shown
-    assert "default 0.01; nats; paper's code" in shown
+    assert "default 0.02; nats; paper's code" in shown
 
 
 def test_help_needs_neither_simulators_nor_plots():
@@ -193,6 +197,6 @@ def test_every_choice_trains_and_continues(arguments, tmp_path):
 
 
 def test_the_tiny_run_of_these_tests_names_only_flags_that_exist():
-    assert {word for word in TINY if word.startswith("--")} <= {
+    assert {word for word in TINY if word.startswith("--")} <= {"--recipe"} | {
         setting_.flag for setting_ in flat_settings(navigation_2d.EXPERIMENT.settings).values()
     }

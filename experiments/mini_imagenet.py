@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from metarl.core.settings import check_settings, setting
-from metarl.experiments.runner.embedding_methods import Embedded, embedding
+from metarl.experiments.runner.embedding_methods import Convolved, embedding
 from metarl.experiments.runner.few_shot_images import (
     ImageExperiment,
     ImageFiles,
@@ -14,6 +14,7 @@ from metarl.experiments.runner.few_shot_images import (
     evaluation_episodes,
     training_episodes,
 )
+from metarl.experiments.runner.memory_methods import Recurrent
 from metarl.experiments.runner.recipes import Recipe
 from metarl.experiments.runner.settings import part, same_as
 from metarl.experiments.runner.training import main
@@ -74,7 +75,9 @@ def training_tasks(settings: MiniImagenetSettings, device: str) -> ImageEpisodes
 
 def network(settings: MiniImagenetSettings, training: ImageEpisodes) -> nn.Module:
     """The paper's network, or one that embeds."""
-    if isinstance(settings.method, Embedded):
+    if isinstance(settings.method, Recurrent):
+        return settings.method.network((84, 84, 3), settings.episodes.ways)
+    if isinstance(settings.method, Convolved):
         return embedding(settings.method, (84, 84, 3), settings.network.filters)
     return ConvNet((84, 84, 3), classes(settings, training), settings.network.filters, strided=False)
 

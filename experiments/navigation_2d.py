@@ -1,4 +1,4 @@
-"""Meta-train on 2D navigation: `python experiments/navigation_2d.py`, by default with the paper's settings."""
+"""Meta-train on 2D navigation: `python experiments/navigation_2d.py`, by default with the recommended recipe."""
 
 from typing import Any
 

@@ -35,7 +35,8 @@ def classifier_of(run: Path | str, best: bool = False, inner_steps: int | None =
         learned = migration.checkpoint(state)["learner"]
         method = _method(experiment, settings, learned["theta"])
         restore_constants(method.module, learned.get("constants"))
-        most = None if settings.embeds or settings.all_classes else settings.episodes.ways
+        takes_any = settings.all_classes or (settings.embeds and not settings.method.shuffled)
+        most = None if takes_any else settings.episodes.ways
         form, iteration = experiment.form(settings), int(learned["iteration"])
         return ImageClassifier(method, learned["theta"], form, iteration, steps, most)
     except (AttributeError, KeyError, TypeError, ValueError) as error:

@@ -19,6 +19,8 @@ from metarl.experiments.runner.few_shot import (
     methods,
 )
 from metarl.experiments.runner.image_evaluation import ImageEvaluation, accuracy_curves, draw_curves, draw_predictions
+from metarl.experiments.runner.image_methods import IMAGE_METHODS
+from metarl.experiments.runner.memory_methods import MEMORY_METHODS
 from metarl.experiments.runner.settings import part
 from metarl.few_shot.gradient import Classifier
 from metarl.few_shot.image_cache import default_cache
@@ -26,6 +28,7 @@ from metarl.few_shot.image_classes import ImagesBySplit
 from metarl.few_shot.learner import FewShotLearner
 from metarl.few_shot.method import Method
 from metarl.few_shot.pictures import PictureForm
+from metarl.few_shot.sequences import ShuffledEpisodes
 from metarl.few_shot.tasks import ImageEpisodes
 
 
@@ -63,9 +66,10 @@ def image_methods(**own: type[Embedded]) -> Any:
     """Declare the method of an experiment on images: all there are, some of them with settings of its own."""
     return methods(
         "anil adapts the last layer alone; classifier learns all training classes at once, for fine-tuning and nearest "
-        "neighbours; those from prototypical on embed images, one episode or batch per iteration",
+        "neighbours; those from prototypical to neural-statistician embed images, one episode or batch per iteration, "
+        "but for mann, mann-lstm, memory-module and snail, which read the images of several tasks in random order",
         classifier=AllClasses,
-        **{**EMBEDDING_METHODS, **own},
+        **{**EMBEDDING_METHODS, **MEMORY_METHODS, **IMAGE_METHODS, **own},
     )
 
 
@@ -83,11 +87,12 @@ class ImageSettings(FewShotSettings):
 
     @property
     def without_effect(self) -> Mapping[str, str]:
-        """Methods that embed learn one task at a time without inner steps, some of them from no episodes."""
-        if not self.embeds:
+        """Methods that embed take no inner steps; most learn one task at a time, some from no episodes."""
+        method = self.method
+        if not isinstance(method, Embedded):
             return {}
-        idle = ("num_tasks", "evaluation_steps", *["queries"] * (not isinstance(self.method, Episodic)))
-        return dict.fromkeys(idle, "method")
+        single = [] if method.batched else ["num_tasks", *["queries"] * (not isinstance(method, Episodic))]
+        return dict.fromkeys(["evaluation_steps", *single], "method")
 
     @property
     def embeds(self) -> bool:
@@ -124,20 +129,31 @@ class ImageExperiment(FewShotExperiment):
 
     def meta_batch(self, settings: Any) -> int:
         """The number of tasks in a meta-batch; a classifier learns one, with all training classes."""
-        return 1 if settings.all_classes or settings.embeds else settings.episodes.num_tasks
+        single = settings.all_classes or (settings.embeds and not settings.method.batched)
+        return 1 if single else settings.episodes.num_tasks
 
     def evaluate(self, settings: Any, learner: FewShotLearner, split: str) -> ImageEvaluation:
         """As of any few-shot experiment; for the test also with other shots and ways, for methods that take them."""
         evaluation = super().evaluate(settings, learner, split)
         curves = {}
-        if split == "test" and settings.embeds and learner.processes.rank == 0:
+        takes_any = settings.embeds and not settings.method.shuffled
+        if split == "test" and takes_any and learner.processes.rank == 0:
             curves = accuracy_curves(evaluation.learner, settings.evaluation.num_tasks)
         return ImageEvaluation(**vars(evaluation), curves=curves)
 
     def plots(self, evaluation: Any) -> dict[str, Any]:
-        """As of any experiment: the first tasks with what was predicted, and the accuracy with other shots and ways."""
+        """As of any experiment: the first tasks with what was predicted, and the accuracy with other shots and ways.
+
+        Of methods that read sequences also the accuracy by instance.
+        """
         drawn = {"predictions": draw_predictions(evaluation)}
-        return {**drawn, "shots_and_ways": draw_curves(evaluation)} if evaluation.curves else drawn
+        if evaluation.curves:
+            drawn["shots_and_ways"] = draw_curves(evaluation)
+        if instances := [of for name, of in evaluation.others.items() if name.startswith("instance_")]:
+            from metarl.experiments.runner.plots import by_instance  # which imports matplotlib
+
+            drawn["instances"] = by_instance(instances)
+        return drawn
 
     def record(self, settings: Any, learner: FewShotLearner) -> dict[str, Any]:
         """As of any few-shot experiment, with the classes of a task, and which classes and statistics it is about.
@@ -174,7 +190,9 @@ def classes(settings: ImageSettings, training: ImageEpisodes) -> int:
 
 def _episodes(settings: ImageSettings, images: ImagesBySplit, shots: int, queries: int, flag: str) -> ImageEpisodes:
     ways = settings.episodes.ways
+    method = settings.method
+    kind = ShuffledEpisodes if isinstance(method, Embedded) and method.shuffled else ImageEpisodes
     try:
-        return ImageEpisodes(images, ways, shots, queries)
+        return kind(images, ways, shots, queries)
     except ValueError as error:
         raise SettingError(f"--ways = {ways}, {flag} = {shots}: {error}") from error

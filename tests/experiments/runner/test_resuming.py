@@ -64,7 +64,7 @@ def test_milestones_do_what_resuming_with_another_step_size_did(tmp_path):
     experiment, state = navigation_2d.EXPERIMENT, None
     sizes = {"num_tasks": 3, "episodes_per_task": 4, "horizon": 8, "hidden_sizes": (6,), "threads": 1}
     for iterations, step_size in ((2, 0.5), (1, 0.2), (2, 0.1)):
-        learner = experiment.build(experiment.configure(inner_step_size=step_size, **sizes))
+        learner = experiment.build(experiment.configure("paper", inner_step_size=step_size, **sizes))
         if state is not None:
             learner.load_state_dict(state)
         for _ in range(iterations):
@@ -94,7 +94,7 @@ def test_a_run_remembers_which_versions_made_it(tmp_path, monkeypatch):
         (["--inner-step-size", 0.2], "--inner-step-size = 0.2 cannot change in a resumed run; allowed: 0.5"),
         (["--adaptation", "anil"], "--adaptation = anil cannot change in a resumed run; allowed: maml"),
         (["--outer", "adam"], "--outer = adam cannot change in a resumed run; allowed: trpo"),
-        (["--iterations", 6], "--iterations = 6; allowed: more than the 6 already done (to evaluate them: python"),
+        (["--iterations", 6], "--iterations = 6; allowed: more than the 6 already done (to evaluate them: metarl"),
     ],
 )
 def test_what_cannot_change_does_not(unbroken, capsys, arguments, start):

@@ -301,7 +301,9 @@ def test_mini_imagenet_from_folders_reads_pictures_of_every_kind(tmp_path, capsy
     (tmp_path / "data" / "train" / ".ipynb_checkpoints").mkdir()
     (tmp_path / "data" / "val" / "n0" / "Thumbs.db").touch()
     found = images.mini_imagenet(tmp_path / "data", tmp_path / "cache")
-    assert {split: tuple(of.shape) for split, of in found.items()} == dict.fromkeys(("train", "validation", "test"), (2, 5, 84, 84, 3))
+    assert {split: tuple(of.shape) for split, of in found.items()} == dict.fromkeys(
+        ("train", "validation", "test"), (2, 5, 84, 84, 3)
+    )
     middles = found["train"][:, :, 42, 42].int()
     assert (middles[:, 4] == 127).all()
     assert (middles[1, :4] - torch.tensor([0, 120, 0])).abs().max() <= 4

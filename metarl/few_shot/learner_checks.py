@@ -152,7 +152,9 @@ def _check_inputs(name: str, inputs: Any) -> None:
     if inputs.ndim == 5 and not inputs.is_cuda and inputs.numel():
         low, high = (float(value) for value in inputs[:1].aminmax())  # of one task, as training comes here often
         if low >= 0 and high > _LARGEST:
-            raise ValueError(f"{name} are images from {low:g} to {high:g}; allowed: from 0 to 1, as images.float() / 255")
+            raise ValueError(
+                f"{name} are images from {low:g} to {high:g}; allowed: from 0 to 1, as images.float() / 255"
+            )
 
 
 def _require_tensor(name: str, values: Any) -> None:
@@ -167,7 +169,7 @@ def _check_query_classes(tasks: FewShotTasks) -> None:
         return
     if int(query.max()) > int(support.max()):
         raise ValueError(
-            f"query targets hold the class {int(query.max())}; allowed: 0 to {int(support.max())}, the support's classes"
+            f"query targets hold the class {int(query.max())}; allowed: 0 to {int(support.max())}, as in the support"
         )
 
 

@@ -1,4 +1,4 @@
-"""Classifiers of images: like the learner's own predictions, independent of other new images, and strict at the door."""
+"""Classifiers of images: like the method's own predictions, independent of other new images, and strict."""
 
 import numpy as np
 import pytest

@@ -98,28 +98,26 @@ def network(settings: SineSettings, training: Sine) -> nn.Module:
 
 def draw_curves(evaluation: FewShotEvaluation) -> dict[str, Any]:
     """Four curves with their support points and the fit before and after adaptation, as in the paper's figure 2."""
-    from matplotlib.figure import Figure
+    from metarl.experiments.runner.plots import panels  # which imports matplotlib
 
     learner, shown = evaluation.learner, evaluation.tasks.of_tasks(slice(0, 4))
     steps = len(evaluation.mean) - 1
-    figure = Figure(figsize=(12, 3.2), layout="constrained")
-    panels = figure.subplots(1, 4, squeeze=False, sharex=True)[0]
+    figure, all_axes = panels(len(shown))
     states = learner.adapt(shown.support, steps)
     order = shown.query.inputs[:, :, :1].argsort(dim=1)
     query = Examples(*(torch.take_along_dim(of, order, dim=1) for of in (shown.query.inputs, shown.query.targets)))
     fits = {
         step: learner.predict(states[step], query.inputs)[:, :, 0].cpu() for step in sorted({0, min(1, steps), steps})
     }
-    for task, axes in enumerate(panels[: len(shown)]):
+    for task, axes in enumerate(all_axes):
         x = query.inputs[task, :, 0].cpu()
         axes.plot(x, query.targets[task, :, 0].cpu(), color="tab:red", label="truth")
         for (step, fit), style in zip(fits.items(), (":", "--", "-"), strict=False):
             axes.plot(x, fit[task], style, color="tab:green", label=f"{step} step{'s' * (step != 1)}")
-        axes.set(xlabel="x", title=f"test curve {task}, K = {len(shown.support.targets[task])}")
+        axes.set(title=f"test curve {task}, K = {len(shown.support.targets[task])}")
         points = (of[task, :, 0].cpu() for of in (shown.support.inputs, shown.support.targets))
         axes.plot(*points, "^", color="tab:purple", label="support")
-    panels[0].set_ylabel("y")
-    panels[0].legend(fontsize=7)
+    all_axes[0].legend(fontsize=8)
     return {"curves": figure}
 
 

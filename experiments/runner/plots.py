@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from metarl.core.evaluation import Evaluation
@@ -26,6 +27,21 @@ def adaptation(evaluation: Evaluation) -> Figure:
     axes.set(xlabel="gradient steps", ylabel=evaluation.metric, xticks=list(steps))
     axes.set_title(f"mean ± standard error over {evaluation.per_task.shape[1]} held-out tasks (grey: each task)")
     return figure
+
+
+def panels(count: int) -> tuple[Figure, list[Axes]]:
+    """A picture of up to four panels that share their axes, two beside each other, which TensorBoard shows at full size.
+
+    Args:
+        count: panels that are wanted; of more than four there are four.
+    """
+    count = min(4, count)
+    rows = -(-count // 2)
+    figure = Figure(figsize=(6, 0.4 + 2.9 * rows), layout="constrained")
+    all_axes = list(figure.subplots(rows, 2, squeeze=False, sharex=True, sharey=True).flat)
+    for unused in all_axes[count:]:
+        unused.set_axis_off()
+    return figure, all_axes[:count]
 
 
 def save_json(path: Path, content: dict[str, Any]) -> None:

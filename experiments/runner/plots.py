@@ -30,7 +30,7 @@ def adaptation(evaluation: Evaluation) -> Figure:
 
 
 def panels(count: int) -> tuple[Figure, list[Axes]]:
-    """A picture of up to four panels that share their axes, two beside each other, which TensorBoard shows at full size.
+    """A picture of up to four panels that share their axes, two in a row, so that TensorBoard shows them large.
 
     Args:
         count: panels that are wanted; of more than four there are four.

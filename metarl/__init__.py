@@ -7,15 +7,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from metarl.classify import open_classifier
     from metarl.core.errors import NonFiniteError, SimulationError
     from metarl.core.randomness import keyed_generator
     from metarl.core.rules import GradientDescent, LayerStepSizes, MetaSGD
     from metarl.core.settings import SettingError
     from metarl.few_shot.centroids import Prototypical, SimpleShot
+    from metarl.few_shot.classifier import ImageClassifier
     from metarl.few_shot.criteria import CLASSIFICATION, REGRESSION, Criterion, nearest_neighbour
     from metarl.few_shot.embedding import EmbeddingMethod
     from metarl.few_shot.embedding_networks import EmbeddingNet
     from metarl.few_shot.gradient import MAML, Classifier, FewShotReptile
+    from metarl.few_shot.image_classes import ImageClasses
     from metarl.few_shot.learner import FewShotLearner
     from metarl.few_shot.learner_state import FewShotState
     from metarl.few_shot.matching import ContextEmbeddings, FullContextMatching, Matching
@@ -37,15 +40,18 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 
 _EXPORTS = {
+    "metarl.classify": ("open_classifier",),
     "metarl.core.rules": ("GradientDescent", "LayerStepSizes", "MetaSGD"),
     "metarl.core.errors": ("NonFiniteError", "SimulationError"),
     "metarl.core.randomness": ("keyed_generator",),
     "metarl.core.settings": ("SettingError",),
     "metarl.few_shot.centroids": ("Prototypical", "SimpleShot"),
+    "metarl.few_shot.classifier": ("ImageClassifier",),
     "metarl.few_shot.criteria": ("CLASSIFICATION", "REGRESSION", "Criterion", "nearest_neighbour"),
     "metarl.few_shot.embedding": ("EmbeddingMethod",),
     "metarl.few_shot.embedding_networks": ("EmbeddingNet",),
     "metarl.few_shot.gradient": ("MAML", "Classifier", "FewShotReptile"),
+    "metarl.few_shot.image_classes": ("ImageClasses",),
     "metarl.few_shot.learner": ("FewShotLearner",),
     "metarl.few_shot.learner_state": ("FewShotState",),
     "metarl.few_shot.matching": ("ContextEmbeddings", "FullContextMatching", "Matching"),

@@ -147,8 +147,9 @@ def _given(namespace: dict[str, Any], settings: Mapping[str, FlatSetting]) -> di
 
 
 def _recipes_help(experiment: Experiment) -> str:
-    names = [f"{name} (= paper)" if name == experiment.paper_recipe else name for name in experiment.recipes]
-    return f"named settings, which flags change (default {experiment.default_recipe}): {'; '.join(names)}"
+    names = "; ".join(map(experiment.shown_name, experiment.recipes))
+    default = experiment.shown_name(experiment.recipe_name(""))
+    return f"named settings, which flags change (default {default}): {names}"
 
 
 def _add_flag(group: Any, setting: FlatSetting, default: Any) -> None:

@@ -1,13 +1,15 @@
 """Plots of evaluations, and JSON files."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from metarl.core.evaluation import Evaluation
+from metarl.core.evaluation import Evaluation, standard_error
 from metarl.experiments.runner.experiment import Experiment
 from metarl.runs import write_atomically
 
@@ -42,6 +44,18 @@ def panels(count: int) -> tuple[Figure, list[Axes]]:
     for unused in all_axes[count:]:
         unused.set_axis_off()
     return figure, all_axes[:count]
+
+
+def by_instance(accuracies: Sequence[np.ndarray]) -> Figure:
+    """The accuracy at the first, second, ... image of a class in a sequence, of each task (M,): means over tasks."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    instances = range(1, len(accuracies) + 1)
+    errors = [standard_error(of) for of in accuracies]
+    axes.errorbar(instances, [of.mean() for of in accuracies], errors, marker="o", capsize=3)
+    axes.set(xlabel="instance of a class in the sequence", ylabel="accuracy", xticks=list(instances), ylim=(0, 1))
+    axes.set_title(f"mean ± standard error over {len(accuracies[0])} held-out sequences")
+    return figure
 
 
 def save_json(path: Path, content: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from metarl.core.distributed import LostProcessError, Processes
 from metarl.core.errors import NonFiniteError, SimulationError
 from metarl.core.evaluation import Evaluation
 from metarl.core.settings import SettingError
+from metarl.experiments.runner import scripts
 from metarl.experiments.runner.command_line import leave, read
 from metarl.experiments.runner.experiment import DeviceMemoryError, Experiment
 from metarl.experiments.runner.start import ActiveRun, resume_run, start_run
@@ -26,13 +27,15 @@ def main(experiment: Experiment, arguments: Sequence[str] | None = None, evaluat
     """Run a script: train, evaluate, and say where to look. Bad input ends with one line and exit status 2.
 
     A run that the user stopped ends with 130, as of any program that an interrupt ended; with several processes it is
-    torchrun that says how it ended.
+    torchrun that says how it ended. Nothing happens where a script is imported to open a run of its experiment.
 
     Args:
         experiment: of the script.
         arguments: words of the command line; None for those of the process.
         evaluated: False leaves out the evaluation on test tasks.
     """
+    if scripts.being_imported():
+        return
     with one_line_errors():
         request = read(experiment, sys.argv[1:] if arguments is None else arguments)
         begin = start_run if request.resume is None else resume_run

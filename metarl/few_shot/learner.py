@@ -38,7 +38,8 @@ from metarl.few_shot.learner_checks import check_method, check_parts, check_supp
 from metarl.few_shot.learner_state import FewShotState, check_state
 from metarl.few_shot.method import Method, State
 from metarl.few_shot.outer import OuterLoop
-from metarl.few_shot.tasks import Examples, FewShotDistribution, FewShotTasks, tasks_per_chunk
+from metarl.few_shot.predictive import Mixture
+from metarl.few_shot.tasks import Examples, FewShotDistribution, FewShotTasks
 
 _AVERAGE_RATE = 0.1  # by which running averages move per iteration, as torch's batch norm has it
 
@@ -127,7 +128,7 @@ class FewShotLearner:
     def sample(self, num_tasks: int, split: str, block: int = 0) -> FewShotTasks:
         """Return tasks of a split, on the learner's device: block number `block` of an endless sequence of them."""
         require_whole("num_tasks", num_tasks)
-        return self._draw(self.task_distribution, num_tasks, split, block)
+        return self._draw(self.method.evaluation_tasks(self.task_distribution), num_tasks, split, block)
 
     @in_standard_modes
     def meta_gradient(self, tasks: FewShotTasks) -> tuple[Parameters, Tensor, Tensor]:
@@ -182,6 +183,15 @@ class FewShotLearner:
         """
         theta = {**self._theta_of(len(inputs)), **expand_over_tasks(statistics or {}, len(inputs))}
         return self.method.at(self.iteration).predict(theta, state, inputs)
+
+    @in_standard_modes
+    @torch.no_grad()
+    def predictive(self, state: State, inputs: Tensor) -> Mixture:
+        """Return the predictive distribution of adapted models on inputs (M, Q, ...).
+
+        Args: as of `predict`.
+        """
+        return self.method.at(self.iteration).predictive(self._theta_of(len(inputs)), state, inputs)
 
     @in_standard_modes
     def metric(
@@ -253,7 +263,7 @@ class FewShotLearner:
         return expand_over_tasks(self.state.theta, num_tasks)
 
     def _chunks(self, tasks: FewShotTasks) -> list[FewShotTasks]:
-        size = self.task_chunk or tasks_per_chunk(tasks.support)
+        size = self.task_chunk or self.method.tasks_per_chunk(tasks.support)
         return [tasks.of_tasks(task_slice) for task_slice in task_chunks(len(tasks), size)]
 
     def _learned(self, parameters: Parameters) -> Parameters:

@@ -139,7 +139,7 @@ def test_sampling_and_advantages_are_as_asked():
 def test_settings_survive_json(changes):
     settings = NAVIGATION.configure("paper", **changes)
     config = json.loads(json.dumps(new_config(NAVIGATION, "maml", settings)))
-    assert (config["version"], config["experiment"], config["recipe"]) == (VERSION, "navigation_2d", "maml")
+    assert (config["version"], config["experiment"], config["recipe"]) == (VERSION, "navigation_2d", "paper")
     assert settings_of(NAVIGATION, config) == settings
 
 

@@ -52,7 +52,7 @@ def test_a_run_writes_what_it_promises(run):
     assert "evaluation/return/step_2" in lines[2]
     assert "evaluation/return/step_2" not in lines[3]
     config = json.loads((run / "config.json").read_text())
-    assert (config["experiment"], config["recipe"]) == ("navigation_2d", "maml")
+    assert (config["experiment"], config["recipe"]) == ("navigation_2d", "paper")
     assert config["settings"]["policy"]["hidden_sizes"] == [6]
 
 

@@ -269,6 +269,13 @@ def test_what_pages_take_from_the_code_is_that_of_today():
     assert not stale, "python docs/generate.py writes these pages"
 
 
+@pytest.mark.parametrize("page", [name for name in PAGES if name.startswith("docs/notebooks/")])
+def test_the_code_of_a_notebook_is_what_is_run_here(page):
+    jupytext = pytest.importorskip("jupytext", reason="needs the extra 'docs'")
+    cells = jupytext.reads(PAGES[page], fmt="md").cells
+    assert [cell.source + "\n" for cell in cells if cell.cell_type == "code"] == python_of(page)
+
+
 @pytest.mark.slow
 def test_the_pages_build_without_a_warning(tmp_path):
     pytest.importorskip("sphinx")

@@ -14,7 +14,7 @@ from metarl.experiments.runner.few_shot_images import (
     evaluation_episodes,
     training_episodes,
 )
-from metarl.experiments.runner.memory_methods import Recurrent
+from metarl.experiments.runner.memory_methods import FastWeights, Recurrent
 from metarl.experiments.runner.recipes import Recipe
 from metarl.experiments.runner.settings import part, same_as
 from metarl.experiments.runner.training import main
@@ -75,7 +75,7 @@ def training_tasks(settings: MiniImagenetSettings, device: str) -> ImageEpisodes
 
 def network(settings: MiniImagenetSettings, training: ImageEpisodes) -> nn.Module:
     """The paper's network, or one that embeds."""
-    if isinstance(settings.method, Recurrent):
+    if isinstance(settings.method, Recurrent | FastWeights):
         return settings.method.network((84, 84, 3), settings.episodes.ways)
     if isinstance(settings.method, Convolved):
         return embedding(settings.method, (84, 84, 3), settings.network.filters)

@@ -67,7 +67,7 @@ class ImageSettings(FewShotSettings):
     method: GradientDescent | Embedded = methods(  # type: ignore[assignment]
         "anil adapts the last layer alone; classifier learns all training classes at once, for fine-tuning and nearest "
         "neighbours; those from prototypical on embed images, one episode or batch per iteration, but for mann, "
-        "mann-lstm, memory-module and snail, which read the images of several tasks in random order",
+        "mann-lstm, memory-module, snail and metanet, which read the images of --num-tasks tasks in random order",
         classifier=AllClasses,
         **EMBEDDING_METHODS,
         **MEMORY_METHODS,

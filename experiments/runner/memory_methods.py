@@ -13,6 +13,7 @@ from metarl.experiments.runner.settings import same_as
 from metarl.few_shot.criteria import CLASSIFICATION
 from metarl.few_shot.memory_module import MemoryModule
 from metarl.few_shot.memory_networks import LSTMNet, MemoryNet
+from metarl.few_shot.meta_networks import AugmentedNet, MetaNetworks, WeightLearners
 from metarl.few_shot.method import Method
 from metarl.few_shot.sequences import SequenceClassifier
 from metarl.few_shot.snail import SNAIL, SNAILNet
@@ -109,10 +110,30 @@ class Statistician(Convolved):
         return NeuralStatistician(module, CLASSIFICATION, self.batch_norm, model=model, **chosen)
 
 
+@dataclass(frozen=True)
+class FastWeights(Embedded):
+    """Meta networks."""
+
+    shuffled: ClassVar[bool] = True
+    batched: ClassVar[bool] = True
+
+    fast_filters: int = setting(32, "filters of each convolution", at_least=1)
+
+    def network(self, size: Sequence[int], ways: int) -> nn.Module:
+        """Return one of the two networks, for images (H, W, C) and tasks of so many classes."""
+        return AugmentedNet(size, ways, self.fast_filters)
+
+    def build(self, module: nn.Module, training: ImageEpisodes) -> Method:
+        """As of any of them."""
+        key = self.network(training.images["train"].shape[2:], training.ways)
+        return MetaNetworks(module, CLASSIFICATION, key=key, learners=WeightLearners())
+
+
 MEMORY_METHODS: dict[str, type[Embedded]] = {
     "mann": MemoryAugmented,
     "mann-lstm": Recurrent,
     "memory-module": RareEvents,
     "snail": Attentive,
+    "metanet": FastWeights,
     "neural-statistician": Statistician,
 }

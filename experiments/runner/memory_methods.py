@@ -100,12 +100,14 @@ class Statistician(Convolved):
     halving: int = same_as(NeuralStatistician, "halving")
     context_size: int = setting(64, "size of a set's context", at_least=1)
     latent_size: int = setting(16, "size of an image's latent variable", at_least=1, source="authors' code")
+    decoder_filters: int = setting(64, "filters of the decoder's convolutions, even", at_least=2)
 
     def build(self, module: nn.Module, training: ImageEpisodes) -> Method:
         """As of any of them."""
         features = math.prod(embedded_shape(module, training))
         height, width, channels = training.images["train"].shape[2:]
-        model = StatisticianNet(features, (height, width, channels), self.context_size, self.latent_size)
+        sizes = {"context": self.context_size, "latent": self.latent_size, "filters": self.decoder_filters}
+        model = StatisticianNet(features, (height, width, channels), **sizes)
         chosen: dict[str, Any] = {"sets": self.sets, "set_size": self.set_size, "halving": self.halving}
         return NeuralStatistician(module, CLASSIFICATION, self.batch_norm, model=model, **chosen)
 

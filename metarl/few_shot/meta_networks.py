@@ -33,8 +33,8 @@ class MetaNetworks(SharedMethod):
         b+    = sum_i a_i b+_i,    a = softmax_i cos(r, r_i),    of a query image whose comparison is r
         P     = softmax of b's outputs with b and b+
 
-    Losses are cross-entropies with slow weights alone, and their gradients are constants: no second derivatives are
-    taken. They are given as (log |g| / 7, sign g). One LSTM and one MLP are for convolutions, others for linear layers.
+    Losses are cross-entropies with slow weights alone. Their gradients are constants, so no second derivatives are
+    taken, and they are given as (log |g| / 7, sign g). Convolutions have an LSTM and an MLP, linear layers others.
 
     Deviations: each image is normalised by itself, where the authors' code has batch norm; convolutions are strided and
     fewer. As in that code, u learns from cross-entropy; the paper has pairs of images where there is one shot.

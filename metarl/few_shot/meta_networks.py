@@ -60,7 +60,7 @@ class MetaNetworks(SharedMethod):
         return require_shuffled(task_distribution)
 
     def adapt(self, theta: Parameters, support: Examples) -> State:
-        """Return u's fast weights (M, ...), b's for every support image (M, N, ...), and the comparisons r (M, N, F)."""
+        """Return u's fast weights (M, ...), b's of every support image (M, N, ...), and comparisons r (M, N, F)."""
         own = first_rows(theta)
         gradients = [self.example_gradients(prefix, own, support) for prefix in ("key.", "")]
         return self.learn(own, support.inputs, *gradients)

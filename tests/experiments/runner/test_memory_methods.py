@@ -8,6 +8,8 @@ import torch
 from metarl.core.settings import SettingError
 from metarl.experiments import evaluate, mini_imagenet, omniglot, open_run
 from metarl.experiments.runner.memory_methods import MEMORY_METHODS
+from metarl.experiments.runner.report import instance_lines
+from metarl.experiments.runner.result_plots import by_instance
 from metarl.experiments.runner.training import main
 from metarl.few_shot.memory_module import MemoryModule
 from metarl.few_shot.memory_networks import LSTMNet, MemoryNet
@@ -133,3 +135,18 @@ def test_networks_of_their_own_are_no_linear_layers():
         settings = omniglot.EXPERIMENT.configure(method=name, network="mlp")
         with pytest.raises(SettingError, match="--network = mlp"):
             omniglot.network(settings, None)
+
+
+def test_the_report_shows_accuracy_by_instance_of_rows_that_have_it():
+    def value(mean):
+        return {"mean": mean, "standard_error": None}
+
+    entries = {
+        "5-way, mann": {"seeds": [0], "accuracy/step_0": value(0.9)}
+        | {f"accuracy/instance_{number}": value(number / 20) for number in (10, *range(1, 10))},
+        "5-way 1-shot, snail": {"seeds": [0], "accuracy/step_0": value(0.9)},
+    }
+    [line] = instance_lines(entries)
+    assert line.means == [number / 20 for number in range(1, 11)]
+    axes = by_instance("title", [line]).axes[0]
+    assert axes.get_lines()[0].get_xdata().tolist() == list(range(1, 11))

@@ -22,11 +22,17 @@ if TYPE_CHECKING:
     from metarl.few_shot.learner import FewShotLearner
     from metarl.few_shot.learner_state import FewShotState
     from metarl.few_shot.matching import ContextEmbeddings, FullContextMatching, Matching
+    from metarl.few_shot.memory_module import MemoryModule
+    from metarl.few_shot.memory_networks import LSTMNet, MemoryNet
+    from metarl.few_shot.meta_networks import AugmentedNet, MetaNetworks, WeightLearners
     from metarl.few_shot.method import Method
     from metarl.few_shot.outer import OuterLoop
     from metarl.few_shot.relation import Relation, RelationNet
     from metarl.few_shot.ridge import RidgeRegression
+    from metarl.few_shot.sequences import SequenceClassifier, ShuffledEpisodes
     from metarl.few_shot.siamese import Siamese
+    from metarl.few_shot.snail import SNAIL, SNAILNet
+    from metarl.few_shot.statistician import NeuralStatistician, StatisticianNet
     from metarl.few_shot.tasks import Examples, FewShotTasks, ImageBatches, ImageEpisodes, Sine
     from metarl.rl.adaptation_step import AdaptationStep
     from metarl.rl.advantages import Advantages
@@ -55,11 +61,17 @@ _EXPORTS = {
     "metarl.few_shot.learner": ("FewShotLearner",),
     "metarl.few_shot.learner_state": ("FewShotState",),
     "metarl.few_shot.matching": ("ContextEmbeddings", "FullContextMatching", "Matching"),
+    "metarl.few_shot.memory_module": ("MemoryModule",),
+    "metarl.few_shot.memory_networks": ("LSTMNet", "MemoryNet"),
+    "metarl.few_shot.meta_networks": ("AugmentedNet", "MetaNetworks", "WeightLearners"),
     "metarl.few_shot.method": ("Method",),
     "metarl.few_shot.outer": ("OuterLoop",),
     "metarl.few_shot.relation": ("Relation", "RelationNet"),
     "metarl.few_shot.ridge": ("RidgeRegression",),
+    "metarl.few_shot.sequences": ("SequenceClassifier", "ShuffledEpisodes"),
     "metarl.few_shot.siamese": ("Siamese",),
+    "metarl.few_shot.snail": ("SNAIL", "SNAILNet"),
+    "metarl.few_shot.statistician": ("NeuralStatistician", "StatisticianNet"),
     "metarl.few_shot.tasks": ("Examples", "FewShotTasks", "ImageBatches", "ImageEpisodes", "Sine"),
     "metarl.rl.adaptation_step": ("AdaptationStep",),
     "metarl.rl.advantages": ("Advantages",),

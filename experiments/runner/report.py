@@ -78,6 +78,9 @@ class Report:
                 result_plots.errors_by_shots("sine: mean over seeds", _error_panels(self.summary["sine"])),
             )
 
+        if lines := instance_lines(self.summary.get("omniglot", {})):
+            yield "omniglot/instances.png", result_plots.by_instance("omniglot: mean over seeds", lines)
+
     def leading(self, experiment: str) -> str:
         """The row that stands first: that of the default recipe if it is kept, else the best one."""
         default = self._experiments[experiment].recipe_name("")
@@ -148,6 +151,18 @@ def with_tables(page: str, made: Mapping[str, str]) -> str:
         return f"{match[1]}\n{made.get(match[2], '')}\n{match[3]}"
 
     return re.sub(r"(<!-- table: (.*?) -->\n).*?(<!-- end -->)", replaced, page, flags=re.DOTALL)
+
+
+def instance_lines(entries: Mapping[str, Mapping[str, Any]]) -> list[Line]:
+    """The accuracy by instance of every row that has it."""
+    lines = []
+    for name, entry in entries.items():
+        values = [entry[key] for number in range(1, len(entry) + 1) if (key := f"accuracy/instance_{number}") in entry]
+        if values:
+            errors = [value["standard_error"] for value in values]
+            means = [value["mean"] for value in values]
+            lines.append(Line(_label(name, entry), means, None if None in errors else errors))
+    return lines
 
 
 def _ordered(rows: Mapping[str, dict[str, Any]], experiment: Experiment) -> dict[str, dict[str, Any]]:

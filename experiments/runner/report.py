@@ -26,7 +26,7 @@ REINFORCEMENT = (
     "ant_goal",
 )
 SUPERVISED = {"sine": ("mse", (0, 1, 5, 10)), "omniglot": ("accuracy", (0, 1, 3, 5)),
-              "mini_imagenet": ("accuracy", (0, 1, 5, 10))}  # fmt: skip
+              "mini_imagenet": ("accuracy", (0, 1, 5, 10)), "optimiser": ("mse", (0, 20, 50, 100))}  # fmt: skip
 EXPERIMENTS = (*REINFORCEMENT, "meta_world", *SUPERVISED)  # in the order of tables
 
 Entries = dict[str, dict[str, Any]]  # of an experiment, by row

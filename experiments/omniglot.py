@@ -56,7 +56,7 @@ META_LSTM = {
     "queries": 15,
     "filters": 32,
     "inner_steps": 12,
-    "iterations": 15_000,
+    "iterations": 5_000,
     "evaluation_steps": 12,
 }
 EMBEDDED = {

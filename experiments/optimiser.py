@@ -69,7 +69,7 @@ class UsualSettings(BuildsMethod):
 
     def build(self, criterion: Criterion, module: nn.Module, make: MakeModule) -> UnrolledOptimiser:
         """As of any method that is built so."""
-        own = {"algorithm": self.algorithm, "step_size": self.step_size}
+        own: dict[str, Any] = {"algorithm": self.algorithm, "step_size": self.step_size}
         return TunedOptimiser(module, criterion, self.inner_steps, self.unroll, **own)
 
 

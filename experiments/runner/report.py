@@ -61,7 +61,8 @@ class Report:
         for of, (metric, steps) in SUPERVISED.items():
             if of in self.summary:
                 known = {name: self._published(of, name) for name in self.summary[of]}
-                found[of] = tables.supervised(self.summary[of], metric, steps, known)
+                for table, entries in self._by_tasks(of).items():
+                    found[table] = tables.supervised(entries, metric, steps, known)
         return found
 
     def pictures(self) -> Iterator[tuple[str, Figure]]:
@@ -75,7 +76,7 @@ class Report:
         if "sine" in self.summary:
             yield (
                 "sine/adaptation.png",
-                result_plots.errors_by_shots("sine: mean over seeds", _error_panels(self.summary["sine"])),
+                result_plots.errors_by_shots("sine: mean over seeds", _error_panels(self._by_tasks("sine")["sine"])),
             )
 
         if lines := instance_lines(self.summary.get("omniglot", {})):
@@ -117,6 +118,14 @@ class Report:
         if others:
             groups["comparison"] = dict.fromkeys(["maml", *others])
         return {group: {name: entries[name] for name in names if name in entries} for group, names in groups.items()}
+
+    def _by_tasks(self, experiment: str) -> dict[str, Entries]:
+        """The rows of a data set by the name of their table: those on other curves than the paper's have their own."""
+        recipes, found = self._experiments[experiment].recipes, {experiment: dict[str, Any]()}
+        for name, entry in self.summary[experiment].items():
+            other = name in recipes and "curves" in recipes[name].settings
+            found.setdefault(f"{experiment} curves" if other else experiment, {})[name] = entry
+        return found
 
     def _adaptation_lines(self, experiment: str) -> list[Line]:
         entries, leading = self.summary[experiment], self.leading(experiment)

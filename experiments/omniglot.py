@@ -3,6 +3,7 @@
 `--recipe "5-way 1-shot, prototypical"`, and so on, is another method.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,7 @@ from metarl.experiments.runner.recipes import Recipe
 from metarl.experiments.runner.settings import part, same_as, variants
 from metarl.experiments.runner.training import main
 from metarl.few_shot.criteria import CLASSIFICATION
-from metarl.few_shot.image_sets import omniglot
+from metarl.few_shot.image_sets import OMNIGLOT_FORM, omniglot
 from metarl.few_shot.networks import MLP, ConvNet
 from metarl.few_shot.omniglot_splits import SPLITS
 from metarl.few_shot.tasks import ImageEpisodes
@@ -39,6 +40,24 @@ MAML_PLUS_PLUS = {
     "iterations": 4_000,
     "multi_step_iterations": 800,
     "final_learning_rate": 1e-5,
+}
+IMAML = {
+    "method": "imaml",
+    "num_tasks": 16,
+    "inner_steps": 16,
+    "inner_step_size": 0.1,
+    "iterations": 1_000,
+    "evaluate_every": 200,
+    "evaluation_steps": 16,
+}
+META_LSTM = {
+    "method": "meta-lstm",
+    "num_tasks": 1,
+    "queries": 15,
+    "filters": 32,
+    "inner_steps": 12,
+    "iterations": 5_000,
+    "evaluation_steps": 12,
 }
 EMBEDDED = {
     "split": "vinyals",
@@ -143,6 +162,8 @@ RECIPES = {  # published: accuracy
     "5-way 1-shot, MAML++": Recipe(
         MAML_PLUS_PLUS, (0.9947,), "an hour of one core; five steps together are as long as the paper's one"
     ),
+    "5-way 1-shot, iMAML": Recipe(IMAML, (0.995,)),
+    "5-way 1-shot, LSTM meta-learner": Recipe(META_LSTM),
     **embedding_recipes(),
     **memory_recipes(),
 }
@@ -191,6 +212,12 @@ class OmniglotSettings(ImageSettings):
     )
     files: OmniglotFiles = part(OmniglotFiles, "data")
 
+    @property
+    def without_effect(self) -> Mapping[str, str]:
+        """As of any experiment on images; linear layers have no stride."""
+        strided = {"strided": "network"} if self.embeds and isinstance(self.network, Linear) else {}
+        return {**super().without_effect, **strided}
+
 
 def training_tasks(settings: OmniglotSettings, device: str) -> ImageEpisodes:
     """Tasks of the training characters and their rotations."""
@@ -228,6 +255,7 @@ EXPERIMENT = ImageExperiment(
     training_tasks=training_tasks,
     evaluation_tasks=evaluation_episodes,
     network=network,
+    form=lambda settings: OMNIGLOT_FORM,
 )
 
 if __name__ == "__main__":

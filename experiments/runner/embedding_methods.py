@@ -171,6 +171,5 @@ def embedding(method: Convolved, size: Sequence[int], filters: int) -> Embedding
 
 def embedded_shape(module: nn.Module, training: ImageEpisodes) -> tuple[int, ...]:
     """The shape of an embedding."""
-    size = training.images["train"].shape[2:]
     with torch.no_grad():
-        return tuple(module(torch.zeros(2, *size)).shape[1:])
+        return tuple(module(torch.zeros(2, *training.image_shape)).shape[1:])

@@ -2,6 +2,7 @@
 
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
@@ -68,6 +69,17 @@ class FineTuned(GradientDescent):
 
     inner_steps: int = 0
     second_order: bool = False
+
+
+MakeModule = Callable[[], nn.Module]
+
+
+class BuildsMethod(ABC):
+    """Settings of a method that build it themselves."""
+
+    @abstractmethod
+    def build(self, criterion: Criterion, module: nn.Module, make: MakeModule) -> Method:
+        """Return the method with its module; `make` returns a further module at each call."""
 
 
 METHODS: dict[str, type[GradientDescent]] = {
@@ -202,11 +214,18 @@ class FewShotExperiment(Experiment):
 
     def build_method(self, settings: Any, module: nn.Module, training: Any) -> Method:
         """The method with its module, given the training tasks."""
+        criterion = self.criterion_of(settings)
+        if isinstance(settings.method, BuildsMethod):
+            return settings.method.build(criterion, module, lambda: self.network(settings, training))
         rule = self.build_rule(settings)
         if isinstance(rule, ReptileRule):
-            return FewShotReptile(module, self.criterion, rule)
+            return FewShotReptile(module, criterion, rule)
         multi_step = rule.multi_step_iterations if isinstance(rule, MAMLPlusPlus) else 0
-        return MAML(module, self.criterion, rule, multi_step)
+        return MAML(module, criterion, rule, multi_step)
+
+    def criterion_of(self, settings: Any) -> Criterion:
+        """Loss and metric, with what settings say of them."""
+        return self.criterion
 
     def build_rule(self, settings: FewShotSettings) -> GradientDescent:
         """The inner loop, with the names of the parameters that it adapts."""

@@ -105,7 +105,7 @@ class Statistician(Convolved):
     def build(self, module: nn.Module, training: ImageEpisodes) -> Method:
         """As of any of them."""
         features = math.prod(embedded_shape(module, training))
-        height, width, channels = training.images["train"].shape[2:]
+        height, width, channels = training.image_shape
         sizes = {"context": self.context_size, "latent": self.latent_size, "filters": self.decoder_filters}
         model = StatisticianNet(features, (height, width, channels), **sizes)
         chosen: dict[str, Any] = {"sets": self.sets, "set_size": self.set_size, "halving": self.halving}
@@ -127,7 +127,7 @@ class FastWeights(Embedded):
 
     def build(self, module: nn.Module, training: ImageEpisodes) -> Method:
         """As of any of them."""
-        key = self.network(training.images["train"].shape[2:], training.ways)
+        key = self.network(training.image_shape, training.ways)
         return MetaNetworks(module, CLASSIFICATION, key=key, learners=WeightLearners())
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from metarl.core.evaluation import Evaluation, standard_error
@@ -28,6 +29,21 @@ def adaptation(evaluation: Evaluation) -> Figure:
     axes.set(xlabel="gradient steps", ylabel=evaluation.metric, xticks=list(steps))
     axes.set_title(f"mean ± standard error over {evaluation.per_task.shape[1]} held-out tasks (grey: each task)")
     return figure
+
+
+def panels(count: int) -> tuple[Figure, list[Axes]]:
+    """A picture of up to four panels that share their axes, two in a row, so that TensorBoard shows them large.
+
+    Args:
+        count: panels that are wanted; of more than four there are four.
+    """
+    count = min(4, count)
+    rows = -(-count // 2)
+    figure = Figure(figsize=(6, 0.4 + 2.9 * rows), layout="constrained")
+    all_axes = list(figure.subplots(rows, 2, squeeze=False, sharex=True, sharey=True).flat)
+    for unused in all_axes[count:]:
+        unused.set_axis_off()
+    return figure, all_axes[:count]
 
 
 def by_instance(accuracies: Sequence[np.ndarray]) -> Figure:

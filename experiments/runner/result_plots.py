@@ -1,5 +1,6 @@
 """Pictures of the results that are kept, of at most six lines each."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -7,6 +8,8 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from metarl.experiments.runner.arrival import Arrival
 
 MOST_LINES = 6
 _PUBLISHED = {"color": "black", "linestyle": ":", "marker": "x"}
@@ -61,6 +64,31 @@ def training(title: str, rows: Mapping[str, Sequence[tuple[np.ndarray, np.ndarra
     axes.set(xlabel="environment steps (millions)", ylabel="return in training after one step", title=title)
     axes.set_xlim(left=0)
     figure.legend(loc="outside lower center", fontsize=9)
+    return figure
+
+
+def arrivals(rows: Sequence[tuple[str, str, Sequence[Arrival | None]]]) -> Figure:
+    """Environment steps until each seed exceeded the published return after one step; a cross is a seed that never did.
+
+    Args:
+        rows: of each the environment's name, the row's, and when each seed arrived, None if it never did.
+    """
+    figure = Figure(figsize=(7, 1.2 + 0.45 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    names = list(dict.fromkeys(name for _, name, _ in rows))
+    most = 2 * max(of.env_steps for *_, seeds in rows for of in seeds if of is not None) / 1e6
+    for height, (_, name, seeds) in enumerate(rows):
+        style = {"color": f"C{names.index(name)}", "linestyle": "", "alpha": 0.7}
+        arrived = [of.env_steps / 1e6 for of in seeds if of is not None]
+        axes.plot(arrived, [height] * len(arrived), marker="o", **style)
+        missing = len(seeds) - len(arrived)
+        axes.plot([most * 1.15**index for index in range(missing)], [height] * missing, marker="x", **style)
+    labels = [f"{environment.replace('_', ' ')}\n{textwrap.fill(name, 36)}" for environment, name, _ in rows]
+    axes.set_yticks(range(len(rows)), labels, fontsize=8)
+    axes.invert_yaxis()
+    axes.set(xlabel="million environment steps (x: never)", xscale="log", title="time to the published return")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.grid(alpha=0.3)
     return figure
 
 

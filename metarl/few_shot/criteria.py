@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from metarl.core.validation import require_positive
+
 
 @dataclass(frozen=True)
 class Criterion:
@@ -23,12 +25,19 @@ class Criterion:
         loss: what is minimised, a mean over the N examples.
         metric: what evaluations report; no gradient is taken of it.
         higher_is_better: whether a larger metric is a better one.
+        noise_std: standard deviation of the targets about the outputs, for methods and metrics that take targets to be
+            normal; None where nothing is known of it.
     """
 
     name: str
     loss: Callable[[Tensor, Tensor], Tensor]
     metric: Callable[[Tensor, Tensor], Tensor]
     higher_is_better: bool = True
+    noise_std: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.noise_std is not None:
+            require_positive("noise_std", self.noise_std)
 
     def __call__(self, outputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return loss and metric of each task, (M,) both; the metric has no graph."""

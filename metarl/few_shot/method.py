@@ -24,6 +24,7 @@ from torch.func import functional_call
 from metarl.core.parallel import own_copy
 from metarl.core.parameters import Parameters, call_per_task, parameters_of
 from metarl.few_shot.criteria import Criterion
+from metarl.few_shot.predictive import Mixture, predictive_metrics, sample_variance
 from metarl.few_shot.tasks import Examples, FewShotDistribution, FewShotTasks, tasks_per_chunk
 
 State = dict[str, Any]  # of tensors (M, ...), or of such dicts
@@ -66,6 +67,22 @@ class Method(ABC):
             inputs: (M, Q, ...).
         """
 
+    def predictive(self, theta: Parameters, state: State, inputs: Tensor) -> Mixture:
+        """Return the distribution of targets that the method predicts, of which `predict` is the mean.
+
+        By default that is the output with the criterion's noise. Args: as of `predict`.
+        """
+        means = self.predict(theta, state, inputs).unsqueeze(1)
+        return Mixture(means, sample_variance(means, self.noise_std))
+
+    @property
+    def noise_std(self) -> float:
+        """The criterion's standard deviation of targets; ValueError if it has none."""
+        std = self.criterion.noise_std
+        if std is None:
+            raise ValueError(f"the criterion {self.criterion.name} has noise_std = None; allowed: more than 0")
+        return std
+
     def meta_parameters(self) -> Parameters:
         """Return theta before training, without an axis of tasks: the module's parameters, and what else is learned."""
         return parameters_of(self.module)
@@ -105,6 +122,10 @@ class Method(ABC):
         """Return where training tasks come from, given the distribution of the tasks to be learned."""
         return task_distribution
 
+    def evaluation_tasks(self, task_distribution: FewShotDistribution) -> FewShotDistribution:
+        """Return where the tasks of evaluations come from; another distribution only to add noise to its tasks."""
+        return task_distribution
+
     def at(self, iteration: int) -> Self:
         """Return the method that holds after so many iterations; the same one where nothing is scheduled."""
         return self
@@ -137,8 +158,16 @@ class Method(ABC):
         return dict(zip(theta, gradients, strict=True)), loss.detach(), metric
 
     def further_metrics(self, theta: Parameters, tasks: FewShotTasks) -> dict[str, Tensor]:
-        """Return metrics of the method's own on query examples, (M,), by name; evaluations report them too."""
-        return {}
+        """Return further metrics of query examples, (M,), by name; evaluations report them too.
+
+        By default these are the metrics of the predictive distribution, after as many inner steps as training takes,
+        or one, where the criterion knows the noise of targets.
+        """
+        if self.criterion.noise_std is None:
+            return {}
+        state = self.states(theta, tasks.support, max(1, self.inner_steps))[-1]
+        with torch.no_grad():
+            return predictive_metrics(self.predictive(theta, state, tasks.query.inputs), tasks.query.targets)
 
     def call(self, parameters: Parameters, inputs: Tensor) -> Tensor:
         """Apply the module to inputs (M, N, ...) with each task's own parameters, see `call_module`."""

@@ -1,0 +1,44 @@
+"""Methods on images beyond gradient descent that are differentiated through, as variants of `--method`."""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from metarl.core.rules import GradientDescent
+from metarl.core.settings import check_settings
+from metarl.experiments.runner.few_shot import BuildsMethod, MakeModule
+from metarl.experiments.runner.settings import same_as
+from metarl.few_shot.criteria import Criterion
+from metarl.few_shot.implicit import IMAML
+from metarl.few_shot.meta_lstm import GateLSTM, MetaLSTM
+
+
+@dataclass(frozen=True)
+class ImplicitSteps(GradientDescent, BuildsMethod):
+    """iMAML."""
+
+    inner_steps: int = same_as(GradientDescent, "inner_steps", default=16)
+    regularisation: float = same_as(IMAML, "regularisation")
+    cg_iterations: int = same_as(IMAML, "cg_iterations")
+
+    def build(self, criterion: Criterion, module: nn.Module, make: MakeModule) -> IMAML:
+        """As of any method that is built so; the shifts of batch norms are adapted, too."""
+        rule = GradientDescent(**{name: getattr(self, name) for name in GradientDescent.__dataclass_fields__})
+        return IMAML(module, criterion, rule, 0, self.regularisation, self.cg_iterations)
+
+
+@dataclass(frozen=True)
+class LearnedUpdates(BuildsMethod):
+    """The LSTM meta-learner."""
+
+    inner_steps: int = same_as(MetaLSTM, "total_steps")
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+    def build(self, criterion: Criterion, module: nn.Module, make: MakeModule) -> MetaLSTM:
+        """As of any method that is built so."""
+        return MetaLSTM(module, criterion, gates=GateLSTM(), total_steps=self.inner_steps)
+
+
+IMAGE_METHODS: dict[str, type] = {"imaml": ImplicitSteps, "meta-lstm": LearnedUpdates}

@@ -12,6 +12,7 @@ import metarl
 from metarl.core.settings import SettingError
 from metarl.experiments.runner.command_line import OneLineParser
 from metarl.experiments.runner.outputs import output_file
+from metarl.experiments.runner.scripts import SCRIPT_HELP
 from metarl.experiments.runner.start import open_run
 from metarl.experiments.runner.training import one_line_errors
 from metarl.rl.task_distribution import Tasks
@@ -26,9 +27,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--episodes", type=int, metavar="INT", help="per step (default: the run's training episodes)")
     parser.add_argument("--best", action="store_true", help="the best iterate by return in training, not the last one")
     parser.add_argument("--output", type=Path, metavar="FILE", help="of the adapted policy (default: RUN/adapted.pt)")
+    parser.add_argument("--script", type=Path, metavar="FILE", help=SCRIPT_HELP)
     chosen = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
     with one_line_errors():
-        experiment, settings, learner = open_run(chosen.run, "best.pt" if chosen.best else "checkpoint.pt")
+        checkpoint = "best.pt" if chosen.best else "checkpoint.pt"
+        experiment, settings, learner = open_run(chosen.run, checkpoint, script=chosen.script)
         if not isinstance(learner, metarl.Learner):
             raise SettingError(f"{experiment.name} has no tasks to act in; allowed: a reinforcement-learning run")
         tasks = read_task(chosen.task, learner.task_distribution)

@@ -1,4 +1,4 @@
-"""Meta-train an ant to run to a place, by default with the paper's settings."""
+"""Meta-train an ant to run to a place, by default with the recommended recipe."""
 
 from metarl.experiments.runner.locomotion import PAPER, locomotion_experiment
 from metarl.experiments.runner.recipes import RECOMMENDED, Recipe, recommended

@@ -21,16 +21,9 @@ from metarl.core.settings import SettingError, nearest
 from metarl.experiments.runner.benchmarks import Timings, few_shot_parts, flops_of, learner_parts, simulator_parts
 from metarl.experiments.runner.command_line import OneLineParser, read
 from metarl.experiments.runner.experiment import find_experiment
+from metarl.experiments.runner.results import REINFORCEMENT
 from metarl.experiments.runner.training import one_line_errors
 
-EXPERIMENTS = (
-    "navigation_2d",
-    "half_cheetah_direction",
-    "half_cheetah_velocity",
-    "ant_velocity",
-    "ant_direction",
-    "ant_goal",
-)
 FEW_SHOT = ("sine", "omniglot")
 
 
@@ -38,14 +31,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Measure and print, as a table or as JSON."""
     words = sys.argv[1:] if arguments is None else list(arguments)
     parser = OneLineParser("Time the parts of an experiment's meta-iteration, and of its simulator.")
-    parser.usage = "benchmark.py EXPERIMENT [--repeats INT] [--json] [flags of the experiment's script]"
-    parser.add_argument("experiment", metavar="EXPERIMENT", help=", ".join(EXPERIMENTS + FEW_SHOT))
+    parser.usage = "%(prog)s EXPERIMENT [--repeats INT] [--json] [flags of the experiment's script]"
+    parser.add_argument("experiment", metavar="EXPERIMENT", help=", ".join(REINFORCEMENT + FEW_SHOT))
     parser.add_argument("--repeats", type=int, default=7, metavar="INT", help="measurements of each part (default 7)")
     parser.add_argument("--json", action="store_true", help="print JSON alone")
     chosen, flags = parser.parse_known_args(words)
     with one_line_errors():
-        if chosen.experiment not in EXPERIMENTS + FEW_SHOT:
-            known = EXPERIMENTS + FEW_SHOT
+        if chosen.experiment not in REINFORCEMENT + FEW_SHOT:
+            known = REINFORCEMENT + FEW_SHOT
             hint = nearest(chosen.experiment, known)
             raise SettingError(f"EXPERIMENT = {chosen.experiment!r}; allowed: {', '.join(known)}{hint}")
         if chosen.repeats < 1:

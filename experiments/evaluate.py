@@ -10,6 +10,7 @@ from metarl.core.settings import SettingError
 from metarl.experiments.runner.command_line import OneLineParser
 from metarl.experiments.runner.flat_settings import flat_settings, to_flat
 from metarl.experiments.runner.outputs import output_folder
+from metarl.experiments.runner.scripts import SCRIPT_HELP
 from metarl.experiments.runner.start import experiment_of, open_run
 from metarl.experiments.runner.training import evaluate_run, one_line_errors, table
 from metarl.rl.evaluation import ReturnEvaluation
@@ -31,12 +32,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = _parser().parse_args(sys.argv[1:] if arguments is None else arguments)
     with one_line_errors():
         given = {name: value for name in _SETTINGS if (value := getattr(chosen, name)) is not None}
-        experiment = experiment_of(chosen.run)
+        experiment = experiment_of(chosen.run, chosen.script)
         if unknown := [name for name in given if _SETTINGS[name] not in flat_settings(experiment.settings)]:
             raise SettingError(f"--{unknown[0]} means nothing in {experiment.name}; allowed: without it")
         try:
             changes = {_SETTINGS[name]: value for name, value in given.items()}
-            _, settings, learner = open_run(chosen.run, "best.pt" if chosen.best else "checkpoint.pt", changes)
+            checkpoint = "best.pt" if chosen.best else "checkpoint.pt"
+            _, settings, learner = open_run(chosen.run, checkpoint, changes, chosen.script)
         except SettingError as error:
             raise SettingError(str(error).replace("--evaluation-", "--")) from None
         _check(chosen, experiment.name, to_flat(settings))
@@ -45,7 +47,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         output = output_folder(chosen.output or usual)
         evaluation: Any = evaluate_run(experiment, settings, learner, output)
         num_tasks = evaluation.per_task.shape[1]
-        print(f"{experiment.name} after iteration {learner.iteration}, {num_tasks} test tasks")
+        untrained = (
+            " (untrained: no later state was better in training)" if chosen.best and not learner.iteration else ""
+        )
+        print(f"{experiment.name} after iteration {learner.iteration}{untrained}, {num_tasks} test tasks")
         print(table(evaluation))
         if chosen.video is not None:
             from metarl.experiments.runner.videos import save_videos  # which imports the simulators
@@ -76,6 +81,7 @@ def _parser() -> OneLineParser:
         "--video", type=int, nargs="*", metavar="TASK", help="film these test tasks before and after (default: 0 and 1)"
     )
     parser.add_argument("--threads", type=int, metavar="INT", help="threads of physics and mathematics")
+    parser.add_argument("--script", type=Path, metavar="FILE", help=SCRIPT_HELP)
     parser.add_argument("--output", type=Path, metavar="DIR", help="where results go (default: a folder in the run)")
     return parser
 

@@ -1,4 +1,4 @@
-"""Meta-train a half-cheetah to run forwards or backwards, by default with the paper's settings."""
+"""Meta-train a half-cheetah to run forwards or backwards, by default with the recommended recipe."""
 
 from metarl.experiments.runner.locomotion import PAPER, locomotion_experiment
 from metarl.experiments.runner.recipes import (
@@ -6,9 +6,9 @@ from metarl.experiments.runner.recipes import (
     CONTEXT,
     ORACLE,
     PENALTY,
-    RECOMMENDED,
     SMALL,
     Recipe,
+    for_both_dynamics,
     pretrained,
     quadratic,
     recommended,
@@ -32,7 +32,7 @@ RECIPES = {
     **SMALL_BATCHES,
     **quadratic(SMALL_BATCHES),
     f"{SMALL}, quadratic, bounds penalty": SMALL_BATCHES[SMALL] | {"baseline": "quadratic", **PENALTY},
-    RECOMMENDED: recommended(4, 500, second_order=False, baseline="quadratic"),
+    **for_both_dynamics(recommended(4, 500, second_order=False, baseline="quadratic")),
 }
 EXPERIMENT = locomotion_experiment(
     "half_cheetah_direction",

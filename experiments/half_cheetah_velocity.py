@@ -1,13 +1,13 @@
-"""Meta-train a half-cheetah to run at a velocity, by default with the paper's settings."""
+"""Meta-train a half-cheetah to run at a velocity, by default with the recommended recipe."""
 
 from metarl.experiments.runner.locomotion import PAPER, locomotion_experiment
 from metarl.experiments.runner.recipes import (
     GAE,
     ORACLE,
-    RECOMMENDED,
     SHORT_COMPARISON,
     SMALL,
     Recipe,
+    for_both_dynamics,
     pretrained,
     quadratic,
     recommended,
@@ -32,7 +32,7 @@ RECIPES = {
     SMALL: small_batches(20, 950, extra_step_scale=0.3),
     f"{SMALL}, shorter inner steps": small_batches(10, 1900, **SHORTER),
     f"{SMALL}, shorter inner steps, longer": small_batches(10, 2850, **SHORTER),
-    RECOMMENDED: recommended(10, 950, second_order=False, baseline="quadratic"),
+    **for_both_dynamics(recommended(10, 950, second_order=False, baseline="quadratic")),
 }
 EXPERIMENT = locomotion_experiment(
     "half_cheetah_velocity",

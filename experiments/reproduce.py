@@ -11,12 +11,12 @@ import sys
 from collections.abc import Sequence
 
 from metarl.core.settings import SettingError
+from metarl.experiments.runner import results
 from metarl.experiments.runner.command_line import OneLineParser
+from metarl.experiments.runner.digest import digest
 from metarl.experiments.runner.experiment import Experiment, find_experiment
 from metarl.experiments.runner.flat_settings import flat_settings
-from metarl.experiments.runner.report import EXPERIMENTS, Report
 from metarl.experiments.runner.reproduction import run_recipe
-from metarl.experiments.runner.results import command
 from metarl.experiments.runner.tables import headline
 from metarl.experiments.runner.training import one_line_errors
 
@@ -36,18 +36,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     f"--report with {chosen.name}, whose runs end with a report; allowed: one of the two"
                 )
             _reproduce(chosen)
+        elif not results.load_rows():
+            raise SettingError(f"--report, but {results.FOLDER} holds no results; allowed: after a run of a NAME")
+        from metarl.experiments.runner.report import Report  # which imports matplotlib
+
         Report().write()
 
 
 def listing() -> str:
     """All rows of all experiments: the command that makes each, its seeds, and what it gave."""
-    report, lines = Report(), []
-    for name in EXPERIMENTS:
-        experiment, entries = find_experiment(name), report.summary.get(name, {})
+    summary, lines = digest(results.load_rows()), []
+    for name in results.EXPERIMENTS:
+        experiment, entries = find_experiment(name), summary.get(name, {})
         lines.append(name)
         for row in dict.fromkeys([*experiment.recipes, *entries]):
             entry = entries.get(row)
-            words = entry["command"] if entry else command(name, row, {0: 0}, 0)
+            words = entry["command"] if entry else results.command(name, row, {0: 0}, 0)
             lines += [f"  {row}: {headline(entry) if entry else 'no results'}", f"    {words}"]
     return "\n".join(lines)
 
@@ -73,7 +77,9 @@ def _usual(experiment: Experiment) -> list[str]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = OneLineParser("Train recipes, evaluate them and keep the results; without arguments, list what there is.")
-    parser.add_argument("name", nargs="?", choices=EXPERIMENTS, metavar="NAME", help=", ".join(EXPERIMENTS))
+    parser.add_argument(
+        "name", nargs="?", choices=results.EXPERIMENTS, metavar="NAME", help=", ".join(results.EXPERIMENTS)
+    )
     parser.add_argument("--recipes", nargs="+", metavar="NAME", help="rows (default: those with published results)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="INT", help="(default 0 1 2)")
     parser.add_argument("--report", action="store_true", help="only the digest, tables and pictures of what is kept")

@@ -56,7 +56,8 @@ class Corridor(gymnasium.Env):
 class CorridorTasks:
     """A distribution over corridor lengths, as a user would write one around gymnasium's own vector environment."""
 
-    dynamics = "probe"
+    name, dynamics = "corridor", "probe"
+    task_space = {"length": gymnasium.spaces.Box(2, 8, (), np.int64)}  # noqa: RUF012
     observation_space, action_space = Corridor.observation_space, Corridor.action_space
 
     def __init__(self, horizon: int = 6, autoreset: AutoresetMode = AutoresetMode.NEXT_STEP, broken: str = ""):

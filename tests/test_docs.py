@@ -4,7 +4,9 @@ The blocks of a page run one after another in one namespace, as a reader would t
 """
 
 import importlib.util
+import json
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -12,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import metarl
 from metarl.check import check
@@ -19,6 +22,7 @@ from metarl.envs import Navigation2D
 from metarl.experiments.runner import training
 from metarl.experiments.runner.command_line import OneLineParser, read
 from metarl.experiments.runner.experiment import Experiment
+from metarl.experiments.runner.records import tag
 from metarl.rl.evaluation import evaluate, held_out_tasks
 
 ROOT = Path(__file__).parents[1]
@@ -28,6 +32,7 @@ PAGES = {
     if "_build" not in path.parts
 }
 TUTORIAL = "docs/tutorials/navigation.md"
+IMAGES = "docs/tutorials/own_images.md"
 WITH_PYTHON = [name for name, text in PAGES.items() if "```python\n" in text]
 SHORTER = {  # what is run in place of what is printed
     r"range\((?:40|100)\)": "range(2)",
@@ -111,7 +116,7 @@ def in_a_new_folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("page", [page for page in WITH_PYTHON if page != TUTORIAL])
+@pytest.mark.parametrize("page", [page for page in WITH_PYTHON if page not in (TUTORIAL, IMAGES)])
 def test_the_python_of_a_page_runs(page, in_a_new_folder, capsys):
     names: dict = {}
     for code in python_of(page):
@@ -142,6 +147,49 @@ def test_the_first_tutorial_runs_from_its_first_command_to_its_last_line(in_a_ne
     assert files_of(Path("runs/first")) == documented_files()
 
 
+def test_the_tutorial_on_images_runs_from_its_first_command_to_its_last_line(in_a_new_folder, capsys):
+    """With nine classes of small pictures, and a small network."""
+    colours = [(80 * red, 80 * green, 90) for red in range(3) for green in range(3)]
+    for number, colour in enumerate(colours):
+        place = Path("pets") / f"class{number}"
+        place.mkdir(parents=True)
+        for index in range(10):
+            Image.new("RGB", (30 + index, 24), colour).save(place / f"{index}.png")
+    for name, colour in zip(("a.png", "b.png", "c.png", "d.png", "new.png", "newer.jpg"), colours, strict=False):
+        Image.new("RGB", (50, 40), colour).save(name)
+    small = ["--ways", "3", "--size", "16", "--filters", "4", "--iterations", "2", "--evaluation-tasks", "2"]
+    names: dict = {}
+    for language, text in re.findall(r"```(bash|python)\n(.*?)```", PAGES[IMAGES], re.DOTALL):
+        if language == "python":
+            exec(compile(shortened(text), IMAGES, "exec"), names)
+            continue
+        for script, flags in map(script_and_flags, commands_of(f"```bash\n{text}```")):
+            module = importlib.import_module(f"metarl.experiments.{Path(script).stem}")
+            if Path(script).stem == "images":
+                training.main(module.EXPERIMENT, [*flags, *small, "--cache", "cache", "--threads", "1"])
+            else:
+                module.main(flags)
+    assert names["model"].probabilities(names["new_images"]).shape == (2, 2)
+    assert names["learner"].iteration >= 1
+    assert {f"{name}.png" for name in ("predictions", "shots_and_ways")} <= files_of(Path("runs/pets"))
+
+
+@pytest.mark.parametrize("number", [0, 2], ids=["short script", "own settings and policy"])
+def test_the_scripts_of_one_s_own_run_and_are_evaluated_and_adapted(number, in_a_new_folder, capsys, monkeypatch):
+    """As Python runs a script: in `__main__`, with its file and its words."""
+    script = in_a_new_folder / "scripts" / "pendulum.py"
+    script.parent.mkdir()
+    script.write_text(python_of("docs/tutorials/own_experiment.md")[number])
+    horizon = ["--horizon", "8", "--evaluation-steps", "1", "--evaluate-every", "0"]
+    own = ["--widest-std", "0.5", "--strongest", "12"] if number else []
+    monkeypatch.setattr(sys, "argv", [str(script), *SMALL_RUN, *horizon, *own, "--run-dir", "run"])
+    runpy.run_path(str(script), run_name="__main__")
+    assert json.loads(Path("run/config.json").read_text())["script"]["relative"] == "../scripts/pendulum.py"
+    for name, flags in (("evaluate", []), ("adapt", ["--task", '{"gravity": 12.0}'])):
+        importlib.import_module(f"metarl.experiments.{name}").main(["run", *flags, *SMALLER[name]])
+    assert Path("run/adapted.pt").is_file()
+
+
 def run_small(script: str, flags: list[str]) -> None:
     """Run a command of the tutorial with few tasks and episodes; of flags that are given twice the last one counts."""
     module = importlib.import_module(f"metarl.experiments.{script}")
@@ -165,14 +213,17 @@ def documented_files() -> set[str]:
     return set(re.findall(r"`([\w.]+)`", table))
 
 
-def test_the_metrics_of_a_run_are_those_of_the_tutorial():
-    table = PAGES[TUTORIAL].split("The most important metrics")[1].split("\n\n")[1]
-    documented = set(re.findall(r"`([\w/]+)`", table))
+def test_every_metric_of_a_run_stands_in_the_tutorial_under_its_group():
+    group, documented = "", {}
+    for row in PAGES[TUTORIAL].split("| group | metric | meaning |\n|---|---|---|\n")[1].split("\n\n")[0].splitlines():
+        _, named, metrics, _, _ = row.split("|")
+        group = named.strip() or group
+        documented |= dict.fromkeys(re.findall(r"`([\w/]+)`", metrics), group)
+    assert all(tag(name).split("/")[0] in group for name, group in documented.items())
     tasks = Navigation2D()
     policy = metarl.GaussianMLP(tasks.observation_space, tasks.action_space)
     with metarl.Learner(tasks, policy, metarl.Sampling(2, 2)) as learner:
-        metrics = learner.step()
-    assert documented <= metrics.keys()
+        assert learner.step().keys() - {"iteration"} <= documented.keys()
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -216,6 +267,13 @@ def test_what_pages_take_from_the_code_is_that_of_today():
     spec.loader.exec_module(generate)
     stale = [str(page.relative_to(ROOT)) for page, text in generate.pages().items() if page.read_text() != text]
     assert not stale, "python docs/generate.py writes these pages"
+
+
+@pytest.mark.parametrize("page", [name for name in PAGES if name.startswith("docs/notebooks/")])
+def test_the_code_of_a_notebook_is_what_is_run_here(page):
+    jupytext = pytest.importorskip("jupytext", reason="needs the extra 'docs'")
+    cells = jupytext.reads(PAGES[page], fmt="md").cells
+    assert [cell.source + "\n" for cell in cells if cell.cell_type == "code"] == python_of(page)
 
 
 @pytest.mark.slow

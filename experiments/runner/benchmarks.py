@@ -1,5 +1,6 @@
 """The parts that `experiments/benchmark.py` times, each as a function that returns what it measured."""
 
+import importlib.util
 import time
 from collections.abc import Callable
 from functools import partial
@@ -19,6 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import metarl
 from metarl.core.parameters import ravel
 from metarl.core.randomness import keyed_generator
+from metarl.core.settings import SettingError
 from metarl.envs.mujoco_batch import MujocoBatch
 from metarl.experiments.runner.embedding_methods import EMBEDDING_METHODS, embedding
 from metarl.experiments.runner.machine import prepare_process
@@ -86,6 +88,9 @@ def simulator_parts(learner: metarl.Learner) -> Timings:
 
     parts: Timings = {"physics_open_loop_steps_per_s": open_loop, "batch_steps_per_s": ours}
     if batch.distribution.dynamics == "gymnasium":
+        if importlib.util.find_spec("imageio") is None:
+            raise SettingError("--dynamics gymnasium is timed beside gymnasium's own, which needs the extra video: "
+                               "pip install '.[video]'")  # fmt: skip
         name = "HalfCheetah-v5" if "cheetah" in batch.distribution.name else "Ant-v5"
         count = min(16, lanes)
         makers = [lambda: gymnasium.make(name)] * count

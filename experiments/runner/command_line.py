@@ -55,7 +55,7 @@ class Request:
 def read(experiment: Experiment, arguments: Sequence[str]) -> Request:
     """Read the command line of an experiment's script; what the flags say is checked later, with all other settings."""
     parser = OneLineParser(experiment.description)
-    parser.usage = f"{experiment.name}.py [--recipe NAME] [flags that change its settings] [--run-dir DIR]"
+    parser.usage = "%(prog)s [--recipe NAME] [flags that change its settings] [--run-dir DIR]"
     defaults = experiment.values()
     parser.add_argument("--recipe", metavar="NAME", default="", help=_recipes_help(experiment))
     parser.add_argument("--run-dir", type=Path, metavar="DIR", help="new directory (default runs/NAME-seedN-TIME)")
@@ -147,8 +147,9 @@ def _given(namespace: dict[str, Any], settings: Mapping[str, FlatSetting]) -> di
 
 
 def _recipes_help(experiment: Experiment) -> str:
-    names = [f"{name} (= paper)" if name == experiment.paper_recipe else name for name in experiment.recipes]
-    return f"named settings, which flags change (default {experiment.default_recipe}): {'; '.join(names)}"
+    names = "; ".join(map(experiment.shown_name, experiment.recipes))
+    default = experiment.shown_name(experiment.recipe_name(""))
+    return f"named settings, which flags change (default {default}): {names}"
 
 
 def _add_flag(group: Any, setting: FlatSetting, default: Any) -> None:

@@ -17,8 +17,8 @@ VERSION = 2
 
 def new_config(experiment: Experiment, recipe: str, settings: Any) -> dict[str, Any]:
     """The content of config.json of a run that starts now."""
-    header = {"version": VERSION, "experiment": experiment.name, "recipe": recipe, "commit": commit()}
-    return {**header, "settings": to_json(settings)}
+    header = {"version": VERSION, "experiment": experiment.name, "recipe": experiment.shown_name(recipe)}
+    return {**header, "commit": commit(), "settings": to_json(settings)}
 
 
 def to_json(settings: Any) -> dict[str, Any]:
@@ -55,12 +55,12 @@ def values_of(experiment: Experiment, config: Mapping[str, Any]) -> dict[str, An
 
 
 def settings_of(experiment: Experiment, config: Mapping[str, Any]) -> Any:
-    """The settings of a config.json of this or an older version; what it does not name is as in the paper's recipe.
+    """The settings of a config.json of this or an older version; what it does not name is as in the base recipe.
 
     Raises:
         SettingError: settings that cannot be used; the message names the first one.
     """
-    base = experiment.values(experiment.paper_recipe)
+    base = experiment.values(experiment.base_recipe)
     return from_flat(experiment.settings, updated(experiment.settings, base, values_of(experiment, config)))
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+RESAMPLES = 10_000  # of a bootstrap
 INTERVAL = 1.96  # standard errors in half of a 95 % interval
 DIVERGED = 1e3  # a squared error that a task does not come back from
 _ITERATE = ("iterations", "env_steps", "shots", "evaluation_tasks")
@@ -14,8 +15,9 @@ def digest(rows: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> dict[str, dic
     """Summarise all rows, by experiment and name.
 
     Of each metric, such as `return/step_1`, an entry has `mean`, `standard_error` (over seeds; None of a single one),
-    `per_seed` and `standard_error_over_tasks` (of each seed), and outside reinforcement learning `interval_95` (half of
-    it, over tasks, mean over seeds), `median` and `diverged_tasks`. Metrics of the best iterate begin with `best/`.
+    `per_seed` and `standard_error_over_tasks` (of each seed). Returns also have `bootstrap_95`, a 95 % bootstrap
+    interval of the mean over seeds (None of fewer than three); other metrics have `interval_95` (half of it, over
+    tasks, mean over seeds), `median` and `diverged_tasks`. Metrics of the best iterate begin with `best/`.
     """
     return {of: {name: summarise(row) for name, row in named.items()} for of, named in rows.items()}
 
@@ -55,11 +57,22 @@ def common(values: Sequence[Any]) -> Any:
     return values[0] if all(value == values[0] for value in values) else list(values)
 
 
+def bootstrap_interval(values: Sequence[float]) -> list[float] | None:
+    """Return the ends of a 95 % percentile-bootstrap interval of the mean, or None of fewer than three values."""
+    if len(values) < 3:
+        return None
+    drawn = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
+    means = np.asarray(values, float)[drawn].mean(axis=1)
+    return [round(float(end), 3) for end in np.quantile(means, [0.025, 0.975])]
+
+
 def _metric(name: str, kept: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """A metric over seeds; `mean` is None where a task diverged, of which the count and the median tell more."""
     errors = [of["standard_error"] for of in kept]
     if name.startswith("return/"):
-        return {**_over_seeds([of["mean"] for of in kept], 3), "standard_error_over_tasks": errors}
+        means = [of["mean"] for of in kept]
+        interval = {"bootstrap_95": bootstrap_interval(means)}
+        return {**_over_seeds(means, 3), **interval, "standard_error_over_tasks": errors}
     per_task = np.array([[np.inf if value is None else value for value in of["per_task"]] for of in kept])
     half_widths = [INTERVAL * error for error in errors if error is not None]
     return {

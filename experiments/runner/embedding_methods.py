@@ -15,6 +15,7 @@ from metarl.few_shot.criteria import CLASSIFICATION
 from metarl.few_shot.embedding import EmbeddingMethod
 from metarl.few_shot.embedding_networks import EmbeddingNet
 from metarl.few_shot.matching import ContextEmbeddings, FullContextMatching, Matching
+from metarl.few_shot.method import Method
 from metarl.few_shot.relation import Relation, RelationNet
 from metarl.few_shot.ridge import RidgeRegression
 from metarl.few_shot.siamese import Siamese
@@ -23,24 +24,32 @@ from metarl.few_shot.tasks import ImageEpisodes
 
 @dataclass(frozen=True)
 class Embedded:
-    """What methods that embed have in common; they take no inner steps."""
+    """What methods have in common that learn a task without inner steps, from what a network makes of its images."""
 
     inner_steps: ClassVar[int] = 0
     maps: ClassVar[bool] = False  # whether images are embedded as maps
-
-    batch_norm: str = same_as(EmbeddingMethod, "batch_norm")
-    strided: bool = setting(False, "convolutions with stride in place of max pooling: a quarter of the work")
+    shuffled: ClassVar[bool] = False  # whether support images are in random order
+    batched: ClassVar[bool] = False  # whether an iteration learns from several tasks
+    batch_norm: ClassVar[str] = "none"
 
     def __post_init__(self) -> None:
         check_settings(self)
 
-    def build(self, module: nn.Module, training: ImageEpisodes) -> EmbeddingMethod:
-        """Return the method with its embedding, and whatever else it learns."""
+    def build(self, module: nn.Module, training: ImageEpisodes) -> Method:
+        """Return the method with its module, and whatever else it learns."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class Episodic(Embedded):
+class Convolved(Embedded):
+    """A method whose embedding is Conv-4, or another module with batch norm."""
+
+    batch_norm: str = same_as(EmbeddingMethod, "batch_norm")  # type: ignore[misc]
+    strided: bool = setting(False, "convolutions with stride in place of max pooling: a quarter of the work")
+
+
+@dataclass(frozen=True)
+class Episodic(Convolved):
     """A method that is trained with episodes, one per iteration."""
 
     training_ways: int | None = same_as(EmbeddingMethod, "training_ways")
@@ -84,7 +93,7 @@ class ContextAttention(Attention):
 
     def build(self, module: nn.Module, training: ImageEpisodes) -> EmbeddingMethod:
         """As of any of them."""
-        context = ContextEmbeddings(math.prod(_shape(module, training)), self.reads)
+        context = ContextEmbeddings(math.prod(embedded_shape(module, training)), self.reads)
         chosen: dict[str, Any] = {"distance": self.distance, "scale": self.scale}
         return FullContextMatching(module, **self.common, **chosen, context=context)
 
@@ -97,19 +106,19 @@ class Relations(Episodic):
 
     def build(self, module: nn.Module, training: ImageEpisodes) -> EmbeddingMethod:
         """As of any of them."""
-        height, width, channels = _shape(module, training)
+        height, width, channels = embedded_shape(module, training)
         return Relation(module, **self.common, relation=RelationNet((height, width, channels), channels))
 
 
 @dataclass(frozen=True)
-class Pairs(Embedded):
+class Pairs(Convolved):
     """Siamese networks, trained on pairs of images."""
 
     pairs: int = same_as(Siamese, "pairs")
 
     def build(self, module: nn.Module, training: ImageEpisodes) -> EmbeddingMethod:
         """As of any of them."""
-        comparison = nn.Linear(math.prod(_shape(module, training)), 1)
+        comparison = nn.Linear(math.prod(embedded_shape(module, training)), 1)
         return Siamese(module, CLASSIFICATION, self.batch_norm, pairs=self.pairs, comparison=comparison)
 
 
@@ -126,18 +135,18 @@ class Ridge(Prototypes):
 
 
 @dataclass(frozen=True)
-class CentredMeans(Embedded):
+class CentredMeans(Convolved):
     """SimpleShot: a classifier of all training classes, whose features are compared."""
 
     batch_size: int = same_as(SimpleShot, "batch_size")
 
     def build(self, module: nn.Module, training: ImageEpisodes) -> EmbeddingMethod:
         """As of any of them."""
-        head = nn.Linear(math.prod(_shape(module, training)), len(training.images["train"]))
+        head = nn.Linear(math.prod(embedded_shape(module, training)), len(training.images["train"]))
         return SimpleShot(module, CLASSIFICATION, self.batch_norm, head=head, batch_size=self.batch_size)
 
 
-EMBEDDING_METHODS: dict[str, type[Embedded]] = {
+EMBEDDING_METHODS: dict[str, type[Convolved]] = {
     "prototypical": Prototypes,
     "matching": Attention,
     "matching-fce": ContextAttention,
@@ -148,7 +157,7 @@ EMBEDDING_METHODS: dict[str, type[Embedded]] = {
 }
 
 
-def embedding(method: Embedded, size: Sequence[int], filters: int) -> EmbeddingNet:
+def embedding(method: Convolved, size: Sequence[int], filters: int) -> EmbeddingNet:
     """Return Conv-4 as a method wants it, with max pooling as published, or strided.
 
     Args:
@@ -160,8 +169,7 @@ def embedding(method: Embedded, size: Sequence[int], filters: int) -> EmbeddingN
     return EmbeddingNet(size, filters, EmbeddingNet.STRIDED if method.strided else pooled, method.maps)
 
 
-def _shape(module: nn.Module, training: ImageEpisodes) -> tuple[int, ...]:
+def embedded_shape(module: nn.Module, training: ImageEpisodes) -> tuple[int, ...]:
     """The shape of an embedding."""
-    size = training.images["train"].shape[2:]
     with torch.no_grad():
-        return tuple(module(torch.zeros(2, *size)).shape[1:])
+        return tuple(module(torch.zeros(2, *training.image_shape)).shape[1:])

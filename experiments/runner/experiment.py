@@ -1,10 +1,10 @@
 """What an experiment script stands for: its settings, its recipes, and how its learner is trained and evaluated."""
 
 import dataclasses
-import importlib
+import importlib.util
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -13,12 +13,13 @@ from tqdm import tqdm
 from metarl.core.distributed import Processes
 from metarl.core.evaluation import Evaluation
 from metarl.core.settings import SettingError, nearest
-from metarl.experiments.runner.flat_settings import from_flat, to_flat, updated
-from metarl.experiments.runner.recipes import Recipe
+from metarl.experiments.runner.flat_settings import flag, from_flat, to_flat, updated
+from metarl.experiments.runner.recipes import RECOMMENDED, Recipe
 from metarl.experiments.runner.settings import Settings
+from metarl.rl.task_distribution import describe_error
 from metarl.runs import RunError
 
-PAPER = "paper"  # on every command line, the name of the paper's own recipe
+PAPER = "paper"  # what users call the paper's own recipe, whichever row of results it is
 
 
 class RunLearner(Protocol):
@@ -56,9 +57,9 @@ class Experiment:
         name: of the script, and of the runs it makes.
         description: one sentence, for the help.
         settings: the dataclass of its settings.
-        recipes: named settings, by the names that results have; one of them has the paper's settings.
-        paper_recipe: the name of that one, to whose settings the others are changes; `--recipe paper` means it too.
-        default_recipe: what runs when no recipe is named.
+        recipes: named settings, by the names that results have.
+        paper_recipe: the name of the one with the paper's settings, which users call `paper`. There need be none of
+            this name; the first recipe then has its part.
         judges_start: whether the selection metric of an iteration is that of the meta-parameters that it begins with,
             as returns in training are, and not of those that it ends with.
     """
@@ -68,26 +69,49 @@ class Experiment:
     name: str
     description: str
     settings: type[Settings]
-    recipes: Mapping[str, Recipe]
+    recipes: Mapping[str, Recipe] = field(default_factory=lambda: {"default": Recipe()})
     paper_recipe: str = "maml"
-    default_recipe: str = PAPER
+
+    @property
+    def default_recipe(self) -> str:
+        """What runs when no recipe is named: the recommended one where there is one, else the paper's."""
+        return RECOMMENDED if RECOMMENDED in self.recipes else PAPER
+
+    @property
+    def base_recipe(self) -> str:
+        """The recipe to whose settings the others are changes: the paper's, or else the first one."""
+        return self.paper_recipe if self.paper_recipe in self.recipes else next(iter(self.recipes))
 
     def recipe_name(self, name: str) -> str:
         """The name in `recipes` that `--recipe NAME` means, an empty one the default; SettingError if unknown."""
         name = name or self.default_recipe
-        name = self.paper_recipe if name == PAPER else name
+        name = self.base_recipe if name == PAPER else name
         if name not in self.recipes:
-            known = [PAPER, *self.recipes]
+            known = list(map(self.shown_name, self.recipes))
             raise SettingError(f"--recipe = {name!r}; allowed: {', '.join(map(repr, known))}{nearest(name, known)}")
         return name
 
+    def shown_name(self, recipe: str) -> str:
+        """What users call a recipe of this name in `recipes`."""
+        return PAPER if recipe == self.paper_recipe else recipe
+
     def values(self, recipe: str = "", changes: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """The flat values of a recipe's settings with changes; SettingError for a change that cannot be."""
+        """The flat values of a recipe's settings with changes.
+
+        Raises:
+            SettingError: a change that cannot be, or one that has no effect.
+        """
         values = to_flat(self.settings())
         name = self.recipe_name(recipe)
-        for layer in (self.paper_recipe, *[name] * (name != self.paper_recipe)):
+        for layer in (self.base_recipe, *[name] * (name != self.base_recipe)):
             values = updated(self.settings, values, self.recipes[layer].settings)
-        return to_flat(from_flat(self.settings, updated(self.settings, values, changes or {})))
+        settings = from_flat(self.settings, updated(self.settings, values, changes or {}))
+        values, idle = to_flat(settings), settings.without_effect
+        for change in changes or ():
+            if change in idle:
+                cause = f"{flag(idle[change])} {values[idle[change]]}"
+                raise SettingError(f"{flag(change)} has no effect with {cause}; allowed: without it")
+        return values
 
     def configure(self, recipe: str = "", **changes: Any) -> Any:
         """The settings of a recipe with changes, by flat name; SettingError for a change that cannot be."""
@@ -129,11 +153,17 @@ class Experiment:
 
 
 def find_experiment(name: str) -> Experiment:
-    """The experiment of a script in `metarl.experiments`; RunError if there is none of that name."""
+    """The experiment of a script in `metarl.experiments`; RunError if there is none, or if it cannot be imported."""
+    module = f"metarl.experiments.{name}"
+    if not name.isidentifier() or importlib.util.find_spec(module) is None:
+        raise RunError(f"experiment {name!r} is not known to this version of metarl")
     try:
-        return importlib.import_module(f"metarl.experiments.{name}").EXPERIMENT
-    except (ModuleNotFoundError, AttributeError) as error:
-        raise RunError(f"experiment {name!r} is not known to this version of metarl") from error
+        imported = importlib.import_module(module)
+    except Exception as error:  # such as a package that an extra installs
+        raise RunError(f"the script of experiment {name!r} cannot be imported: {describe_error(error)}") from error
+    if not isinstance(found := getattr(imported, "EXPERIMENT", None), Experiment):
+        raise RunError(f"experiment {name!r} is not known to this version of metarl")
+    return found
 
 
 class DeviceMemoryError(RuntimeError):

@@ -1,16 +1,16 @@
 """Few-shot learning on images: settings, episodes, and the baseline of a classifier of all training classes."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from metarl.core.distributed import current
 from metarl.core.rules import GradientDescent
 from metarl.core.settings import SettingError, setting
-from metarl.experiments.runner.embedding_methods import EMBEDDING_METHODS, Embedded
+from metarl.experiments.runner.embedding_methods import EMBEDDING_METHODS, Convolved, Embedded, Episodic, embedding
 from metarl.experiments.runner.few_shot import (
     Episodes,
     FewShotExperiment,
@@ -18,12 +18,18 @@ from metarl.experiments.runner.few_shot import (
     FineTuned,
     methods,
 )
+from metarl.experiments.runner.image_evaluation import ImageEvaluation, accuracy_curves, draw_curves, draw_predictions
 from metarl.experiments.runner.image_methods import IMAGE_METHODS
+from metarl.experiments.runner.memory_methods import MEMORY_METHODS, FastWeights, Recurrent
 from metarl.experiments.runner.settings import part
 from metarl.few_shot.gradient import Classifier
-from metarl.few_shot.image_sets import default_cache
+from metarl.few_shot.image_cache import default_cache
+from metarl.few_shot.image_classes import ImagesBySplit
 from metarl.few_shot.learner import FewShotLearner
 from metarl.few_shot.method import Method
+from metarl.few_shot.networks import ConvNet
+from metarl.few_shot.pictures import PictureForm
+from metarl.few_shot.sequences import ShuffledEpisodes
 from metarl.few_shot.tasks import ImageEpisodes
 
 
@@ -57,23 +63,38 @@ class ImageFiles:
         return Path(self.cache) if self.cache else default_cache()
 
 
+def image_methods(**own: type[Embedded]) -> Any:
+    """Declare the method of an experiment on images: all there are, some of them with settings of its own."""
+    return methods(
+        "anil adapts the last layer alone; classifier learns all training classes at once, for fine-tuning and nearest "
+        "neighbours; those from prototypical to neural-statistician embed images, one episode or batch per iteration, "
+        "but for mann, mann-lstm, memory-module, snail and metanet, which read the images of --num-tasks tasks in "
+        "random order",
+        classifier=AllClasses,
+        **{**EMBEDDING_METHODS, **MEMORY_METHODS, **IMAGE_METHODS, **own},
+    )
+
+
 @dataclass(frozen=True)
 class ImageSettings(FewShotSettings):
     """The settings of a few-shot run on images."""
 
     episodes: ImageTasks = part(ImageTasks, "sampling")
-    method: GradientDescent | Embedded = methods(  # type: ignore[assignment]
-        "anil adapts the last layer alone; classifier learns all training classes at once, for fine-tuning and nearest "
-        "neighbours; those from prototypical to simple-shot embed images, one episode or batch per iteration",
-        classifier=AllClasses,
-        **EMBEDDING_METHODS,
-        **IMAGE_METHODS,
-    )
+    method: GradientDescent | Embedded = image_methods()  # type: ignore[assignment]
     files: ImageFiles = part(ImageFiles, "data")
 
     def __post_init__(self) -> None:
         if self.embeds and self.evaluation.statistics == "per-step":
             raise SettingError("--evaluation-statistics = per-step; allowed with a method that embeds: batch")
+
+    @property
+    def without_effect(self) -> Mapping[str, str]:
+        """Methods that embed take no inner steps; most learn one task at a time, some from no episodes."""
+        method = self.method
+        if not isinstance(method, Embedded):
+            return {}
+        single = [] if method.batched else ["num_tasks", *["queries"] * (not isinstance(method, Episodic))]
+        return dict.fromkeys(["evaluation_steps", *single], "method")
 
     @property
     def embeds(self) -> bool:
@@ -88,7 +109,13 @@ class ImageSettings(FewShotSettings):
 
 @dataclass(frozen=True)
 class ImageExperiment(FewShotExperiment):
-    """A few-shot experiment on images."""
+    """A few-shot experiment on images.
+
+    Attributes:
+        form: of the images that the network sees, given the settings.
+    """
+
+    form: Callable[[Any], PictureForm] = field(kw_only=True)
 
     def build_method(self, settings: Any, module: nn.Module, training: Any) -> Method:
         """The method with its module; a classifier's batches are as large as all query examples of a meta-batch."""
@@ -104,7 +131,31 @@ class ImageExperiment(FewShotExperiment):
 
     def meta_batch(self, settings: Any) -> int:
         """The number of tasks in a meta-batch; a classifier learns one, with all training classes."""
-        return 1 if settings.all_classes or settings.embeds else settings.episodes.num_tasks
+        single = settings.all_classes or (settings.embeds and not settings.method.batched)
+        return 1 if single else settings.episodes.num_tasks
+
+    def evaluate(self, settings: Any, learner: FewShotLearner, split: str) -> ImageEvaluation:
+        """As of any few-shot experiment; for the test also with other shots and ways, for methods that take them."""
+        evaluation = super().evaluate(settings, learner, split)
+        curves = {}
+        takes_any = settings.embeds and not settings.method.shuffled
+        if split == "test" and takes_any and learner.processes.rank == 0:
+            curves = accuracy_curves(evaluation.learner, settings.evaluation.num_tasks)
+        return ImageEvaluation(**vars(evaluation), curves=curves)
+
+    def plots(self, evaluation: Any) -> dict[str, Any]:
+        """As of any experiment: the first tasks with what was predicted, and the accuracy with other shots and ways.
+
+        Of methods that read sequences also the accuracy by instance.
+        """
+        drawn = {"predictions": draw_predictions(evaluation)}
+        if evaluation.curves:
+            drawn["shots_and_ways"] = draw_curves(evaluation)
+        if instances := [of for name, of in evaluation.others.items() if name.startswith("instance_")]:
+            from metarl.experiments.runner.plots import by_instance  # which imports matplotlib
+
+            drawn["instances"] = by_instance(instances)
+        return drawn
 
     def record(self, settings: Any, learner: FewShotLearner) -> dict[str, Any]:
         """As of any few-shot experiment, with the classes of a task, and which classes and statistics it is about.
@@ -122,9 +173,9 @@ class ImageExperiment(FewShotExperiment):
         return 0 if settings.embeds else super().judged_step(settings)
 
 
-def training_episodes(settings: ImageSettings, images: Mapping[str, Tensor], device: str) -> ImageEpisodes:
+def training_episodes(settings: ImageSettings, images: ImagesBySplit, device: str) -> ImageEpisodes:
     """Training tasks, of images per split that go to a device."""
-    on_device = {split: tensor.to(device) for split, tensor in images.items()}
+    on_device = {split: of.to(device) for split, of in images.items()}
     return _episodes(settings, on_device, settings.episodes.shots, settings.episodes.training_queries, "--shots")
 
 
@@ -139,11 +190,21 @@ def classes(settings: ImageSettings, training: ImageEpisodes) -> int:
     return len(training.images["train"]) if settings.all_classes else settings.episodes.ways
 
 
-def _episodes(
-    settings: ImageSettings, images: Mapping[str, Tensor], shots: int, queries: int, flag: str
-) -> ImageEpisodes:
+def pooled_network(settings: Any, training: ImageEpisodes) -> nn.Module:
+    """Conv-4 with max pooling: with a linear layer for the classes of a task, or one that embeds; or a method's own."""
+    shape, method = training.image_shape, settings.method
+    if isinstance(method, Recurrent | FastWeights):
+        return method.network(shape, settings.episodes.ways)
+    if isinstance(method, Convolved):
+        return embedding(method, shape, settings.network.filters)
+    return ConvNet(shape, classes(settings, training), settings.network.filters, strided=False)
+
+
+def _episodes(settings: ImageSettings, images: ImagesBySplit, shots: int, queries: int, flag: str) -> ImageEpisodes:
     ways = settings.episodes.ways
+    method = settings.method
+    kind = ShuffledEpisodes if isinstance(method, Embedded) and method.shuffled else ImageEpisodes
     try:
-        return ImageEpisodes(images, ways, shots, queries)
+        return kind(images, ways, shots, queries)
     except ValueError as error:
         raise SettingError(f"--ways = {ways}, {flag} = {shots}: {error}") from error

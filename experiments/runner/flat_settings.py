@@ -5,6 +5,7 @@ variants of one part share it where the setting means the same in both.
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -118,13 +119,38 @@ def from_flat(kind: type[SettingsType], values: Mapping[str, Any]) -> SettingsTy
         variant = values.get(choice.name, choice.default) if choice is not None else ""
         dataclass_ = part.metadata["variants"][variant]
         own = {field.name: flat_name(field) for field in declared(dataclass_)}
-        parts[part.name] = dataclass_(**{field: values[name] for field, name in own.items() if name in values})
+        try:
+            parts[part.name] = dataclass_(**{field: values[name] for field, name in own.items() if name in values})
+        except SettingError as error:  # of values that do not go together
+            raise SettingError(_with_flags(str(error), own)) from error
     return kind(**parts)
 
 
 def flat_name(field: dataclasses.Field) -> str:
     """Return the flat name of a declared setting."""
     return field.metadata["flag"] or field.name
+
+
+def in_flags(message: str, kind: type) -> str:
+    """A message that calls settings by the names of their fields, `name = value`, with their flags instead.
+
+    Args:
+        message: from the library; a name that several parts share is left as it is, unless it is one's flat name.
+        kind: the class of the run's settings.
+    """
+    known = flat_settings(kind)
+    flat_names: dict[str, set[str]] = {}
+    for name, setting in known.items():
+        flat_names.setdefault(setting.field.name, set()).add(name)
+    return _with_flags(message, {of: of if of in names else min(names) for of, names in flat_names.items()
+                                 if of in names or len(names) == 1})  # fmt: skip
+
+
+def _with_flags(message: str, flat_names: Mapping[str, str]) -> str:
+    def replaced(found: re.Match) -> str:
+        return flag(flat_names[found[0]]) if found[0] in flat_names else found[0]
+
+    return re.sub(r"(?<![\w-])\w+(?= = )", replaced, message)
 
 
 def _has_effect(setting: FlatSetting, known: Mapping[str, FlatSetting], values: Mapping[str, Any]) -> bool:

@@ -66,11 +66,12 @@ def checkpoint(state: Mapping[str, Any]) -> dict[str, Any]:
     learner, progress = dict(state["learner"]), dict(state["progress"])
     if "best_return" in progress:
         progress["best_metric"] = progress.pop("best_return")
-    if "mean" in (outer := learner.get("outer") or {}):
+    outer = learner.get("outer")
+    if isinstance(outer, dict) and "mean" in outer:
         moments = {"count": outer["count"], "mean": {"theta": outer["mean"]}, "square": {"theta": outer["square"]}}
         others = {name: value for name, value in outer.items() if name not in moments}
         learner["outer"] = {"adam": moments, **others}
-    if 0 in (learner.get("adam") or {}):
+    if isinstance(learner.get("adam"), dict) and 0 in learner["adam"]:
         learner["adam"] = _adam_by_name(learner["adam"], list(learner["theta"]))
     return {**state, "learner": learner, "progress": progress}
 

@@ -1,12 +1,15 @@
 """Plots of evaluations, and JSON files."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from metarl.core.evaluation import Evaluation
+from metarl.core.evaluation import Evaluation, standard_error
 from metarl.experiments.runner.experiment import Experiment
 from metarl.runs import write_atomically
 
@@ -25,6 +28,33 @@ def adaptation(evaluation: Evaluation) -> Figure:
     axes.errorbar(steps, evaluation.mean, evaluation.standard_error, marker="o", capsize=3, zorder=2)
     axes.set(xlabel="gradient steps", ylabel=evaluation.metric, xticks=list(steps))
     axes.set_title(f"mean ± standard error over {evaluation.per_task.shape[1]} held-out tasks (grey: each task)")
+    return figure
+
+
+def panels(count: int) -> tuple[Figure, list[Axes]]:
+    """A picture of up to four panels that share their axes, two in a row, so that TensorBoard shows them large.
+
+    Args:
+        count: panels that are wanted; of more than four there are four.
+    """
+    count = min(4, count)
+    rows = -(-count // 2)
+    figure = Figure(figsize=(6, 0.4 + 2.9 * rows), layout="constrained")
+    all_axes = list(figure.subplots(rows, 2, squeeze=False, sharex=True, sharey=True).flat)
+    for unused in all_axes[count:]:
+        unused.set_axis_off()
+    return figure, all_axes[:count]
+
+
+def by_instance(accuracies: Sequence[np.ndarray]) -> Figure:
+    """The accuracy at the first, second, ... image of a class in a sequence, of each task (M,): means over tasks."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.subplots()
+    instances = range(1, len(accuracies) + 1)
+    errors = [standard_error(of) for of in accuracies]
+    axes.errorbar(instances, [of.mean() for of in accuracies], errors, marker="o", capsize=3)
+    axes.set(xlabel="instance of a class in the sequence", ylabel="accuracy", xticks=list(instances), ylim=(0, 1))
+    axes.set_title(f"mean ± standard error over {len(accuracies[0])} held-out sequences")
     return figure
 
 

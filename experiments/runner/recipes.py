@@ -56,6 +56,11 @@ def recommended(num_tasks: int, iterations: int, **changes: Any) -> Recipe:
     return Recipe({**settings, "num_tasks": num_tasks, "iterations": iterations, "evaluate_every": 50, **changes})
 
 
+def for_both_dynamics(recipe: Recipe) -> dict[str, Recipe]:
+    """The recommended recipe, and the same on gymnasium's own bodies with episodes as short as in other libraries."""
+    return {RECOMMENDED: recipe, f"{RECOMMENDED}, gymnasium": recipe | {"dynamics": "gymnasium", "horizon": 100}}
+
+
 def schedule(sizes: Mapping[int, float]) -> dict[str, Any]:
     """The settings of inner step sizes by the meta-iterations after which they hold."""
     return {"inner_step_size_milestones": tuple(sizes), "milestone_step_sizes": tuple(sizes.values())}

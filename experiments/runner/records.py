@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Self
 
 from torch.utils.tensorboard import SummaryWriter
@@ -11,9 +12,34 @@ from metarl.core.evaluation import Evaluation
 from metarl.experiments.runner import plots
 from metarl.experiments.runner.experiment import Experiment
 from metarl.experiments.runner.flat_settings import to_flat
+from metarl.experiments.runner.settings import Settings
 from metarl.experiments.runner.start import BEST, CHECKPOINT, ActiveRun
 
 _LINE_EVERY = 60.0  # seconds
+_GROUPS = {  # in TensorBoard, of metrics by the first part of their name; others have a group in their name
+    "adaptation_gain": "return",
+    "policy_std": "policy",
+    "policy_entropy": "policy",
+    "means_beyond_bounds": "policy",
+    "seconds": "time",
+    "steps_per_second": "time",
+    "iterations_per_second": "time",
+    "env_steps": "data",
+    "episodes": "data",
+    "failed_episodes": "data",
+    "episode_length": "data",
+    "inner_kl": "update",
+    "inner_kl_penalty": "update",
+}
+
+
+def tag(name: str) -> str:
+    """Return what TensorBoard calls a metric: its name, after its group and a slash where the name has no group.
+
+    A metric that is not listed and has no slash in its name is one of the outer optimiser's: `kl` is `update/kl`.
+    """
+    group = _GROUPS.get(name.split("/")[0], "" if "/" in name else "update")
+    return f"{group}/{name}" if group else name
 
 
 class Records:
@@ -22,7 +48,7 @@ class Records:
     def __init__(self, experiment: Experiment, active: ActiveRun):
         self._experiment, self._active = experiment, active
         started = active.learner.iteration
-        self._writer = _writer(active)
+        self._writer = _writer(active.run.directory, started)
         lines = (f"    {name}: {_plain(value)}" for name, value in to_flat(active.settings).items())
         self._writer.add_text("settings", "\n".join(lines), started)
         # disable=None: no bar where stderr is no terminal
@@ -47,14 +73,15 @@ class Records:
         active, experiment, iteration = self._active, self._experiment, self._active.learner.iteration
         if evaluation is not None:
             metrics = metrics | {f"evaluation/{name}": value for name, value in evaluation.metrics.items()}
-            _draw(experiment, evaluation, self._writer, iteration)
+            _draw(experiment, evaluation, self._writer, iteration, "evaluation")
         active.run.append_metrics(metrics)
         metric = experiment.selection_metric(active.settings, metrics)
         if metric > active.progress.best_metric:
             active.progress.best_metric, active.progress.best_iteration = metric, judged["iteration"]
             active.run.save(BEST, active.state(judged))
         for name, value in metrics.items():
-            self._writer.add_scalar(name, value, iteration)
+            if name != "iteration":  # the axis of all plots
+                self._writer.add_scalar(tag(name), value, iteration)
         self._bar.update(iteration - self._bar.n)
         progress = experiment.progress_text(active.settings, metrics)
         self._bar.set_postfix_str(progress)
@@ -68,23 +95,40 @@ class Records:
         self._active.run.save(CHECKPOINT, self._active.state())
 
 
-def add_test_evaluation(experiment: Experiment, active: ActiveRun, evaluation: Evaluation) -> None:
-    """Add the evaluation on test tasks to TensorBoard."""
-    with _writer(active) as writer:
-        for name, value in evaluation.metrics.items():
-            writer.add_scalar(f"test/{name}", value, active.learner.iteration)
-        _draw(experiment, evaluation, writer, active.learner.iteration, "test/")
-
-
-def _writer(active: ActiveRun) -> SummaryWriter:
-    return SummaryWriter(str(active.run.directory), purge_step=active.learner.iteration + 1)
-
-
-def _draw(
-    experiment: Experiment, evaluation: Evaluation, writer: SummaryWriter, iteration: int, prefix: str = ""
+def add_test_evaluation(
+    experiment: Experiment, settings: Settings, evaluation: Evaluation, folder: Path, iteration: int
 ) -> None:
+    """Add an evaluation on test tasks to TensorBoard: metrics and plots, and with the settings a row of HPARAMS.
+
+    Args:
+        experiment: of the run.
+        settings: of the run and of the evaluation.
+        evaluation: on test tasks.
+        folder: of the events, such as the run's directory.
+        iteration: meta-iterations that led to what was evaluated.
+    """
+    metrics = {f"test/{name}": value for name, value in evaluation.metrics.items()}
+    with _writer(folder, iteration) as writer:
+        _draw(experiment, evaluation, writer, iteration, "test")
+        # run_name: the events go into the folder itself; the metrics become scalars, too
+        hyper_parameters = {name: _hyper_parameter(value) for name, value in to_flat(settings).items()}
+        writer.add_hparams(hyper_parameters, metrics, run_name=".", global_step=iteration)
+
+
+def _writer(folder: Path, iteration: int) -> SummaryWriter:
+    return SummaryWriter(str(folder), purge_step=iteration + 1)
+
+
+def _draw(experiment: Experiment, evaluation: Evaluation, writer: SummaryWriter, iteration: int, group: str) -> None:
     for name, figure in plots.of_evaluation(experiment, evaluation).items():
-        writer.add_figure(prefix + name, figure, iteration)
+        writer.add_figure(f"{group}/{name}", figure, iteration)
+
+
+def _hyper_parameter(value: Any) -> float | str:
+    """A setting's value as the HPARAMS tab shows it: a number or a text."""
+    if isinstance(value, tuple):
+        return " ".join(map(str, value)) or "none"
+    return "none" if value is None else str(value) if isinstance(value, bool) else value
 
 
 def _plain(value: Any) -> Any:

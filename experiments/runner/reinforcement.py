@@ -7,13 +7,14 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.spaces import Box
+from gymnasium.spaces import Box, Discrete
 from torch import nn
 
 from metarl.core.errors import SimulationError
 from metarl.core.rules import GradientDescent, LayerStepSizes, MetaSGD
 from metarl.core.settings import SettingError, check_settings, setting
 from metarl.experiments.runner.experiment import Experiment, step
+from metarl.experiments.runner.flat_settings import in_flags
 from metarl.experiments.runner.machine import choose_threads, prepare_process
 from metarl.experiments.runner.settings import EVALUATION, EvaluationSettings, Settings, part, same_as, variants
 from metarl.rl.advantages import Advantages
@@ -21,9 +22,9 @@ from metarl.rl.estimators import ESTIMATORS
 from metarl.rl.evaluation import ReturnEvaluation, evaluate, held_out_tasks
 from metarl.rl.learner import Learner
 from metarl.rl.outer import PPO, TRPO, Adam, OuterOptimiser, Reptile
-from metarl.rl.policies import ACTIVATIONS, GaussianMLP, WithContext
+from metarl.rl.policies import ACTIVATIONS, CategoricalMLP, GaussianMLP, WithContext
 from metarl.rl.sampler import Sampling
-from metarl.rl.task_distribution import TaskDistribution
+from metarl.rl.task_distribution import TaskDistribution, protocol_defects, record_defects
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Objective:
 
 @dataclass(frozen=True)
 class PolicySettings:
-    """A Gaussian policy with one hidden layer or more."""
+    """A network with one hidden layer or more."""
 
     hidden_sizes: tuple[int, ...] = setting((100, 100), "widths of the hidden layers", at_least=1)
     activation: str = setting("relu", "function after each hidden layer", choices=tuple(ACTIVATIONS))
@@ -121,33 +122,38 @@ class ReinforcementSettings(Settings):
     evaluation: EpisodeEvaluation = part(EpisodeEvaluation, EVALUATION)
 
 
+def mlp_policy(settings: ReinforcementSettings, observation_space: Box, action_space: gymnasium.Space) -> nn.Module:
+    """The policy of an experiment that names none: a Gaussian MLP, or a categorical one for `Discrete` actions."""
+    kind = CategoricalMLP if isinstance(action_space, Discrete) else GaussianMLP
+    return kind(observation_space, action_space, settings.policy.hidden_sizes, settings.policy.activation)
+
+
 @dataclass(frozen=True)
 class ReinforcementExperiment(Experiment):
     """An experiment whose learner is a `Learner`.
 
     Attributes:
         task_distribution: makes the tasks, given the settings.
+        policy: makes the policy, given the settings, the space of what it sees and that of actions.
         draw: makes pictures of an evaluation, by name.
     """
 
     settings: type[ReinforcementSettings] = field(default=ReinforcementSettings, kw_only=True)
     task_distribution: Callable[[Any], TaskDistribution] = field(kw_only=True)
+    policy: Callable[[Any, Box, gymnasium.Space], nn.Module] = field(default=mlp_policy, kw_only=True)
     draw: Callable[[ReturnEvaluation], dict[str, Any]] | None = field(default=None, kw_only=True)
 
     def build(self, settings: ReinforcementSettings) -> Learner:
-        """As of any experiment: a Gaussian MLP policy on the experiment's tasks."""
+        """As of any experiment: the experiment's policy on its tasks."""
         device = prepare_process(settings)
-        distribution: Any = self.task_distribution(settings)
-        if settings.environment.observe_task:
-            from metarl.envs import ObservedTasks  # which imports the simulators
-
-            distribution = ObservedTasks(distribution)
         try:
+            distribution = self._build_tasks(settings)
+            policy = self._build_policy(settings, distribution)
             return Learner(
                 distribution,
-                build_policy(settings, distribution),
+                policy,
                 sampling=settings.sampling,
-                rule=build_rule(settings),
+                rule=_build_rule(settings, policy),
                 outer=settings.outer,
                 advantages=settings.advantages,
                 estimator=ESTIMATORS[settings.objective.estimator],
@@ -160,7 +166,33 @@ class ReinforcementExperiment(Experiment):
                 task_chunk=settings.machine.task_chunk or None,
             )
         except ValueError as error:  # settings that do not go together
-            raise SettingError(str(error)) from error
+            raise SettingError(in_flags(str(error), self.settings)) from error
+
+    def _build_tasks(self, settings: ReinforcementSettings) -> Any:
+        """The task distribution, which has all that a run will need; ValueError for one that has not."""
+        distribution: Any = self.task_distribution(settings)
+        count = settings.sampling.num_tasks
+        if defects := protocol_defects(distribution, count) or record_defects(distribution, count):
+            raise ValueError(defects[0])
+        if (horizon := settings.environment.horizon) != distribution.horizon:
+            raise ValueError(
+                f"--horizon = {horizon}, but episodes of the task distribution have {distribution.horizon} steps; "
+                f"allowed: {distribution.horizon}, or tasks that are made with settings.environment.horizon"
+            )
+        if not settings.environment.observe_task:
+            return distribution
+        from metarl.envs import ObservedTasks  # which imports the simulators
+
+        return ObservedTasks(distribution)
+
+    def _build_policy(self, settings: ReinforcementSettings, distribution: TaskDistribution) -> nn.Module:
+        """The policy, which for cavia reads a context vector beside the observation."""
+        observations, actions = distribution.observation_space, distribution.action_space
+        if not isinstance(settings.rule, CAVIA):
+            return self.policy(settings, observations, actions)
+        size = settings.rule.context_size
+        wider = Box(-np.inf, np.inf, (gymnasium.spaces.flatdim(observations) + size,))
+        return WithContext(self.policy(settings, wider, actions), size)
 
     def advance(self, settings: ReinforcementSettings, learner: Learner) -> tuple[Learner, dict[str, float]]:
         """As of any experiment: one meta-iteration."""
@@ -209,22 +241,17 @@ class ReinforcementExperiment(Experiment):
         }
 
 
-def build_policy(settings: ReinforcementSettings, distribution: TaskDistribution) -> nn.Module:
-    """A Gaussian MLP, which for cavia reads a context vector beside the observation."""
-    observations, actions = distribution.observation_space, distribution.action_space
-    hidden_sizes, activation = settings.policy.hidden_sizes, settings.policy.activation
-    if not isinstance(settings.rule, CAVIA):
-        return GaussianMLP(observations, actions, hidden_sizes, activation)
-    wider = Box(-np.inf, np.inf, (gymnasium.spaces.flatdim(observations) + settings.rule.context_size,))
-    return WithContext(GaussianMLP(wider, actions, hidden_sizes, activation), settings.rule.context_size)
-
-
-def build_rule(settings: ReinforcementSettings) -> GradientDescent:
+def _build_rule(settings: ReinforcementSettings, policy: nn.Module) -> GradientDescent:
     """The adaptation rule; anil's names the parameters of the policy's last layer."""
     if not isinstance(settings.rule, ANIL):
         return settings.rule
-    last = 2 * len(settings.policy.hidden_sizes)  # an activation stands between every two layers
-    return replace(settings.rule, adapted=(f"mean.{last}.*", "log_std"))
+    last_layer = getattr(policy, "last_layer", None)
+    if not isinstance(last_layer, tuple):
+        raise ValueError(
+            f"--adaptation = anil, but the policy {type(policy).__name__} does not say what its last layer is; "
+            'allowed: a policy with the attribute last_layer, a tuple of patterns such as ("head.*",)'
+        )
+    return replace(settings.rule, adapted=last_layer)
 
 
 def _check_failures(share: float, what: str, settings: ReinforcementSettings) -> None:

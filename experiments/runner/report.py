@@ -10,24 +10,15 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from metarl.experiments.runner import result_plots, results, tables
+from metarl.experiments.runner.arrival import Arrival, arrival
 from metarl.experiments.runner.digest import digest
 from metarl.experiments.runner.experiment import Experiment, find_experiment
 from metarl.experiments.runner.result_plots import MOST_LINES, Line
+from metarl.experiments.runner.results import EXPERIMENTS, REINFORCEMENT, SUPERVISED
 from metarl.runs import write_atomically
 
 ROOT = Path(__file__).parents[2]
 PAGES = ("docs/results.md", "README.md")  # in which markers name tables
-REINFORCEMENT = (
-    "navigation_2d",
-    "half_cheetah_direction",
-    "half_cheetah_velocity",
-    "ant_velocity",
-    "ant_direction",
-    "ant_goal",
-)
-SUPERVISED = {"sine": ("mse", (0, 1, 5, 10)), "omniglot": ("accuracy", (0, 1, 3, 5)),
-              "mini_imagenet": ("accuracy", (0, 1, 5, 10)), "optimiser": ("mse", (0, 20, 50, 100))}  # fmt: skip
-EXPERIMENTS = (*REINFORCEMENT, "meta_world", *SUPERVISED)  # in the order of tables
 
 Entries = dict[str, dict[str, Any]]  # of an experiment, by row
 
@@ -59,7 +50,10 @@ class Report:
     def tables(self) -> dict[str, str]:
         """All tables in Markdown, by the name that their markers in the page of results have."""
         leading = [(of, self.leading(of), self._published(of, "maml")) for of in self._reinforcement]
-        found = {"overview": tables.overview([(of, row, self.summary[of][row], known) for of, row, known in leading])}
+        found = {
+            "overview": tables.overview([(of, row, self.summary[of][row], known) for of, row, known in leading]),
+            "arrivals": tables.arrivals(self._arrivals()),
+        }
         for of in self._reinforcement:
             known = {name: self._published(of, name) for name in self.summary[of]}
             for group, entries in self._groups(of).items():
@@ -73,6 +67,7 @@ class Report:
 
     def pictures(self) -> Iterator[tuple[str, Figure]]:
         """All pictures, each with its path in the folder of results."""
+        yield "arrivals.png", result_plots.arrivals(self._arrivals())
         for of in self._reinforcement:
             title = f"{of.replace('_', ' ')}: mean and standard error over seeds"
             yield f"{of}/adaptation.png", result_plots.adaptation(title, self._adaptation_lines(of))
@@ -84,11 +79,26 @@ class Report:
                 result_plots.errors_by_shots("sine: mean over seeds", _error_panels(self._by_tasks("sine")["sine"])),
             )
 
+        if lines := instance_lines(self.summary.get("omniglot", {})):
+            yield "omniglot/instances.png", result_plots.by_instance("omniglot: mean over seeds", lines)
+
     def leading(self, experiment: str) -> str:
-        """The row that stands first: that of the recommended recipe if it is kept, else the best one."""
-        recommended = results.LEADING.get(experiment)
+        """The row that stands first: that of the default recipe if it is kept, else the best one."""
+        default = self._experiments[experiment].recipe_name("")
         entries = self.summary[experiment]
-        return recommended if recommended in entries else tables.best_row(entries)
+        return default if default in entries else tables.best_row(entries) or next(iter(entries))
+
+    def _arrivals(self) -> list[tuple[str, str, list[Arrival | None]]]:
+        """When the leading row of each environment, and the best other row, exceeded the published return."""
+        found = []
+        for of in self._reinforcement:
+            if published := self._published(of, "maml"):
+                leading = self.leading(of)
+                others = dict(self.summary[of])
+                del others[leading]
+                for name in filter(None, (leading, tables.best_row(others))):
+                    found.append((of, name, [arrival(seed, published[1]) for seed in self.rows[of][name]["seeds"]]))
+        return found
 
     @property
     def _reinforcement(self) -> list[str]:
@@ -132,8 +142,10 @@ class Report:
 
     def _training_curves(self, experiment: str) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
         """The curves of `maml`, of the leading row and of those that returned most in training."""
-        curves = {name: _curves(row) for name, row in self.rows[experiment].items()}
-        curves = {name: seeds for name, seeds in curves.items() if seeds}
+        curves = {}
+        for name, row in self.rows[experiment].items():
+            if seeds := [curve for seed in row["seeds"] if (curve := results.returns_by_steps(seed)) is not None]:
+                curves[name] = seeds
         last = {name: np.mean([returns[-5:].mean() for _, returns in seeds]) for name, seeds in curves.items()}
         best = sorted(last, key=lambda name: -last[name])
         chosen = list(dict.fromkeys([self.leading(experiment), "maml", *best]))
@@ -150,6 +162,18 @@ def with_tables(page: str, made: Mapping[str, str]) -> str:
     return re.sub(r"(<!-- table: (.*?) -->\n).*?(<!-- end -->)", replaced, page, flags=re.DOTALL)
 
 
+def instance_lines(entries: Mapping[str, Mapping[str, Any]]) -> list[Line]:
+    """The accuracy by instance of every row that has it."""
+    lines = []
+    for name, entry in entries.items():
+        values = [entry[key] for number in range(1, len(entry) + 1) if (key := f"accuracy/instance_{number}") in entry]
+        if values:
+            errors = [value["standard_error"] for value in values]
+            means = [value["mean"] for value in values]
+            lines.append(Line(_label(name, entry), means, None if None in errors else errors))
+    return lines
+
+
 def _ordered(rows: Mapping[str, dict[str, Any]], experiment: Experiment) -> dict[str, dict[str, Any]]:
     """Rows in the order of the experiment's recipes, and then those that have none."""
     return {name: rows[name] for name in dict.fromkeys([*experiment.recipes, *rows]) if name in rows}
@@ -158,18 +182,6 @@ def _ordered(rows: Mapping[str, dict[str, Any]], experiment: Experiment) -> dict
 def _label(name: str, entry: Mapping[str, Any]) -> str:
     count = len(entry["seeds"])
     return f"{name} ({count} seed{'s' * (count > 1)})"
-
-
-def _curves(row: Mapping[str, Any]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Environment steps and returns after one step of each seed; where a curve lacks the steps, in equal parts."""
-    found = []
-    for seed in row["seeds"]:
-        curve = seed.get("curve", {})
-        if "return/step_1" in curve:
-            per_iteration = seed["last"]["env_steps"] / max(1, seed["last"]["iterations"])
-            steps = curve.get("env_steps", np.array(curve["iteration"]) * per_iteration)
-            found.append((np.array(steps, float), np.array(curve["return/step_1"])))
-    return found
 
 
 def _error_panels(entries: Mapping[str, Any]) -> dict[str, dict[str, list[float]]]:

@@ -70,8 +70,9 @@ def keep_run(experiment: Experiment, recipe: str, directory: Path) -> None:
         **({"dynamics": record["dynamics"]} if "dynamics" in record else {}),
     }
     results.save_row(path, {**header, "settings": row["settings"], "seeds": row["seeds"]})
-    if settings.run.seed == 0 and results.LEADING.get(experiment.name) == recipe:
-        _save_weights(experiment, recipe, settings, learner, path.with_name(f"{path.stem}_seed0.pt"))
+    first = row["seeds"][0]["seed"]
+    if recipe == experiment.recipe_name("") and settings.run.seed == first:
+        _save_weights(experiment, recipe, settings, learner, path.with_name(f"{path.stem}_seed{first}.pt"))
 
 
 def _seed_entry(experiment: Experiment, settings: Any, run: Run, record: Mapping[str, Any]) -> dict[str, Any]:
@@ -99,6 +100,8 @@ def _seed_entry(experiment: Experiment, settings: Any, run: Run, record: Mapping
     entry["last"] = results.rounded_evaluation(record)
     if curve:
         entry["curve"] = results.thin(curve)
+    if validation := results.validation_of(lines):
+        entry["validation"] = validation
     if "env_steps" in curve:
         others = results.load_rows().get(experiment.name, {}).values()
         window = results.training_window(others, int(curve["env_steps"][-1]))

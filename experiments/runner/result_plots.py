@@ -1,5 +1,6 @@
 """Pictures of the results that are kept, of at most six lines each."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -7,6 +8,8 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from metarl.experiments.runner.arrival import Arrival
 
 MOST_LINES = 6
 _PUBLISHED = {"color": "black", "linestyle": ":", "marker": "x"}
@@ -64,6 +67,31 @@ def training(title: str, rows: Mapping[str, Sequence[tuple[np.ndarray, np.ndarra
     return figure
 
 
+def arrivals(rows: Sequence[tuple[str, str, Sequence[Arrival | None]]]) -> Figure:
+    """Environment steps until each seed exceeded the published return after one step; a cross is a seed that never did.
+
+    Args:
+        rows: of each the environment's name, the row's, and when each seed arrived, None if it never did.
+    """
+    figure = Figure(figsize=(7, 1.2 + 0.45 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    names = list(dict.fromkeys(name for _, name, _ in rows))
+    most = 2 * max(of.env_steps for *_, seeds in rows for of in seeds if of is not None) / 1e6
+    for height, (_, name, seeds) in enumerate(rows):
+        style = {"color": f"C{names.index(name)}", "linestyle": "", "alpha": 0.7}
+        arrived = [of.env_steps / 1e6 for of in seeds if of is not None]
+        axes.plot(arrived, [height] * len(arrived), marker="o", **style)
+        missing = len(seeds) - len(arrived)
+        axes.plot([most * 1.15**index for index in range(missing)], [height] * missing, marker="x", **style)
+    labels = [f"{environment.replace('_', ' ')}\n{textwrap.fill(name, 36)}" for environment, name, _ in rows]
+    axes.set_yticks(range(len(rows)), labels, fontsize=8)
+    axes.invert_yaxis()
+    axes.set(xlabel="million environment steps (x: never)", xscale="log", title="time to the published return")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.grid(alpha=0.3)
+    return figure
+
+
 def errors_by_shots(title: str, panels: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
     """Mean squared errors against gradient steps, a panel for each number of support examples.
 
@@ -84,6 +112,22 @@ def errors_by_shots(title: str, panels: Mapping[str, Mapping[str, Sequence[float
     figure.axes[0].set_ylabel("mean squared error on test tasks")
     figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=len(handles))
     figure.suptitle(title)
+    return figure
+
+
+def by_instance(title: str, lines: Sequence[Line]) -> Figure:
+    """Accuracies at the first, second, ... image of a class in a sequence, with standard errors over seeds.
+
+    Args:
+        title: of the picture.
+        lines: whose means are by instance, in place of gradient steps.
+    """
+    figure, axes = _page(len(lines))
+    for line in lines:
+        instances = range(1, len(line.means) + 1)
+        axes.errorbar(instances, line.means, line.errors, marker="o", markersize=5, capsize=3, label=line.label)
+    axes.set(xlabel="instance of a class in the sequence", ylabel="accuracy on test tasks", ylim=(0, 1), title=title)
+    figure.legend(loc="outside lower center", fontsize=9)
     return figure
 
 

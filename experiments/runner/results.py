@@ -18,6 +18,7 @@ A row is plain data:
                                            `shots_10/mse/step_1`, the mean, its standard error over tasks, and each task
         curve                              training, at most 200 points: each is the mean over a block of iterations,
                                            `iteration` and `env_steps` are those at the end of the block
+        validation                         evaluations on validation tasks during training, after `iteration`
         training                           mean return after one step in training over a window of environment steps
 """
 
@@ -33,19 +34,27 @@ import numpy as np
 
 from metarl.runs import RunError, write_atomically
 
-FOLDER = Path(__file__).parents[1] / "results"
+_CHECKOUT = Path(__file__).parents[1] / "results"  # which an installed package does not have
+FOLDER = _CHECKOUT if _CHECKOUT.is_dir() else Path("results")
+REINFORCEMENT = (
+    "navigation_2d",
+    "half_cheetah_direction",
+    "half_cheetah_velocity",
+    "ant_velocity",
+    "ant_direction",
+    "ant_goal",
+)
+SUPERVISED = {  # metric, and gradient steps that have a column
+    "sine": ("mse", (0, 1, 5, 10)),
+    "omniglot": ("accuracy", (0, 1, 3, 5)),
+    "mini_imagenet": ("accuracy", (0, 1, 5, 10)),
+    "optimiser": ("mse", (0, 20, 50, 100)),
+}
+EXPERIMENTS = (*REINFORCEMENT, "meta_world", *SUPERVISED)  # whose results are kept, in the order of tables
 FORMAT = 1
 CURVE_POINTS = 200
-LEADING = {  # the recommended recipes: their rows stand first, and the weights of their seed 0 are kept
-    "navigation_2d": "lvc, small batches, multi-step",
-    "half_cheetah_direction": "first-order, small batches, quadratic, bounds penalty",
-    "half_cheetah_velocity": "first-order, small batches, shorter inner steps",
-    "ant_velocity": "first-order, small batches, survival bonus",
-    "ant_direction": "first-order, small batches, two tasks, bounds penalty",
-    "sine": "maml",
-    "omniglot": "5-way 1-shot",
-}
 _COUNTS = ("iteration", "env_steps")
+_EVALUATION = "evaluation/"
 _METRICS = ("return/", "success/", "accuracy/", "mse/")
 
 
@@ -128,6 +137,15 @@ def curve_of(lines: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
     return {name: [line[name] for line in lines] for name in names}
 
 
+def validation_of(lines: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
+    """The evaluations on validation tasks during a run, from its metrics; empty if there was none."""
+    evaluated = [line for line in lines if any(name.startswith(_EVALUATION) for name in line)]
+    if not evaluated:
+        return {}
+    names = [name for name in evaluated[0] if name in _COUNTS or name.startswith(_EVALUATION)]
+    return {name.removeprefix(_EVALUATION): [round(line[name], 5) for line in evaluated] for name in names}
+
+
 def rounded_evaluation(record: Mapping[str, Any]) -> dict[str, Any]:
     """What the file of an evaluation holds, without what the row has in other places, in sensible digits."""
     kept: dict[str, Any] = {}
@@ -177,6 +195,19 @@ def command(experiment: str, name: str, iterations: Mapping[int, int], usual: in
     return " && ".join(
         f"{words} --seed {seed}" + ("" if count == usual else f" --iterations {count}") for count, seed in first.items()
     )
+
+
+def returns_by_steps(seed: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray] | None:
+    """The environment steps and the training returns after one step of a seed's curve; None if it has no such returns.
+
+    Curves of the first versions lack the steps; every iteration then counts the same.
+    """
+    curve = seed.get("curve", {})
+    if "return/step_1" not in curve:
+        return None
+    per_iteration = seed["last"]["env_steps"] / max(1, seed["last"]["iterations"])
+    steps = curve.get("env_steps", np.array(curve["iteration"]) * per_iteration)
+    return np.array(steps, float), np.array(curve["return/step_1"])
 
 
 def training_return(curve: Mapping[str, Sequence[float]], window: Sequence[int]) -> float | None:

@@ -96,3 +96,11 @@ class Settings:
     run: RunSettings = part(RunSettings, RUN)
     evaluation: EvaluationSettings = part(EvaluationSettings, EVALUATION)
     machine: MachineSettings = part(MachineSettings, MACHINE)
+
+    @property
+    def without_effect(self) -> Mapping[str, str]:
+        """The flat names of settings that have no effect, each with the name of the setting that takes it away.
+
+        It is for settings whose effect depends on another part's; variants of one part need it not.
+        """
+        return {}

@@ -12,7 +12,8 @@ import torch
 
 from metarl.core import distributed
 from metarl.core.settings import SettingError
-from metarl.experiments.runner import migration
+from metarl.core.validation import require, require_whole
+from metarl.experiments.runner import migration, scripts
 from metarl.experiments.runner.command_line import Request
 from metarl.experiments.runner.config_file import (
     VERSION,
@@ -24,7 +25,7 @@ from metarl.experiments.runner.config_file import (
     to_json,
     values_of,
 )
-from metarl.experiments.runner.experiment import Experiment, find_experiment
+from metarl.experiments.runner.experiment import Experiment
 from metarl.experiments.runner.flat_settings import flag, from_flat, to_flat, updated
 from metarl.experiments.runner.machine import choose_device
 from metarl.runs import Run, RunError
@@ -83,7 +84,8 @@ def start_run(experiment: Experiment, request: Request) -> ActiveRun:
     if learner.processes.rank > 0:
         return ActiveRun(Run(request.run_dir or Path("runs")), settings, learner)
     directory = request.run_dir or _new_directory(f"{experiment.name}-seed{settings.run.seed}")
-    active = ActiveRun(Run.create(directory, new_config(experiment, recipe, settings)), settings, learner)
+    config = {**new_config(experiment, recipe, settings), **scripts.entry_of(experiment, directory)}
+    active = ActiveRun(Run.create(directory, config), settings, learner)
     active.run.save(CHECKPOINT, active.state())
     return active
 
@@ -105,27 +107,32 @@ def resume_run(experiment: Experiment, request: Request) -> ActiveRun:
     if learner.iteration >= settings.run.iterations:
         raise SettingError(
             f"--iterations = {settings.run.iterations}; allowed: more than the {learner.iteration} already done "
-            f"(to evaluate them: python experiments/evaluate.py {run.directory})"
+            f"(to evaluate them: metarl evaluate {run.directory})"
         )
     _require_same(experiment, settings, learner)
     experiment.check_continuable(learner)
     if learner.processes.rank == 0:
         run.claim()
         run.rewind(learner.iteration)
-        config = {**run.config, "version": VERSION, "settings": to_json(settings)}
+        script = scripts.entry_of(experiment, run.directory)  # which may have been moved since
+        config = {**run.config, **script, "version": VERSION, "settings": to_json(settings)}
         run.write_config({**config, **_other_versions(run, learner.iteration)})
     return ActiveRun(run, settings, learner, progress)
 
 
 def open_run(
-    directory: Path | str, checkpoint: str = CHECKPOINT, changes: Mapping[str, Any] | None = None
+    directory: Path | str,
+    checkpoint: str = CHECKPOINT,
+    changes: Mapping[str, Any] | None = None,
+    script: Path | str | None = None,
 ) -> tuple[Experiment, Any, Any]:
-    """Load a run to evaluate it, or to act with it.
+    """Load a run to evaluate it, or to act with it. The script of an experiment of your own is imported for that.
 
     Args:
         directory: of the run.
         checkpoint: the file of the state, `checkpoint.pt` for the last one or `best.pt`.
         changes: settings by flat name that differ from the run's own, such as `evaluation_tasks`.
+        script: of the experiment, where it is no longer where config.json says.
 
     Returns:
         its experiment, its settings with the changes, and its learner in the state of the checkpoint.
@@ -134,18 +141,39 @@ def open_run(
         RunError: a run that cannot be read.
         SettingError: a change that cannot be.
     """
-    run, experiment = Run.open(Path(directory)), experiment_of(directory)
-    values = updated(experiment.settings, to_flat(_settings_of(run, experiment)), changes or {})
-    settings = from_flat(experiment.settings, values)
-    state = _load_checkpoint(experiment, run, checkpoint)
-    learner = experiment.build(settings)
+    experiment, settings, state = read_run(directory, checkpoint, changes, script)
+    run = Run.open(Path(directory))
+    try:
+        learner = experiment.build(settings)
+    except SettingError as error:
+        if changes:
+            raise
+        raise RunError(f"{run.directory / 'config.json'} cannot be used: {error}") from error
     _load_state(learner, run, checkpoint, state)
     return experiment, settings, learner
 
 
-def experiment_of(directory: Path | str) -> Experiment:
-    """The experiment of a run; RunError if there is no run, or its experiment is unknown."""
-    return find_experiment(str(Run.open(Path(directory)).config.get("experiment")))
+def read_run(
+    directory: Path | str,
+    checkpoint: str = CHECKPOINT,
+    changes: Mapping[str, Any] | None = None,
+    script: Path | str | None = None,
+) -> tuple[Experiment, Any, dict[str, Any]]:
+    """Read a run without building its learner; arguments and errors as of `open_run`.
+
+    Returns:
+        its experiment, its settings with the changes, and the state in the checkpoint.
+    """
+    run, experiment = Run.open(Path(directory)), experiment_of(directory, script)
+    values = updated(experiment.settings, to_flat(_settings_of(run, experiment)), changes or {})
+    settings = from_flat(experiment.settings, values)
+    return experiment, settings, _load_checkpoint(experiment, run, checkpoint)
+
+
+def experiment_of(directory: Path | str, script: Path | str | None = None) -> Experiment:
+    """The experiment of a run; RunError if there is no run, or its experiment cannot be found or imported."""
+    config = Run.open(Path(directory)).config
+    return scripts.experiment_of_config(config, Path(directory), None if script is None else Path(script))
 
 
 def _load_checkpoint(experiment: Experiment, run: Run, checkpoint: str) -> dict[str, Any]:
@@ -174,7 +202,11 @@ def _load_state(learner: Any, run: Run, checkpoint: str, state: Mapping[str, Any
     try:
         state = migration.checkpoint(state)
         learner.load_state_dict(state["learner"])
-        return Progress(**state["progress"])
+        progress = Progress(**state["progress"])
+        number = isinstance(progress.best_metric, int | float) and not isinstance(progress.best_metric, bool)
+        require(number, "progress.best_metric", progress.best_metric, "a number")
+        require_whole("progress.best_iteration", progress.best_iteration, at_least=0)
+        return progress
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise RunError(f"{run.directory / checkpoint} does not fit the settings of the run: {error}") from error
 
@@ -202,8 +234,9 @@ def _new_directory(name: str) -> Path:
 
 def _build(experiment: Experiment, settings: Any) -> Any:
     """Meet the other processes, and build the learner: on each machine first in one, which may have to fetch data."""
+    device = choose_device(settings.machine.device)
     try:
-        processes = distributed.start(choose_device(settings.machine.device))
+        processes = distributed.start(device)
     except ValueError as error:
         raise SettingError(f"--device = {settings.machine.device}: {error}") from error
     values = to_flat(settings)

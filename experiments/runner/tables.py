@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from metarl.experiments.runner.arrival import Arrival
+
 Entry = Mapping[str, Any]  # of a row in the digest
 Published = Mapping[str, Sequence[float]]  # by row
 _STEPS = (0, 1, 2, 3)
@@ -15,28 +17,47 @@ _FURTHER = {  # metrics that have no steps
 }
 
 
-def best_row(entries: Mapping[str, Entry]) -> str:
-    """The row with the best mean return over the gradient steps 1 to 3, among those with the most seeds."""
+def best_row(entries: Mapping[str, Entry]) -> str | None:
+    """The row with the best mean return over the gradient steps 1 to 3, among those with the most seeds.
+
+    None if no row has three steps.
+    """
 
     def quality(name: str) -> tuple[int, float]:
         means = [entries[name][f"return/step_{step}"]["mean"] for step in _STEPS[1:]]
         return len(entries[name]["seeds"]), sum(means)
 
-    return max((name for name, entry in entries.items() if "return/step_3" in entry), key=quality)
+    adapted = [name for name, entry in entries.items() if "return/step_3" in entry]
+    return max(adapted, key=quality, default=None)
 
 
 def overview(rows: Sequence[tuple[str, str, Entry, Sequence[float]]]) -> str:
-    """The leading row of each environment, with the returns of the paper's `maml` in brackets.
+    """The leading row of each environment: means, their 95 % intervals and, in brackets, what the paper reports.
 
     Args:
         rows: of each environment its name, the row's, its entry, and published returns after 0, 1, ... steps.
     """
-    columns = ["environment", "row", "1 step", "2 steps", "3 steps", "iterations", "seeds", "environment steps"]
+    columns = ["environment", "row", "1 step", "2 steps", "3 steps", "seeds", "million environment steps"]
     lines = []
     for environment, name, entry, published in rows:
-        cells = [_return(entry, step, published, "") for step in (1, 2, 3)]
-        lines.append([environment.replace("_", " "), name, *cells, *_effort(entry, "")])
+        cells = [_with_interval(entry[f"return/step_{step}"], published[step : step + 1]) for step in (1, 2, 3)]
+        effort = [str(len(entry["seeds"])), f"{np.mean(entry['env_steps']) / 1e6:.1f}"]
+        lines.append([environment.replace("_", " "), name, *cells, *effort])
     return _markdown(columns, lines)
+
+
+def arrivals(rows: Sequence[tuple[str, str, Sequence[Arrival | None]]]) -> str:
+    """What the seeds of rows needed to exceed the published return after one step: the median, and each seed.
+
+    Args:
+        rows: of each the environment's name, the row's, and when each seed arrived, None if it never did.
+    """
+    lines = []
+    for environment, name, seeds in rows:
+        steps = [np.inf if of is None else of.env_steps / 1e6 for of in seeds]
+        minutes = [np.inf if of is None else of.minutes for of in seeds]
+        lines.append([environment.replace("_", " "), name, _median_and_each(steps), _median_and_each(minutes)])
+    return _markdown(["environment", "row", "million environment steps", "minutes"], lines)
 
 
 def returns(entries: Mapping[str, Entry], published: Published, training: bool) -> str:
@@ -113,6 +134,11 @@ def shown(value: Any) -> str:
     return " to ".join(f"{of:,}" for of in sorted({min(values), max(values)}))
 
 
+def _median_and_each(values: Sequence[float]) -> str:
+    each = ["never" if np.isinf(value) else f"{value:.1f}" for value in [float(np.median(values)), *values]]
+    return f"{each[0]} ({', '.join(each[1:])})"
+
+
 def _markdown(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     rows = [columns, ["---"] * len(columns), *lines]
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
@@ -125,6 +151,12 @@ def _steps(count: int) -> str:
 def _effort(entry: Entry, prefix: str) -> list[str]:
     """Iterations, seeds and environment steps."""
     return [shown(entry[f"{prefix}iterations"]), str(len(entry["seeds"])), shown(entry[f"{prefix}env_steps"])]
+
+
+def _with_interval(value: Entry, published: Sequence[float]) -> str:
+    interval = value["bootstrap_95"]
+    ends = f" [{interval[0]:.1f}, {interval[1]:.1f}]" if interval else ""
+    return f"{value['mean']:.1f}{ends}" + "".join(f" ({known:.1f})" for known in published)
 
 
 def _return(entry: Entry, step: int, published: Sequence[float], prefix: str) -> str:

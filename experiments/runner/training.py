@@ -16,6 +16,7 @@ from metarl.core.distributed import LostProcessError, Processes
 from metarl.core.errors import NonFiniteError, SimulationError
 from metarl.core.evaluation import Evaluation
 from metarl.core.settings import SettingError
+from metarl.experiments.runner import scripts
 from metarl.experiments.runner.command_line import leave, read
 from metarl.experiments.runner.experiment import DeviceMemoryError, Experiment
 from metarl.experiments.runner.start import ActiveRun, resume_run, start_run
@@ -26,13 +27,15 @@ def main(experiment: Experiment, arguments: Sequence[str] | None = None, evaluat
     """Run a script: train, evaluate, and say where to look. Bad input ends with one line and exit status 2.
 
     A run that the user stopped ends with 130, as of any program that an interrupt ended; with several processes it is
-    torchrun that says how it ended.
+    torchrun that says how it ended. Nothing happens where a script is imported to open a run of its experiment.
 
     Args:
         experiment: of the script.
         arguments: words of the command line; None for those of the process.
         evaluated: False leaves out the evaluation on test tasks.
     """
+    if scripts.being_imported():
+        return
     with one_line_errors():
         request = read(experiment, sys.argv[1:] if arguments is None else arguments)
         begin = start_run if request.resume is None else resume_run
@@ -77,8 +80,9 @@ def train(experiment: Experiment, active: ActiveRun) -> bool:
 
 
 def evaluate_run(experiment: Experiment, settings: Any, learner: Any, folder: Path) -> Evaluation:
-    """Evaluate on the test tasks; write evaluation.json and the pictures into a folder, such as the run's."""
+    """Evaluate on the test tasks; write evaluation.json, the plots and TensorBoard's events into a folder."""
     from metarl.experiments.runner import plots  # which imports matplotlib
+    from metarl.experiments.runner.records import add_test_evaluation  # which imports TensorBoard
 
     evaluation = experiment.evaluate(settings, learner, "test")
     if learner.processes.rank > 0:
@@ -88,6 +92,7 @@ def evaluate_run(experiment: Experiment, settings: Any, learner: Any, folder: Pa
     plots.save_json(folder / "evaluation.json", record)
     for name, figure in plots.of_evaluation(experiment, evaluation).items():
         figure.savefig(folder / f"{name}.png", dpi=120)
+    add_test_evaluation(experiment, settings, evaluation, folder, learner.iteration)
     return evaluation
 
 
@@ -151,12 +156,9 @@ def _evaluate_on_the_way(experiment: Experiment, active: ActiveRun) -> Evaluatio
 
 
 def _evaluate_at_the_end(experiment: Experiment, active: ActiveRun) -> None:
-    """Evaluate on the test tasks, and tell the terminal and TensorBoard."""
-    from metarl.experiments.runner.records import add_test_evaluation
-
+    """Evaluate on the test tasks, and tell the terminal."""
     evaluation = evaluate_run(experiment, active.settings, active.learner, active.run.directory)
     if active.learner.processes.rank == 0:
-        add_test_evaluation(experiment, active, evaluation)
         print(table(evaluation))
         print(f"results in {active.run.directory}; tensorboard --logdir {active.run.directory}")
 

@@ -25,10 +25,10 @@ from torch import Tensor
 
 from metarl.core import distributed
 from metarl.core.distributed import ALONE, Processes
-from metarl.experiments.benchmark import EXPERIMENTS
 from metarl.experiments.runner.command_line import OneLineParser, read
 from metarl.experiments.runner.experiment import find_experiment
 from metarl.experiments.runner.machine import choose_device
+from metarl.experiments.runner.results import REINFORCEMENT
 from metarl.experiments.runner.training import one_line_errors
 
 
@@ -51,7 +51,7 @@ class Counted(Processes):
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, and print JSON."""
     parser = OneLineParser(__doc__)
-    parser.add_argument("experiment", choices=EXPERIMENTS, help="what to time")
+    parser.add_argument("experiment", choices=REINFORCEMENT, help="what to time")
     parser.add_argument("--repeats", type=int, default=7, metavar="INT", help="measurements (default 7)")
     chosen, flags = parser.parse_known_args(sys.argv[1:] if arguments is None else list(arguments))
     with one_line_errors():

@@ -5,7 +5,7 @@ module holds, its buffers and frozen parameters, are constants: they stay in the
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -77,12 +77,19 @@ def require_alike(kind: str, found: Any, own: Any) -> None:
     """ValueError unless what a state holds of a kind, tensors in a dict or in dicts of dicts, has our own shapes."""
     if (shapes := _shapes(found)) != (allowed := _shapes(own)):
         raise ValueError(f"the state holds the {kind} {shapes}; allowed: {allowed}")
+    if (kinds := _nested(found, Tensor.is_floating_point)) != _nested(own, Tensor.is_floating_point):
+        raise ValueError(f"the state holds the {kind} as other numbers than floating-point ones: {kinds}")
 
 
 def _shapes(held: Any) -> Any:
+    return _nested(held, lambda tensor: tuple(tensor.shape))
+
+
+def _nested(held: Any, described: Callable[[Tensor], Any]) -> Any:
+    """A description of each tensor in a dict, or in dicts of dicts; the type of anything else."""
     if isinstance(held, dict):
-        return {name: _shapes(value) for name, value in held.items()}
-    return tuple(held.shape) if isinstance(held, Tensor) else f"a {type(held).__name__}"
+        return {name: _nested(value, described) for name, value in held.items()}
+    return described(held) if isinstance(held, Tensor) else f"a {type(held).__name__}"
 
 
 def expand_over_tasks(parameters: Parameters, tasks: int) -> Parameters:

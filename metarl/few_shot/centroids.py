@@ -1,5 +1,6 @@
 """Nearest class means: prototypical networks, and SimpleShot."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,7 +82,9 @@ class SimpleShot(EmbeddingMethod):
             return self.apply("head.", theta, (features.flatten(2),), {})[0].log_softmax(dim=2)
         return negative_squared_distances(_directions(features, theta["centre"]), state["means"]).log_softmax(dim=2)
 
-    def training_pass(self, theta: Parameters, tasks: FewShotTasks) -> tuple[Tensor, Tensor, Parameters]:
+    def training_pass(
+        self, theta: Parameters, tasks: FewShotTasks, schedule: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor, Parameters]:
         """Return the classifier's loss and metric of each batch, (M,), and the statistics to be averaged."""
         features, seen = self.apply("", theta, (tasks.query.inputs,), {})
         loss, metric = self.criterion(self.compare(theta, {}, features), tasks.query.targets)

@@ -132,7 +132,7 @@ class EmbeddingMethod(Method):
     def loss(self, theta: Parameters, tasks: FewShotTasks, schedule: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return the training loss and the metric of each task, (M,) both."""
         own = {name: value[0] for name, value in theta.items() if name not in self.averages}
-        return self.training_pass(own, tasks)[:2]
+        return self.training_pass(own, tasks, schedule)[:2]
 
     def gradient(
         self, theta: Parameters, tasks: FewShotTasks, schedule: Mapping[str, Tensor]
@@ -143,7 +143,7 @@ class EmbeddingMethod(Method):
         """
         averages, count = self.averages, len(tasks)
         own = {n: value[0].detach().requires_grad_() for n, value in theta.items() if n not in averages}
-        loss, metric, seen = self.training_pass(own, tasks)
+        loss, metric, seen = self.training_pass(own, tasks, schedule)
         gradients = torch.autograd.grad(loss.sum(), list(own.values()), materialize_grads=True)
         found = dict(zip(own, gradients, strict=True))
         found |= {name: count * theta[name][0] - seen[name].detach().sum(dim=0) for name in averages}
@@ -189,7 +189,9 @@ class EmbeddingMethod(Method):
         parameters = {name: theta[prefix + name] for name, _ in module.named_parameters() if prefix + name in theta}
         return functional_call(module, parameters, inputs)
 
-    def training_pass(self, theta: Parameters, tasks: FewShotTasks) -> tuple[Tensor, Tensor, Parameters]:
+    def training_pass(
+        self, theta: Parameters, tasks: FewShotTasks, schedule: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor, Parameters]:
         """Loss and metric of each task, (M,), and the statistics to be averaged; theta without running averages."""
         support, query = tasks.support, tasks.query
         shots = support.targets.shape[1]

@@ -25,10 +25,12 @@ class FewShotEvaluation(Evaluation):
     Attributes:
         learner: that was evaluated.
         tasks: the first of the tasks, for pictures.
+        statistics: of batch norms on query examples after each inner step, where fixed ones were asked for.
     """
 
     learner: FewShotLearner
     tasks: FewShotTasks
+    statistics: Sequence[Parameters] | None = None
 
 
 def evaluate(
@@ -68,7 +70,7 @@ def evaluate(
     per_task = found.pop(name)
     first = learner.sample(min(_BLOCK, num_tasks), split)
     others = {other: values[0] for other, values in found.items()}
-    return FewShotEvaluation(name, per_task, others, learner=learner, tasks=first)
+    return FewShotEvaluation(name, per_task, others, learner=learner, tasks=first, statistics=statistics)
 
 
 def step_statistics(learner: FewShotLearner, tasks: FewShotTasks, inner_steps: int) -> Sequence[Parameters]:

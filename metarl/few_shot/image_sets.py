@@ -7,25 +7,32 @@ or a download. MiniImagenet: a folder `train/CLASS/*.jpg`, `val/...`, `test/...`
 
 import csv
 import hashlib
-import io
-import os
 import pickle
-import sys
 import urllib.request
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from metarl.few_shot.image_cache import files_below, prepared
 from metarl.few_shot.omniglot_splits import split_characters
+from metarl.few_shot.pictures import (
+    MOST_BYTES,
+    PictureForm,
+    Skipped,
+    decoded,
+    folders_in,
+    is_picture_name,
+    pictures_in,
+    read_bytes,
+    read_picture,
+)
 from metarl.few_shot.tasks import with_rotations
-from metarl.runs import RunError, load_checkpoint, save_checkpoint, write_atomically
+from metarl.runs import RunError, write_atomically
 
 OMNIGLOT_URL = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python/{name}.zip"
 OMNIGLOT_MD5 = {
@@ -34,13 +41,8 @@ OMNIGLOT_MD5 = {
 }
 OMNIGLOT_CHARACTERS = 1623
 MINI_IMAGENET_SPLITS = {"train": "train", "val": "validation", "test": "test"}
-_IMAGES = (".jpg", ".jpeg", ".JPEG", ".JPG", ".png")
-_NamedImage = tuple[str, Callable[[], bytes]]
-
-
-def default_cache() -> Path:
-    """Where prepared image sets are kept: the user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "metarl"
+OMNIGLOT_FORM = PictureForm(28, 28, channels=1, inverted=True)
+MINI_IMAGENET_FORM = PictureForm(84, 84)
 
 
 def omniglot(folder: Path | None, cache: Path, split: str = "mixed") -> dict[str, Tensor]:
@@ -59,7 +61,14 @@ def omniglot(folder: Path | None, cache: Path, split: str = "mixed") -> dict[str
     """
     if folder is not None and not folder.is_dir():
         raise _no_omniglot(folder)
-    read = _prepared(cache, "omniglot_characters", folder, lambda: _read_omniglot(folder or _download_omniglot(cache)))
+    files = [] if folder is None else files_below(folder)
+    read = prepared(
+        cache,
+        "omniglot_characters",
+        files,
+        lambda: _read_omniglot(folder or _download_omniglot(cache)),
+        _check_omniglot,
+    )
     images = read["images"][..., None]
     parts = {part: images[torch.from_numpy(found)] for part, found in split_characters(split, read["names"]).items()}
     upright = ("test",) if split == "background-evaluation" else ()
@@ -82,67 +91,98 @@ def mini_imagenet(folder: Path | None, cache: Path) -> dict[str, Tensor]:
             "images/ with train.csv, val.csv and test.csv, or mini-imagenet-cache-{train,val,test}.pkl there, "
             "and name it with --data"
         )
-    return _prepared(cache, "mini_imagenet", folder, lambda: _read_mini_imagenet(folder))
-
-
-def _prepared(cache: Path, name: str, source: Path | None, read: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What `read` returns, kept in a file named by what there is to read: all files, their sizes and times."""
-    folder = source.resolve() if source is not None and source.is_dir() else None
-    files = (
-        [] if folder is None else [os.path.join(inner, file) for inner, _, names in os.walk(folder) for file in names]
+    return prepared(
+        cache, "mini_imagenet", files_below(folder), lambda: _read_mini_imagenet(folder), _check_mini_imagenet
     )
-    found = [(file, os.stat(file)) for file in sorted(files)]
-    listed = repr([(file, status.st_size, status.st_mtime_ns) for file, status in found])
-    path = cache / f"{name}-{hashlib.sha256(listed.encode()).hexdigest()[:12]}.pt"
-    if path.exists():
-        with suppress(RunError):  # a damaged file is made again
-            return load_checkpoint(path)
-    print(f"preparing {name.replace('_', ' ')} for later starts, in {path}", file=sys.stderr)
-    content = read()
-    cache.mkdir(parents=True, exist_ok=True)
-    save_checkpoint(path, content)
-    return content
 
 
 def _read_omniglot(folder: Path) -> dict[str, Any]:
     """All characters in the order of alphabets, inverted, as `images` (characters, 20, 28, 28), and their `names`."""
     characters: dict[str, list[np.ndarray]] = {}
     parts: dict[str, str] = {}
+    skipped = Skipped()
     for part in OMNIGLOT_MD5:
-        for path, read in _omniglot_files(folder, part):
+        for path, content in _omniglot_files(folder, part, skipped):
             _, alphabet, character, _ = path.split("/")
-            image = _decode(read, path, "L", (28, 28))
             name = f"{alphabet}/{character}"
             parts[name] = part
-            characters.setdefault(name, []).append(255 - image)
+            characters.setdefault(name, []).append(OMNIGLOT_FORM.of(decoded(content, path))[:, :, 0])
     if wrong := [name for name, drawings in characters.items() if len(drawings) != 20]:
         raise RunError(f"{folder}: {wrong[0]} has {len(characters[wrong[0]])} drawings; allowed: 20")
     if len(characters) < OMNIGLOT_CHARACTERS:
         raise RunError(f"{folder} holds {len(characters)} characters; allowed: all {OMNIGLOT_CHARACTERS} of Omniglot")
+    _tell(skipped, folder)
     names = sorted(characters)
     images = torch.from_numpy(np.stack([characters[name] for name in names]))
     return {"images": images, "names": [f"{parts[name]}/{name}" for name in names]}
+
+
+def _check_omniglot(content: dict[str, Any]) -> None:
+    """RunError unless this is what `_read_omniglot` returns."""
+    images, names = content.get("images"), content.get("names")
+    if not isinstance(images, Tensor) or images.dtype != torch.uint8 or images.shape[1:] != (20, 28, 28):
+        raise RunError("it does not hold uint8 images (character, 20, 28, 28)")
+    if not isinstance(names, list) or len(names) != len(images) or not all(isinstance(name, str) for name in names):
+        raise RunError(f"it does not hold a list of the {len(images)} characters' names")
+    if not all(name.count("/") == 2 for name in names):
+        raise RunError("it holds names other than part/alphabet/character")
+
+
+def _check_mini_imagenet(content: dict[str, Any]) -> None:
+    """RunError unless this is what `_read_mini_imagenet` returns."""
+    for split in MINI_IMAGENET_SPLITS.values():
+        images = content.get(split)
+        if (
+            not isinstance(images, Tensor)
+            or images.dtype != torch.uint8
+            or images.shape[2:] != MINI_IMAGENET_FORM.shape
+        ):
+            raise RunError(f"it does not hold uint8 {split} images (class, image, 84, 84, 3)")
+
+
+def _tell(skipped: Skipped, folder: Path) -> None:
+    for note in skipped.notes(folder):
+        print(note)
 
 
 def _no_omniglot(folder: Path) -> RunError:
     return RunError(f"Omniglot is not in {folder}; put images_background.zip and images_evaluation.zip there")
 
 
-def _omniglot_files(folder: Path, part: str) -> Iterable[_NamedImage]:
+def _omniglot_files(folder: Path, part: str, skipped: Skipped) -> Iterator[tuple[str, bytes]]:
+    """Name (part/alphabet/character/drawing) and content of each picture of a part."""
     archive = folder / f"{part}.zip"
     if archive.is_file():
-        try:
-            with zipfile.ZipFile(archive) as opened:
-                names = sorted(n for n in opened.namelist() if n.endswith(".png") and n.count("/") == 3)
-                for name in names:
-                    yield name, lambda name=name: opened.read(name)  # type: ignore[misc]
-        except zipfile.BadZipFile as error:
-            raise RunError(f"{archive} is damaged: {error}; download it again") from error
+        yield from _members(archive, skipped)
         return
     if not (folder / part).is_dir():
         raise _no_omniglot(folder)
-    for path in sorted((folder / part).glob("*/*/*.png")):
-        yield str(path.relative_to(folder)), path.read_bytes
+    for alphabet in folders_in(folder / part, skipped):
+        for character in folders_in(alphabet, skipped):
+            for path in pictures_in(character, skipped):
+                yield path.relative_to(folder).as_posix(), read_bytes(path)
+
+
+def _members(archive: Path, skipped: Skipped) -> Iterator[tuple[str, bytes]]:
+    """Name and content of the pictures in an archive."""
+    name = ""
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            for member in sorted(opened.infolist(), key=lambda member: member.filename):
+                name = member.filename
+                places = name.split("/")
+                if any(place.startswith(".") or place == "__MACOSX" for place in places):
+                    skipped.hidden += 1
+                elif not member.is_dir() and is_picture_name(name) and len(places) == 4:
+                    if member.file_size > MOST_BYTES:
+                        raise RunError(f"{archive}: {name} has {member.file_size} bytes; allowed: at most {MOST_BYTES}")
+                    yield name, opened.read(member)
+                elif not member.is_dir():
+                    skipped.others["in other places of the archive"] += 1
+    except (RunError, MemoryError):
+        raise
+    except Exception as error:  # zipfile raises errors of many kinds for damaged, encrypted and foreign archives
+        raise RunError(f"{archive} is damaged: {name} {error}; download it again") from error
 
 
 def _download_omniglot(cache: Path) -> Path:
@@ -167,17 +207,9 @@ def _download_omniglot(cache: Path) -> Path:
     return cache
 
 
-def _decode(read: Callable[[], bytes], path: str, mode: str, size: tuple[int, int]) -> np.ndarray:
-    try:
-        with Image.open(io.BytesIO(read())) as image:
-            converted = image.convert(mode)
-            return np.asarray(converted.resize(size, Image.Resampling.LANCZOS))
-    except (OSError, UnidentifiedImageError, zipfile.BadZipFile, SyntaxError, ValueError) as error:
-        raise RunError(f"{path} is damaged: {error}") from error
-
-
 def _read_mini_imagenet(folder: Path) -> dict[str, Tensor]:
     splits = {}
+    skipped = Skipped()
     for short, split in MINI_IMAGENET_SPLITS.items():
         found = [p for p in sorted(folder.glob(f"*{short}*.p*kl*")) if p.is_file()]
         if found:
@@ -185,25 +217,31 @@ def _read_mini_imagenet(folder: Path) -> dict[str, Tensor]:
         elif (folder / f"{short}.csv").is_file():
             classes = _read_listed(folder, f"{short}.csv")
         elif (folder / short).is_dir():
-            folders = [p for p in sorted((folder / short).iterdir()) if p.is_dir()]
-            classes = {p.name: _read_files(sorted(f for f in p.iterdir() if f.suffix in _IMAGES)) for p in folders}
+            folders = folders_in(folder / short, skipped)
+            classes = {path.name: _read_files(pictures_in(path, skipped)) for path in folders}
         else:
             raise RunError(f"{folder} lacks the {short} split; allowed: {short}/, {short}.csv or a pickle of it")
         sizes = {len(images) for images in classes.values()}
         if len(sizes) != 1 or not min(sizes):
-            raise RunError(f"{folder}: classes of {short} have {sorted(sizes)} images; allowed: one number for all")
+            raise RunError(
+                f"{folder}: classes of {short} have {sorted(sizes)} images; allowed: one number for all "
+                "(experiments/images.py takes classes of unequal size)"
+            )
         splits[split] = torch.from_numpy(np.stack(list(classes.values())))
+    _tell(skipped, folder)
     return splits
 
 
 def _read_listed(folder: Path, name: str) -> dict[str, np.ndarray]:
     with open(folder / name, newline="") as file:
         try:
-            rows = [(row["label"], folder / "images" / row["filename"]) for row in csv.DictReader(file)]
+            rows = [(row["label"], folder / "images" / (row["filename"] or "")) for row in csv.DictReader(file)]
         except KeyError as error:
             raise RunError(f"{folder / name} has no column {error}; allowed: columns filename and label") from error
         except (UnicodeDecodeError, csv.Error) as error:
             raise RunError(f"{folder / name} is damaged: {error}") from error
+    if short := [number for number, (label, _) in enumerate(rows, 2) if not label]:
+        raise RunError(f"{folder / name} has no label in line {short[0]}; allowed: columns filename and label")
     if not rows:
         raise RunError(f"{folder / name} lists no images; allowed: columns filename and label, a line per image")
     labels = dict.fromkeys(label for label, _ in rows)
@@ -211,8 +249,8 @@ def _read_listed(folder: Path, name: str) -> dict[str, np.ndarray]:
 
 
 def _read_files(paths: list[Path]) -> np.ndarray:
-    decoded = [_decode(path.read_bytes, str(path), "RGB", (84, 84)) for path in paths]
-    return np.stack(decoded) if decoded else np.empty((0, 84, 84, 3), np.uint8)
+    images = [MINI_IMAGENET_FORM.of(read_picture(path)) for path in paths]
+    return np.stack(images) if images else np.empty((0, *MINI_IMAGENET_FORM.shape), np.uint8)
 
 
 def _read_pickle(path: Path) -> dict[str, np.ndarray]:

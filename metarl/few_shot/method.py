@@ -25,7 +25,7 @@ from metarl.core.parallel import own_copy
 from metarl.core.parameters import Parameters, call_per_task, parameters_of
 from metarl.few_shot.criteria import Criterion
 from metarl.few_shot.predictive import Mixture, predictive_metrics, sample_variance
-from metarl.few_shot.tasks import Examples, FewShotDistribution, FewShotTasks
+from metarl.few_shot.tasks import Examples, FewShotDistribution, FewShotTasks, tasks_per_chunk
 
 State = dict[str, Any]  # of tensors (M, ...), or of such dicts
 
@@ -109,6 +109,10 @@ class Method(ABC):
         """
         return {}
 
+    def tasks_per_chunk(self, support: Examples) -> int:
+        """Return how many tasks to handle at a time, which changes no numbers: on a CPU as many as suit its cache."""
+        return tasks_per_chunk(support)
+
     def states(self, theta: Parameters, support: Examples, inner_steps: int) -> Sequence[State]:
         """Return the states after 0 ... S inner steps, without a graph; methods without inner steps have one."""
         with torch.no_grad():
@@ -168,6 +172,31 @@ class Method(ABC):
     def call(self, parameters: Parameters, inputs: Tensor) -> Tensor:
         """Apply the module to inputs (M, N, ...) with each task's own parameters, see `call_module`."""
         return call_module(self.module, parameters, inputs)
+
+
+@dataclass(frozen=True)
+class SharedMethod(Method):
+    """Base class of methods by which no task gets weights of its own, so that theta is one for all tasks.
+
+    In `adapt`, `predict` and `loss` the rows of theta are equal, and `first_rows` gives one of them.
+    """
+
+    @property
+    def shares_theta(self) -> bool:
+        """True: all tasks go through the network together."""
+        return True
+
+    def gradient(
+        self, theta: Parameters, tasks: FewShotTasks, schedule: Mapping[Any, Tensor]
+    ) -> tuple[Parameters, Tensor, Tensor]:
+        """Return the gradient summed over tasks, (1, ...), and each task's loss and metric, (M,)."""
+        own = {name: value[:1].detach().requires_grad_() for name, value in theta.items()}
+        return super().gradient(own, tasks, schedule)
+
+
+def first_rows(theta: Parameters) -> Parameters:
+    """Return theta without the axis of tasks, for methods by which all rows are equal."""
+    return {name: value[0] for name, value in theta.items()}
 
 
 def call_module(module: nn.Module, parameters: Parameters, inputs: Tensor) -> Tensor:

@@ -1,6 +1,5 @@
 """Siamese networks (Koch et al. 2015): are two images of the same class?"""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,15 +11,9 @@ from metarl.core.parameters import Parameters
 from metarl.core.settings import setting
 from metarl.core.validation import require, require_whole
 from metarl.few_shot.embedding import EmbeddingMethod, class_logsumexp
+from metarl.few_shot.image_classes import ImagesBySplit, classes_of, split_of
 from metarl.few_shot.method import State
-from metarl.few_shot.tasks import (
-    Examples,
-    FewShotDistribution,
-    FewShotTasks,
-    ImageEpisodes,
-    draw_distinct,
-    images_of,
-)
+from metarl.few_shot.tasks import Examples, FewShotDistribution, FewShotTasks, ImageEpisodes, draw_distinct
 
 
 @dataclass(frozen=True)
@@ -90,19 +83,21 @@ class ImagePairs:
         pairs: P, of a task; at most as many as there are training classes.
     """
 
-    def __init__(self, images: Mapping[str, Tensor], pairs: int):
+    def __init__(self, images: ImagesBySplit, pairs: int):
         require_whole("pairs", pairs, at_least=2)
-        classes, examples = images["train"].shape[:2]
-        require(pairs <= classes, "pairs", pairs, f"at most the {classes} training classes")
-        require(examples >= 2, "images per class", examples, "at least 2")
+        self._classes = classes_of(images)
+        training = split_of(self._classes, "train")
+        require(pairs <= len(training), "pairs", pairs, f"at most the {len(training)} training classes")
+        training.require_examples("train", "2", 2)
         self.images, self.ways = dict(images), pairs
 
     def sample(self, num_tasks: int, split: str, rng: np.random.Generator) -> FewShotTasks:
         """Draw tasks: inputs (M, P, H, W, C) from 0 to 1, targets (M, P), support and query."""
-        images = images_of(self.images, split)
+        images = split_of(self._classes, split)
         pairs = self.ways
         classes = draw_distinct(rng, num_tasks, len(images), pairs)  # (M, P)
-        examples = draw_distinct(rng, num_tasks * pairs, images.shape[1], 2).reshape(num_tasks, pairs, 2)
+        examples = draw_distinct(rng, num_tasks * pairs, images.examples_of(classes.ravel()), 2)
+        examples = examples.reshape(num_tasks, pairs, 2)
         own = np.broadcast_to(np.arange(pairs), (num_tasks, pairs))
         order = rng.permuted(own, axis=1)
         other = (own + rng.integers(1, pairs, size=(num_tasks, pairs))) % pairs  # any but the own one
@@ -110,11 +105,7 @@ class ImagePairs:
 
         def drawn(numbers: np.ndarray, example: int) -> Examples:
             rows = np.arange(num_tasks)[:, None]
-            labels, index = (
-                torch.from_numpy(of).to(images.device)
-                for of in (classes[rows, numbers], examples[rows, numbers, example])
-            )
-            inputs = images[labels, index].float() / 255
-            return Examples(inputs, torch.from_numpy(numbers.copy()).to(images.device))
+            inputs = images.drawn(classes[rows, numbers], examples[rows, numbers, example])
+            return Examples(inputs, torch.from_numpy(numbers.copy()).to(inputs.device))
 
         return FewShotTasks(drawn(own, 0), drawn(queries, 1))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from metarl.core.validation import require_whole
+from metarl.few_shot.image_classes import ImagesBySplit, classes_of, split_of
 
 _CHUNK_VALUES = 63_000  # input numbers that a CPU's cache likes to see at a time: 80 Omniglot images
 
@@ -123,10 +124,11 @@ class Sine:
 
 
 class ImageEpisodes:
-    """N-way classification with K examples a class, over images held as one tensor per split.
+    """N-way classification with K examples a class.
 
     Args:
-        images: for each split (classes, examples per class, H, W, C), uint8; on the device where tasks are wanted.
+        images: for each split (classes, examples per class, H, W, C), uint8, or `ImageClasses` where classes have
+            images of different number; on the device where tasks are wanted.
         ways: N, classes of a task, numbered in random order.
         shots: K, support images per class.
         queries: query images per class.
@@ -135,30 +137,30 @@ class ImageEpisodes:
         ValueError: numbers that the images do not allow, or splits whose images differ in size.
     """
 
-    def __init__(self, images: Mapping[str, Tensor], ways: int, shots: int, queries: int):
+    def __init__(self, images: ImagesBySplit, ways: int, shots: int, queries: int):
         for name, value in (("ways", ways), ("shots", shots), ("queries", queries)):
             require_whole(name, value)
-        _check_images(images)
-        for split, tensor in images.items():
-            classes, examples = tensor.shape[:2]
-            if ways > classes:
-                raise ValueError(f"{ways} ways of {classes} {split} classes; allowed: at most {classes}")
-            if shots + queries > examples:
-                raise ValueError(
-                    f"{shots} support and {queries} query images of {examples} in a {split} class; "
-                    f"allowed: at most {examples} together"
-                )
+        self._classes = classes_of(images)
+        for split, classes in self._classes.items():
+            if ways > len(classes):
+                raise ValueError(f"{ways} ways of {len(classes)} {split} classes; allowed: at most {len(classes)}")
+            classes.require_examples(split, f"{shots} support and {queries} query", shots + queries)
         self.images, self.ways, self.shots, self.queries = dict(images), ways, shots, queries
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(H, W, C)."""
+        return tuple(next(iter(self._classes.values())).images.shape[1:])
 
     def sample(self, num_tasks: int, split: str, rng: np.random.Generator) -> FewShotTasks:
         """Draw tasks: inputs (M, N * K, H, W, C) from 0 to 1, targets (M, N * K); examples in the order of classes."""
-        images = images_of(self.images, split)
-        classes = draw_distinct(rng, num_tasks, len(images), self.ways)
+        images = split_of(self._classes, split)
+        classes = draw_distinct(rng, num_tasks, len(images), self.ways).reshape(-1, 1)
         wanted = self.shots + self.queries
-        examples = draw_distinct(rng, num_tasks * self.ways, images.shape[1], wanted)
-        index = torch.from_numpy(classes.reshape(-1, 1) * images.shape[1] + examples).to(images.device)
-        drawn = images.flatten(0, 1)[index].view(num_tasks, self.ways, wanted, *images.shape[2:]).float() / 255
-        labels = torch.arange(self.ways, device=images.device).view(1, -1, 1).expand(num_tasks, -1, wanted)
+        examples = draw_distinct(rng, len(classes), images.examples_of(classes[:, 0]), wanted)
+        drawn = images.drawn(classes, examples)
+        drawn = drawn.view(num_tasks, self.ways, wanted, *drawn.shape[2:])
+        labels = torch.arange(self.ways, device=drawn.device).view(1, -1, 1).expand(num_tasks, -1, wanted)
         support, query = (
             Examples(drawn[:, :, part].flatten(1, 2), labels[:, :, part].flatten(1, 2))
             for part in (slice(0, self.shots), slice(self.shots, None))
@@ -169,32 +171,46 @@ class ImageEpisodes:
 class ImageBatches:
     """Classification of all classes of a split at once: tasks without support data, of images drawn at random.
 
+    Classes are drawn equally often, and so are the images of a class.
+
     Args:
         images: as of `ImageEpisodes`.
         size: images of a task.
     """
 
-    def __init__(self, images: Mapping[str, Tensor], size: int):
+    def __init__(self, images: ImagesBySplit, size: int):
         require_whole("size", size)
-        _check_images(images)
+        self._classes = classes_of(images)
+        for split, classes in self._classes.items():
+            classes.require_examples(split, "1", 1)
         self.images, self.size = dict(images), size
 
     @property
     def ways(self) -> int:
         """Number of training classes."""
-        return len(images_of(self.images, "train"))
+        return len(split_of(self._classes, "train"))
 
     def sample(self, num_tasks: int, split: str, rng: np.random.Generator) -> FewShotTasks:
         """Draw tasks: inputs (M, size, H, W, C) from 0 to 1, targets (M, size)."""
-        images = images_of(self.images, split)
-        classes, examples = (rng.integers(of, size=(num_tasks, self.size)) for of in images.shape[:2])
-        labels, numbers = (torch.from_numpy(index).to(images.device) for index in (classes, examples))
-        return _divided(images[labels, numbers].float() / 255, labels, 0)
+        images = split_of(self._classes, split)
+        classes = rng.integers(len(images), size=(num_tasks, self.size))
+        examples = rng.integers(images.examples_of(classes), size=classes.shape)
+        inputs = images.drawn(classes, examples)
+        return _divided(inputs, torch.from_numpy(classes).to(inputs.device), 0)
 
 
-def draw_distinct(rng: np.random.Generator, rows: int, total: int, wanted: int) -> np.ndarray:
-    """Draw for each row `wanted` distinct numbers below `total`, in random order: (rows, wanted)."""
-    keys = rng.random((rows, total), np.float32)
+def draw_distinct(rng: np.random.Generator, rows: int, total: int | np.ndarray, wanted: int) -> np.ndarray:
+    """Draw for each row `wanted` distinct numbers below `total`, in random order: (rows, wanted).
+
+    Args:
+        rng: the generator.
+        rows: how many.
+        total: of all rows, or of each, (rows,); at least `wanted`.
+        wanted: numbers of a row.
+    """
+    keys = rng.random((rows, int(np.max(total))), np.float32)
+    if isinstance(total, np.ndarray):
+        keys[np.arange(keys.shape[1]) >= total[:, None]] = np.inf
     found = np.argpartition(keys, wanted - 1, axis=1)[:, :wanted]
     order = np.take_along_axis(keys, found, axis=1).argsort(axis=1)  # argpartition's own order depends on the numbers
     return np.take_along_axis(found, order, axis=1)
@@ -216,28 +232,3 @@ def split_classes(classes: int, sizes: Mapping[str, int], rng: np.random.Generat
 def _divided(inputs: Tensor, targets: Tensor, shots: int) -> FewShotTasks:
     support = Examples(inputs[:, :shots], targets[:, :shots])
     return FewShotTasks(support, Examples(inputs[:, shots:], targets[:, shots:]))
-
-
-def images_of(images: Mapping[str, Tensor], split: str) -> Tensor:
-    """Return the images of a split; ValueError for one that is not there."""
-    if split not in images:
-        raise ValueError(f"split {split!r} is not there; allowed: {', '.join(images)}")
-    return images[split]
-
-
-def _check_images(images: Mapping[str, Tensor]) -> None:
-    """ValueError unless all splits hold uint8 images of one size."""
-    if not images:
-        raise ValueError("images = {}; allowed: a tensor of images for at least one split")
-    sizes = {}
-    for split, tensor in images.items():
-        if not isinstance(tensor, Tensor):
-            raise ValueError(f"{split} images are a {type(tensor).__name__}; allowed: a tensor")
-        if tensor.dtype != torch.uint8 or tensor.ndim != 5:
-            raise ValueError(
-                f"{split} images are {tensor.dtype} with {tensor.ndim} axes; "
-                "allowed: torch.uint8 with 5 (class, example, H, W, C)"
-            )
-        sizes[split] = tuple(tensor.shape[2:])
-    if len(set(sizes.values())) > 1:
-        raise ValueError(f"images have the sizes {sizes}; allowed: one (H, W, C) for all splits")

@@ -13,6 +13,8 @@ from torch.func import functional_call
 from metarl.core.ambient import in_standard_modes
 from metarl.core.errors import NonFiniteError
 from metarl.core.parameters import Parameters, constants_of, own_module, parameters_of, require_alike, restore_constants
+from metarl.core.randomness import RolloutKey
+from metarl.core.validation import in_short, require, require_whole
 from metarl.rl.action_distributions import action_distribution_for
 from metarl.rl.policies import describe, from_description
 from metarl.runs import RunError, load_checkpoint, save_checkpoint
@@ -40,11 +42,24 @@ class Agent:
         self.policy, self.parameters = own_module(policy, next(iter(parameters.values())).device), parameters
         self.action_space, self.observation_shape = action_space, observation_shape
         self.action_distribution = action_distribution_for(action_space)
+        self._rng = np.random.default_rng()
 
     @in_standard_modes
     @torch.no_grad()
-    def __call__(self, observation: np.ndarray) -> np.ndarray:
-        """The most likely action, within the bounds of the action space; NonFiniteError where the policy has none."""
+    def __call__(self, observation: np.ndarray, deterministic: bool = True, seed: int | None = None) -> np.ndarray:
+        """An action for an observation, within the bounds of the action space.
+
+        Args:
+            observation: of one environment, as its space has it.
+            deterministic: the most likely action; False draws one from the policy's distribution, as training does.
+            seed: starts the agent's random numbers anew, as that of `gymnasium.Env.reset` does those of an environment;
+                None goes on with them. It has no effect on the most likely action.
+
+        Raises:
+            NonFiniteError: an observation for which the policy gives no numbers.
+        """
+        if seed is not None:
+            self._rng = np.random.default_rng(seed)
         if np.shape(observation) != self.observation_shape:
             raise ValueError(
                 f"the observation has shape {np.shape(observation)}; allowed: {self.observation_shape} "
@@ -55,7 +70,13 @@ class Agent:
         output = functional_call(self.policy, self.parameters, (batch,))
         if output.isnan().any():
             raise NonFiniteError("the output of the policy is not a number")
-        return self.action_distribution.to_environment(self.action_distribution.mode(output).cpu().numpy())[0]
+        family = self.action_distribution
+        if deterministic:
+            action = family.mode(output)
+        else:
+            key = RolloutKey(int(self._rng.integers(2**63)), "act", 0)
+            action = family.sample(output, torch.from_numpy(family.noise(key, 1, 1, 1)[0, 0]).to(device))
+        return family.to_environment(action.cpu().numpy())[0]
 
     def save(self, path: Path | str) -> None:
         """Write all that acting needs, which is numbers and names; RunError if the file cannot be written."""
@@ -80,20 +101,25 @@ class Agent:
             RunError: a file that is no agent's, or whose policy is not of `metarl.rl.policies` and not given.
         """
         state = load_checkpoint(Path(path))
-        if "agent" not in state:
+        if not isinstance(state, dict) or "agent" not in state:
             raise RunError(f"{path} holds no agent; allowed: what Agent.save or experiments/adapt.py wrote")
-        space, shape = _space_from_data(state["action_space"]), tuple(state["observation_shape"])
+        try:
+            space, shape = _space_from_data(state.get("action_space")), _shape_from_data(state.get("observation_shape"))
+            parameters = state.get("parameters")
+            require(isinstance(parameters, dict), "parameters", parameters, "a dict of tensors")
+        except ValueError as error:
+            raise RunError(f"{path}: {error}") from error
         if policy is None:
             try:
                 policy = from_description(state["agent"], Box(-np.inf, np.inf, shape), space)
             except ValueError as error:
                 raise RunError(f"{path}: {error}; allowed: Agent.load(path, policy)") from error
         try:
-            require_alike("parameters", state["parameters"], parameters_of(policy))
+            require_alike("parameters", parameters, parameters_of(policy))
             restore_constants(policy, state.get("constants"))
         except ValueError as error:
             raise RunError(f"{path}: {error}") from error
-        return cls(policy, state["parameters"], space, shape)
+        return cls(policy, parameters, space, shape)
 
 
 def _space_to_data(space: gymnasium.Space) -> dict[str, Any]:
@@ -103,8 +129,20 @@ def _space_to_data(space: gymnasium.Space) -> dict[str, Any]:
     return {"low": space.low.tolist(), "high": space.high.tolist(), "dtype": str(space.dtype)}
 
 
-def _space_from_data(data: dict[str, Any]) -> gymnasium.Space:
-    if "n" in data:
-        return Discrete(data["n"], start=data["start"])
-    dtype: Any = np.dtype(data["dtype"])
-    return Box(np.array(data["low"], dtype), np.array(data["high"], dtype), dtype=dtype.type)
+def _space_from_data(data: Any) -> gymnasium.Space:
+    """The action space; ValueError for other content than `_space_to_data` makes."""
+    try:
+        if "n" in data:
+            return Discrete(data["n"], start=data["start"])
+        dtype: Any = np.dtype(str(data["dtype"]))
+        return Box(np.array(data["low"], dtype), np.array(data["high"], dtype), dtype=dtype.type)
+    except Exception as error:  # numpy and gymnasium may raise anything
+        allowed = "a dict with n and start, or with low, high and dtype"
+        raise ValueError(f"action_space = {in_short(data)}; allowed: {allowed}") from error
+
+
+def _shape_from_data(data: Any) -> tuple[int, ...]:
+    require(isinstance(data, list), "observation_shape", data, "a list of sizes")
+    for size in data:
+        require_whole("observation_shape", size)
+    return tuple(data)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -10,10 +10,12 @@ import torch
 from metarl.core.evaluation import Evaluation
 from metarl.core.randomness import keyed_generator
 from metarl.rl.adaptation_step import AdaptationStep
-from metarl.rl.learner import Learner
 from metarl.rl.metrics import reports_success
 from metarl.rl.sampler import num_rows
 from metarl.rl.task_distribution import Tasks
+
+if TYPE_CHECKING:
+    from metarl.rl.learner import Learner
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +39,7 @@ class ReturnEvaluation(Evaluation):
         return {**super().to_json(), "tasks": {name: values.tolist() for name, values in self.tasks.items()}}
 
 
-def held_out_tasks(learner: Learner, count: int, split: str = "test") -> Tasks:
+def held_out_tasks(learner: "Learner", count: int, split: str = "test") -> Tasks:
     """The held-out tasks of a learner's seed: streams of their own, which training never draws from.
 
     They come from the distribution's `sample_test` if it has one, else from `sample`, as training tasks do.
@@ -53,7 +55,7 @@ def held_out_tasks(learner: Learner, count: int, split: str = "test") -> Tasks:
 
 
 def evaluate(
-    learner: Learner, tasks: Tasks, inner_steps: int, episodes_per_task: int | None = None
+    learner: "Learner", tasks: Tasks, inner_steps: int, episodes_per_task: int | None = None
 ) -> ReturnEvaluation:
     """Adapt to every task, with fresh episodes after each gradient step; the learner is left as it was.
 

@@ -45,7 +45,15 @@ from metarl.rl.advantages import Advantages
 from metarl.rl.agent import Agent
 from metarl.rl.episodes import Samples
 from metarl.rl.estimators import EPISODIC, STEP_UNITS, Estimator, PolicyModel, outcomes, score
-from metarl.rl.learner_checks import check_combination, check_finite_parameters, check_parts, check_policy, check_state
+from metarl.rl.evaluation import ReturnEvaluation, evaluate, held_out_tasks
+from metarl.rl.learner_checks import (
+    check_combination,
+    check_finite_parameters,
+    check_parts,
+    check_policy,
+    check_state,
+    warn_of_defects,
+)
 from metarl.rl.learner_state import LearnerState
 from metarl.rl.metrics import sampling_metrics, update_metrics
 from metarl.rl.objective import MetaObjective
@@ -129,7 +137,8 @@ class Learner:
         rollout = Rollout(policy, family, self.task_distribution.horizon)
         self._set(_model=PolicyModel(policy, family, self.estimator, self.step_unit))
         self._set(_view=LearningView(self.advantages, family, self.estimator in EPISODIC))
-        self._set(_sampler=Sampler(Lanes(self.task_distribution, self.threads), rollout, self.sampling.budget))
+        lanes = Lanes(self.task_distribution, self.threads, self.sampling.lanes)
+        self._set(_sampler=Sampler(lanes, rollout, self.sampling.budget))
         theta = self.rule.meta_parameters(parameters_of(policy))
         check_combination(self, theta)
         check_policy(self, family, theta)
@@ -137,6 +146,8 @@ class Learner:
         self._set(state=LearnerState(theta, outer))
         if given is not None:
             self._continue_from(given)
+        elif self.processes.rank == 0:
+            warn_of_defects(self)
 
     @in_standard_modes
     def step(self) -> dict[str, float]:
@@ -188,6 +199,25 @@ class Learner:
         """As `adapt`, for this process's shard of the tasks. Collective: every rank must call it."""
         key = RolloutKey(self.seed, "test", 0)
         return self._adapt(tasks, inner_steps, key, self.processes, PhaseTimer(self.device), episodes_per_task)
+
+    def evaluate(self, tasks: Tasks | int, inner_steps: int, episodes_per_task: int | None = None) -> ReturnEvaluation:
+        """Adapt to held-out tasks, with fresh episodes after each gradient step; the learner stays as it is.
+
+            evaluation = learner.evaluate(40, inner_steps=3)
+            print(evaluation.mean, evaluation.standard_error)  # returns after 0, 1, 2 and 3 gradient steps
+
+        Collective: the learner's processes divide the tasks.
+
+        Args:
+            tasks: dict of arrays (M, ...); or a number, for as many held-out test tasks of the learner's seed, see
+                `metarl.rl.evaluation.held_out_tasks`.
+            inner_steps: S, gradient steps.
+            episodes_per_task: E, after each step; None takes the learner's own.
+        """
+        if isinstance(tasks, int):
+            require_whole("tasks", tasks)
+            tasks = held_out_tasks(self, tasks)
+        return evaluate(self, tasks, inner_steps, episodes_per_task)
 
     @in_standard_modes
     def objective(self, path: Sequence[AdaptationStep]) -> MetaObjective:

@@ -1,5 +1,6 @@
 """What a learner refuses, each in one line that says what is allowed."""
 
+import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +16,7 @@ from metarl.rl.baseline import require_baseline
 from metarl.rl.estimators import WITH_SAMPLING
 from metarl.rl.learner_state import LearnerState
 from metarl.rl.outer import Reptile
+from metarl.rl.quick_checks import quick_check
 from metarl.rl.sampler import Sampling
 from metarl.rl.task_distribution import protocol_defects
 
@@ -41,6 +43,13 @@ def check_parts(learner: "Learner") -> None:
     numbers = int(np.prod(learner.task_distribution.observation_space.shape or ()))
     samples = learner.sampling.episodes_per_task * learner.task_distribution.horizon
     require_baseline(learner.advantages.baseline, numbers, samples)
+
+
+def warn_of_defects(learner: "Learner") -> None:
+    """Warn of what a task distribution lacks without being of no use, such as a task parameter that changes nothing."""
+    for defect in quick_check(learner.task_distribution):
+        name = type(learner.task_distribution).__name__
+        warnings.warn(f"{name}: {defect} (metarl.check.check examines it further)", UserWarning, stacklevel=5)
 
 
 def check_combination(learner: "Learner", theta: Parameters) -> None:

@@ -15,15 +15,17 @@ import torch
 from gymnasium.spaces import Box
 from torch import Tensor, nn
 
-from metarl.core.validation import require_positive
+from metarl.core.validation import require, require_positive, require_whole
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
 
 
 def mlp(inputs: int, hidden_sizes: Sequence[int], outputs: int, activation: str) -> nn.Sequential:
     """Linear layers with an activation between them; Xavier-uniform weights and zero biases (Finn et al. 2017)."""
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation = {activation!r}; allowed: {', '.join(ACTIVATIONS)}")
+    require(isinstance(activation, str) and activation in ACTIVATIONS, "activation", activation, ", ".join(ACTIVATIONS))
+    require(isinstance(hidden_sizes, Sequence), "hidden_sizes", hidden_sizes, "a list of widths")
+    for size in hidden_sizes:
+        require_whole("hidden_sizes", size)
     sizes = [inputs, *hidden_sizes, outputs]
     layers: list[nn.Module] = []
     for size_in, size_out in pairwise(sizes):
@@ -53,11 +55,16 @@ class GaussianMLP(nn.Module):
         super().__init__()
         require_positive("initial_std", initial_std)
         require_positive("minimum_std", minimum_std)
-        self.settings = {"hidden_sizes": list(hidden_sizes), "activation": activation, "minimum_std": minimum_std}
         actions = _size(action_space, gymnasium.spaces.Box)
         self.mean = mlp(_size(observation_space, gymnasium.spaces.Box), hidden_sizes, actions, activation)
+        self.settings = {"hidden_sizes": list(hidden_sizes), "activation": activation, "minimum_std": minimum_std}
         self.log_std = nn.Parameter(torch.full((actions,), math.log(initial_std)))
         self.minimum_log_std = math.log(minimum_std)
+
+    @property
+    def last_layer(self) -> tuple[str, ...]:
+        """Patterns of the parameters that ANIL adapts: the last linear layer and the log standard deviation."""
+        return (f"mean.{len(self.mean) - 1}.*", "log_std")
 
     def forward(self, observations: Tensor) -> Tensor:
         """Map observations (batch, ...) to mean and log standard deviation, (batch, 2A)."""
@@ -77,9 +84,14 @@ class CategoricalMLP(nn.Module):
         activation: str = "relu",
     ):
         super().__init__()
-        self.settings = {"hidden_sizes": list(hidden_sizes), "activation": activation}
         actions = _size(action_space, gymnasium.spaces.Discrete)
         self.logits = mlp(_size(observation_space, gymnasium.spaces.Box), hidden_sizes, actions, activation)
+        self.settings = {"hidden_sizes": list(hidden_sizes), "activation": activation}
+
+    @property
+    def last_layer(self) -> tuple[str, ...]:
+        """Patterns of the parameters that ANIL adapts: the last linear layer."""
+        return (f"logits.{len(self.logits) - 1}.*",)
 
     def forward(self, observations: Tensor) -> Tensor:
         """Map observations (batch, ...) to logits (batch, n)."""
@@ -134,14 +146,23 @@ def describe(policy: nn.Module) -> dict[str, Any]:
     return {"kind": name, **(policy.settings if isinstance(policy, GaussianMLP | CategoricalMLP) else {})}
 
 
-def from_description(description: dict[str, Any], observation_space: Box, action_space: gymnasium.Space) -> nn.Module:
+def from_description(description: Any, observation_space: Box, action_space: gymnasium.Space) -> nn.Module:
     """A policy with new parameters; ValueError for one that this file cannot make."""
+    known = isinstance(description, dict) and isinstance(description.get("kind"), str)
+    require(known, "agent", description, "a dict with the kind of the policy and its settings")
     kind, settings = description["kind"], {name: value for name, value in description.items() if name != "kind"}
     if kind == "WithContext":
+        require(settings.keys() == {"size", "module"}, "settings of WithContext", [*settings], "size and module")
+        require_whole("size", settings["size"])
         wider = Box(-np.inf, np.inf, (_size(observation_space, Box) + settings["size"],))
         return WithContext(from_description(settings["module"], wider, action_space), settings["size"])
-    if kind not in ("GaussianMLP", "CategoricalMLP"):
+    allowed = {
+        "GaussianMLP": ("hidden_sizes", "activation", "minimum_std"),
+        "CategoricalMLP": ("hidden_sizes", "activation"),
+    }
+    if kind not in allowed:
         raise ValueError(f"its policy is a {kind}, which metarl.rl.policies cannot make")
+    require(settings.keys() <= {*allowed[kind]}, f"settings of {kind}", [*settings], ", ".join(allowed[kind]))
     return {"GaussianMLP": GaussianMLP, "CategoricalMLP": CategoricalMLP}[kind](
         observation_space, action_space, **settings
     )

@@ -15,6 +15,7 @@ from metarl.core.errors import NonFiniteError
 from metarl.core.parameters import Parameters, call_per_task
 from metarl.core.randomness import RolloutKey
 from metarl.core.recording import RecordedModule
+from metarl.core.validation import require
 from metarl.rl.action_distributions import ActionDistribution
 from metarl.rl.episodes import Episodes
 from metarl.rl.task_distribution import Tasks
@@ -50,15 +51,24 @@ class Rollout:
         return shared
 
     @torch.no_grad()
-    def __call__(self, envs: VectorEnv, parameters: Parameters, tasks: Tasks, key: RolloutKey) -> Episodes:
+    def __call__(
+        self,
+        envs: VectorEnv,
+        parameters: Parameters,
+        tasks: Tasks,
+        key: RolloutKey,
+        episodes_per_task: int | None = None,
+    ) -> Episodes:
         """Play the episodes.
 
         Args:
-            envs: N = M * E lanes; lane m * E + e is episode e of task m. Whether it autoresets does not matter:
-                nothing after the end of an episode is kept.
+            envs: N lanes. With N = M * E, lane m * E + e is episode e of task m. With fewer the episodes are played in
+                `rounds`, and are the same. Whether the environments autoreset does not matter: nothing after the end
+                of an episode is kept.
             parameters: of the policy, (M, ...), on the device that acts.
             tasks: dict of arrays (M, ...).
             key: names the randomness.
+            episodes_per_task: E; None for one in every lane.
 
         Returns:
             M x E episodes on the device of the parameters, cut after the longest episode of all processes.
@@ -70,36 +80,65 @@ class Rollout:
         # all noise of the rollout, named by task and episode
         device = next(iter(parameters.values())).device
         num_tasks = len(next(iter(tasks.values())))
-        lanes = (num_tasks, envs.num_envs // num_tasks)  # (M, E)
+        lanes = (num_tasks, episodes_per_task or envs.num_envs // num_tasks)  # (M, E)
         family = self.action_distribution
         noise = torch.from_numpy(family.noise(key, lanes[0], self.horizon, lanes[1])).to(device)  # (M, T, E, size)
+        seeds = np.reshape(key.reset_seeds(*lanes), lanes)
 
-        # an episode begins in every lane
-        seeds = key.reset_seeds(*lanes)
-        raw, _ = envs.reset(seed=seeds, options={"tasks": tasks})  # type: ignore[arg-type]  # gymnasium: one per lane
-        observation = _to_device(raw, lanes, device)  # (M, E, ...)
-        forward = self._forward(parameters, observation)
-        record = _Record(lanes, self.horizon, family.parameter_size, raw.shape[1:], device)
+        record, time_steps = _Record(lanes, self.horizon, family.parameter_size, device), 0
+        forward: Callable[[Tensor], Tensor] | None = None
+        for place in rounds(*lanes, envs.num_envs):
+            # an episode begins in every lane
+            own = {name: values[place[0]] for name, values in tasks.items()}
+            raw, _ = envs.reset(seed=seeds[place].flatten().tolist(), options={"tasks": own})
+            record.begin(place, raw)
+            forward = forward or self._forward(parameters, record.seen)
+            time_steps = max(time_steps, self._play(envs, forward, record, noise, key))
+        return record.episodes(self.processes.all_reduce_max(time_steps), family, key)
 
-        # one batched forward pass and one step of all environments per time step
+    def _play(
+        self, envs: VectorEnv, forward: Callable[[Tensor], Tensor], record: "_Record", noise: Tensor, key: RolloutKey
+    ) -> int:
+        """Play to the end of the episodes that have begun; return how many time steps that took.
+
+        The policy acts for all M x E lanes even where a round has fewer, because products of matrices of another size
+        may be rounded otherwise.
+        """
+        family = self.action_distribution
         for t in range(self.horizon):
-            dist_params = forward(observation)  # (M, E, P)
+            # one batched forward pass and one step of all environments per time step
+            dist_params = forward(record.seen)  # (M, E, P)
             action = family.sample(dist_params, noise[:, t])
-            record.acted(t, observation, dist_params, action)
-            flat_action = action.cpu().numpy().reshape(envs.num_envs, *action.shape[2:])  # (N, ...)
+            record.acted(t, dist_params, action)
+            flat_action = action[record.place].cpu().numpy().reshape(envs.num_envs, *action.shape[2:])  # (N, ...)
             if not np.isfinite(flat_action).all():
                 record.check_actions(t, key)
                 flat_action = np.nan_to_num(flat_action)  # of episodes that have ended
-            raw, *outcome = envs.step(family.to_environment(flat_action))
-            if record.stepped(t, raw, *outcome):
+            if record.stepped(t, *envs.step(family.to_environment(flat_action))):
                 break
-            observation = _to_device(raw, lanes, device)
-        return record.episodes(self.processes.all_reduce_max(t + 1), family, key)
+        return t + 1
 
     def _forward(self, parameters: Parameters, observation: Tensor) -> Callable[[Tensor], Tensor]:
         if self.horizon < _RECORD_FROM:
             return partial(call_per_task, self.policy, parameters)
         return self._recorded.bind(parameters, observation)
+
+
+def rounds(num_tasks: int, episodes_per_task: int, num_envs: int) -> list[tuple[slice, slice]]:
+    """The tasks and the episodes of each round in which N lanes play M x E episodes.
+
+    Rounds have all episodes of some tasks or, where there are fewer lanes than that, some episodes of one task.
+    ValueError unless all rounds have as many.
+    """
+    tasks_at_once, episodes_at_once = max(1, num_envs // episodes_per_task), min(num_envs, episodes_per_task)
+    whole = num_tasks % tasks_at_once == 0 and episodes_per_task % episodes_at_once == 0
+    lanes = f"lanes for {num_tasks} tasks x {episodes_per_task} episodes"
+    require(whole and tasks_at_once * episodes_at_once == num_envs, lanes, num_envs, "equal rounds")
+    return [
+        (slice(task, task + tasks_at_once), slice(episode, episode + episodes_at_once))
+        for task in range(0, num_tasks, tasks_at_once)
+        for episode in range(0, episodes_per_task, episodes_at_once)
+    ]
 
 
 class _Record:
@@ -109,40 +148,50 @@ class _Record:
         lanes: (M, E).
         horizon: T.
         parameter_size: P.
-        observation_shape: of one observation.
         device: of what the policy sees and puts out.
+
+    Attributes:
+        place: the tasks and the episodes of the present round.
+        seen: the present observations, (M, E, ...), of which those outside `place` mean nothing.
     """
 
-    def __init__(
-        self,
-        lanes: tuple[int, int],
-        horizon: int,
-        parameter_size: int,
-        observation_shape: tuple[int, ...],
-        device: torch.device,
-    ):
+    place: tuple[slice, slice]
+    seen: Tensor
+
+    def __init__(self, lanes: tuple[int, int], horizon: int, parameter_size: int, device: torch.device):
         num_tasks, episodes_per_task = lanes
         shape = (num_tasks, horizon, episodes_per_task)
         self._lanes, self._device = lanes, device
-        self._observations = torch.zeros(*shape, *observation_shape, device=device)
         self._dist_params = torch.zeros(*shape, parameter_size, device=device)
+        self._observations: Tensor | None = None
         self._actions: Tensor | None = None
         self._rewards = np.zeros(shape, np.float32)
         self._valid = np.zeros(shape, bool)
         self._terminated = np.zeros(lanes, bool)
         self._failed = np.zeros(lanes, bool)
         self._succeeded: np.ndarray | None = None
-        self._running = np.ones(lanes, bool)
-        self._final = np.zeros((*lanes, *observation_shape), np.float32)
 
-    def acted(self, t: int, observation: Tensor, dist_params: Tensor, action: Tensor) -> None:
-        """Note what the policy saw, put out and did in time step t, (M, E, ...) each."""
+    def begin(self, place: tuple[slice, slice], raw: np.ndarray) -> None:
+        """Begin a round in some of the lanes, with the observations (N, ...) of a reset."""
+        self.place, self._running = place, np.ones(tuple(part.stop - part.start for part in place), bool)
+        if self._observations is None:
+            shape = raw.shape[1:]
+            self._observations = torch.zeros(*self._valid.shape, *shape, device=self._device)
+            self._final = np.zeros((*self._lanes, *shape), np.float32)
+            self.seen = torch.zeros(*self._lanes, *shape, device=self._device)
+        self._see(raw)
+
+    def acted(self, t: int, dist_params: Tensor, action: Tensor) -> None:
+        """Note what the policy has seen, put out and done in time step t, (M, E, ...) each."""
+        assert self._observations is not None, "a round has begun"
         if self._actions is None:
             num_tasks, horizon, _ = self._valid.shape
             shape = (num_tasks, horizon, *action.shape[1:])
             self._actions = torch.zeros(shape, dtype=action.dtype, device=self._device)
-        self._observations[:, t], self._dist_params[:, t], self._actions[:, t] = observation, dist_params, action
-        self._valid[:, t] = self._running
+        at = (self.place[0], t, self.place[1])
+        self._observations[at] = self.seen[self.place]
+        self._dist_params[at], self._actions[at] = dist_params[self.place], action[self.place]
+        self._valid[at] = self._running
 
     def stepped(
         self,
@@ -154,24 +203,37 @@ class _Record:
         infos: dict[str, Any],
     ) -> bool:
         """Note what the environments returned, (N, ...) each; True once no episode goes on."""
-        running, lanes = self._running, self._lanes
-        self._rewards[:, t] = np.where(running, rewards.reshape(lanes), 0.0)
+        running, lanes, place = self._running, self._running.shape, self.place
+        self._rewards[place[0], t, place[1]] = np.where(running, rewards.reshape(lanes), 0.0)
         ended = running & (terminations | truncations).reshape(lanes)
-        self._terminated |= running & terminations.reshape(lanes)
+        self._terminated[place] |= running & terminations.reshape(lanes)
         if "blown_up" in infos:
-            self._failed |= running & infos["blown_up"].reshape(lanes)
+            self._failed[place] |= running & infos["blown_up"].reshape(lanes)
         if (success := _success(infos)) is not None:
-            earlier = False if self._succeeded is None else self._succeeded
-            self._succeeded = running & success.reshape(lanes) | earlier
+            if self._succeeded is None:
+                self._succeeded = np.zeros(self._lanes, bool)
+            self._succeeded[place] |= running & success.reshape(lanes)
         at_horizon = t == self._valid.shape[1] - 1
         last = running if at_horizon else ended
         if last.any():
-            self._final[last] = _final_observations(raw, infos).reshape(self._final.shape)[last]
+            finals = self._final[place]  # a view
+            finals[last] = _final_observations(raw, infos).reshape(finals.shape)[last]
         self._running = running & ~ended
-        return at_horizon or not self._running.any()
+        if at_horizon or not self._running.any():
+            return True
+        self._see(raw)
+        return False
+
+    def _see(self, raw: np.ndarray) -> None:
+        part = _to_device(raw, self._running.shape, self._device)
+        if self._running.shape == self._lanes:
+            self.seen = part
+        else:
+            self.seen[self.place] = part
 
     def check_actions(self, t: int, key: RolloutKey) -> None:
         """Raise NonFiniteError if an observation or action of a valid step up to t is not finite."""
+        assert self._observations is not None, "a round has begun"
         assert self._actions is not None, "an action was noted"
         valid = torch.from_numpy(self._valid[:, : t + 1])
         _check_finite("observation", self._observations[:, : t + 1], valid, key)
@@ -179,6 +241,7 @@ class _Record:
 
     def episodes(self, time_steps: int, action_distribution: ActionDistribution, key: RolloutKey) -> Episodes:
         """Return the episodes, cut after so many time steps."""
+        assert self._observations is not None, "there is at least one round"
         assert self._actions is not None, "a horizon is at least 1"
         valid = torch.from_numpy(self._valid[:, :time_steps]).to(self._device)
         stores = [store[:, :time_steps] for store in (self._observations, self._dist_params, self._actions)]
@@ -204,7 +267,7 @@ class _Record:
         return episodes
 
 
-def _to_device(raw: np.ndarray, lanes: tuple[int, int], device: torch.device) -> Tensor:
+def _to_device(raw: np.ndarray, lanes: tuple[int, ...], device: torch.device) -> Tensor:
     """Observations (N, ...) as a float32 tensor (M, E, ...) that shares no memory with the environment."""
     return torch.from_numpy(raw.astype(np.float32)).view(*lanes, *raw.shape[1:]).to(device)
 

@@ -1,5 +1,6 @@
 """Sampling: how many episodes a task gets, and the environments that they are played in."""
 
+import os
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,23 +30,50 @@ class Sampling:
         choices=("episodes", "steps"),
         source="paper; its code counted steps",
     )
+    lanes: int = setting(
+        0,
+        "most environments of a rollout in each process, 0 for one per episode; with fewer the episodes are played in "
+        "rounds, and are the same",
+        at_least=0,
+        changeable=True,
+    )
 
     def __post_init__(self) -> None:
         check_settings(self)
 
 
 class Lanes:
-    """The environments of a task distribution, by number of lanes; built when first needed, closed by `close`."""
+    """The environments of a task distribution, by number of lanes; built when first needed, closed by `close`.
 
-    def __init__(self, task_distribution: TaskDistribution, threads: int):
-        self._task_distribution, self._threads = task_distribution, threads
+    Args:
+        task_distribution: makes them.
+        threads: that step the physics.
+        most: lanes of a batch; 0 for as many as there are episodes.
+    """
+
+    def __init__(self, task_distribution: TaskDistribution, threads: int, most: int = 0):
+        self._task_distribution, self._threads, self._most = task_distribution, threads, most
         self._envs: dict[int, VectorEnv] = {}
+        self._process = os.getpid()
+        self._of_parent: dict[int, VectorEnv] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_envs": {}}  # a copy opens environments of its own
+        return {**vars(self), "_envs": {}, "_of_parent": {}}  # a copy opens environments of its own
+
+    def for_episodes(self, num_tasks: int, episodes_per_task: int) -> VectorEnv:
+        """A batch that plays M x E episodes, in equal rounds of as many lanes as are allowed."""
+        most = self._most or num_tasks * episodes_per_task
+        tasks_at_once = _largest_divisor(num_tasks, max(1, most // episodes_per_task))
+        return self.of(tasks_at_once * _largest_divisor(episodes_per_task, most))
 
     def of(self, num_envs: int) -> VectorEnv:
-        """A batch of so many lanes; ValueError if the distribution makes another number."""
+        """A batch of so many lanes; ValueError if the distribution makes another number.
+
+        A process that was forked opens environments of its own: it has no threads and no child processes of those of
+        its parent. It must not close them either, so it keeps them.
+        """
+        if (process := os.getpid()) != self._process:
+            self._process, self._of_parent, self._envs = process, self._envs, {}
         if num_envs not in self._envs:
             envs = self._task_distribution.make(num_envs, self._threads)
             require(envs.num_envs == num_envs, f"lanes of make({num_envs})", envs.num_envs, str(num_envs))
@@ -54,7 +82,7 @@ class Lanes:
 
     def close(self) -> None:
         """Close the environments; they are built again when they are needed."""
-        while self._envs:
+        while self._envs and os.getpid() == self._process:
             self._envs.popitem()[1].close()
 
 
@@ -88,15 +116,19 @@ class Sampler:
             episodes_per_task: E.
             key: names the randomness.
         """
-        envs = self.lanes.of(num_rows(tasks) * episodes_per_task)
-        episodes = self.rollout(envs, parameters, tasks, key)
+        envs = self.lanes.for_episodes(num_rows(tasks), episodes_per_task)
+        episodes = self.rollout(envs, parameters, tasks, key, episodes_per_task)
         if self.budget == "episodes":
             return episodes
         env_steps, processes = episodes_per_task * self.rollout.horizon, self.rollout.processes
         while processes.all_reduce_max(int((episodes.lengths.sum(dim=1) < env_steps).any())):
             key = replace(key, first_episode=episodes.valid.shape[2])
-            episodes = episodes.joined(self.rollout(envs, parameters, tasks, key))
+            episodes = episodes.joined(self.rollout(envs, parameters, tasks, key, episodes_per_task))
         return episodes.up_to(env_steps, processes)
+
+
+def _largest_divisor(number: int, most: int) -> int:
+    return max(divisor for divisor in range(1, min(number, most) + 1) if number % divisor == 0)
 
 
 def num_rows(tasks: Tasks) -> int:

@@ -4,14 +4,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from gymnasium.spaces import Box
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AutoresetMode
 
 from metarl.core.randomness import keyed_generator
-from metarl.rl.action_distributions import action_distribution_for
-from metarl.rl.task_distribution import Tasks, describe_array, describe_error, protocol_defects
+from metarl.rl.quick_checks import (
+    TASKS,
+    close_batch,
+    made_batch,
+    quick_check,
+    random_actions,
+    step_defects,
+    with_final,
+)
+from metarl.rl.task_distribution import Tasks, describe_error, protocol_defects, record_defects
 
-_TASKS = 16  # compared with each other, a lane each
 _DRAWN = 200  # tasks whose values are looked at
 
 
@@ -39,13 +45,14 @@ def check(distribution: Any) -> list[str]:
     It samples tasks, builds batches of 16 lanes, and plays some episodes with random actions. Once something is so
     wrong that the rest cannot be looked at, it stops there.
     """
-    defects: list[str] = []
-    numbers = (lambda it: protocol_defects(it, _TASKS), lambda it: protocol_defects(it, _DRAWN))
-    for examine in (*numbers, _task_defects, _batch_defects, _episode_defects):
-        defects += examine(distribution)
-        if defects:
-            break
-    return defects
+    for count in (TASKS, _DRAWN):
+        if defects := protocol_defects(distribution, count):
+            return defects
+    missing = record_defects(distribution, TASKS)
+    for examine in (_task_defects, _batch_defects, _episode_defects, quick_check):
+        if defects := examine(distribution):
+            return [*defects, *missing]
+    return missing
 
 
 def _task_defects(distribution: Any) -> list[str]:
@@ -61,8 +68,9 @@ def _task_defects(distribution: Any) -> list[str]:
         elif name == "sample" and len(_rows(tasks)) == 1:
             defects.append("sample gives the same task every time")
         for key, space in getattr(distribution, "task_space", {}).items():
-            outside = [value for value in tasks.get(key, []) if not space.contains(np.asarray(value))]
-            if outside and np.isfinite(tasks[key]).all():
+            finite = [value for value in map(np.asarray, tasks.get(key, [])) if np.isfinite(value).all()]
+            outside = [value for value in finite if not space.contains(value)]
+            if outside:
                 defects.append(f"{name} gives tasks whose {key!r} is outside its task_space {space}: {outside[0]}")
     if hasattr(distribution, "sample_test") and not defects:
         train, test = (
@@ -78,69 +86,21 @@ def _task_defects(distribution: Any) -> list[str]:
 
 def _batch_defects(distribution: Any) -> list[str]:
     """What the batch is, and what it returns."""
-    try:
-        batch = distribution.make(_TASKS, 1)
-    except Exception as error:
-        return [f"make({_TASKS}, 1) fails: {describe_error(error)}"]
-    if not isinstance(batch, VectorEnv):
-        return [f"make({_TASKS}, 1) returned a {type(batch).__name__}; allowed: a gymnasium.vector.VectorEnv"]
-    defects = []
-    if batch.num_envs != _TASKS:
-        defects.append(f"make({_TASKS}, 1) returned {batch.num_envs} lanes")
-    for name in ("observation_space", "action_space"):
-        ours, theirs = getattr(distribution, name), getattr(batch, f"single_{name}")
-        if ours != theirs:
-            defects.append(f"the batch has the single_{name} {theirs}, the distribution the {name} {ours}")
-    return defects or [*_step_defects(distribution, batch), *_close(batch)]
-
-
-def _step_defects(distribution: Any, batch: Any) -> list[str]:
-    """What a reset and a step return."""
-    tasks = distribution.sample(_TASKS, keyed_generator(0, "check/tasks"))
-    try:
-        observations, _ = batch.reset(seed=list(range(_TASKS)), options={"tasks": tasks})
-        defects = _observation_defects(distribution, observations, "reset")
-        if defects:
-            return defects
-        observations, rewards, terminations, truncations, _ = batch.step(_actions(distribution, 1)[0])
-        defects = _observation_defects(distribution, observations, "step")
-    except Exception as error:
-        return [f"the batch fails with tasks set: {describe_error(error)}"]
-    for name, values, kinds in (
-        ("rewards", rewards, "fiu"),
-        ("terminations", terminations, "b"),
-        ("truncations", truncations, "b"),
-    ):
-        if not isinstance(values, np.ndarray) or values.shape != (_TASKS,) or values.dtype.kind not in kinds:
-            allowed = f"({_TASKS},) of {'bool' if kinds == 'b' else 'numbers'}"
-            defects.append(f"step returned {name} {describe_array(values)}; allowed: {allowed}")
-    return defects
-
-
-def _observation_defects(distribution: Any, observations: Any, call: str) -> list[str]:
-    space = distribution.observation_space
-    expected = (_TASKS, *space.shape)
-    if (
-        not isinstance(observations, np.ndarray)
-        or observations.shape != expected
-        or observations.dtype.kind not in "fiub"
-    ):
-        return [f"{call} returned observations {describe_array(observations)}; allowed: {expected} of numbers"]
-    if not np.can_cast(observations.dtype, space.dtype, "same_kind"):
-        return [f"{call} returned observations of {observations.dtype}; their space says {space.dtype}"]
-    return []
+    tasks = distribution.sample(TASKS, keyed_generator(0, "check/tasks"))
+    batch, defects = made_batch(distribution, TASKS)
+    return defects or [*step_defects(distribution, batch, tasks), *close_batch(batch)]
 
 
 def _episode_defects(distribution: Any) -> list[str]:
     """What episodes with random actions show."""
-    batches = [distribution.make(_TASKS, 1) for _ in range(2)]
+    batches = [distribution.make(TASKS, 1) for _ in range(2)]
     defects = _played_defects(distribution, *batches)
-    return [*defects, *(defect for batch in batches for defect in _close(batch))]
+    return [*defects, *(defect for batch in batches for defect in close_batch(batch))]
 
 
 def _played_defects(distribution: Any, batch: Any, other: Any) -> list[str]:
-    tasks = distribution.sample(_TASKS, keyed_generator(0, "check/tasks"))
-    actions, seeds = _actions(distribution, distribution.horizon), list(range(_TASKS))
+    tasks = distribution.sample(TASKS, keyed_generator(0, "check/tasks"))
+    actions, seeds = random_actions(distribution, distribution.horizon), list(range(TASKS))
     first = _play(batch, tasks, seeds, actions)
     if first.error:
         autoreset = batch.metadata.get("autoreset_mode")
@@ -165,23 +125,15 @@ def _played_defects(distribution: Any, batch: Any, other: Any) -> list[str]:
             "terminated nor truncated"
         )
     if hasattr(distribution, "sample_test"):
-        test_tasks = distribution.sample_test(_TASKS, keyed_generator(0, "check/tasks"))
+        test_tasks = distribution.sample_test(TASKS, keyed_generator(0, "check/tasks"))
         played = _play(batch, test_tasks, seeds, actions)
         wrong = [played.error] if played.error else _value_defects(distribution, played)
         defects += [f"with test tasks {defect}" for defect in wrong]
     defects += _autoreset_defects(batch, tasks, seeds, actions)
     if not defects:
-        alike = _play(batch, tasks, [0] * _TASKS, np.repeat(actions[:, :1], _TASKS, axis=1))
+        alike = _play(batch, tasks, [0] * TASKS, np.repeat(actions[:, :1], TASKS, axis=1))
         defects += _task_effect_defects(tasks, alike)
     return defects
-
-
-def _close(batch: Any) -> list[str]:
-    try:
-        batch.close()
-    except Exception as error:
-        return [f"the batch cannot be closed: {describe_error(error)}"]
-    return []
 
 
 def _value_defects(distribution: Any, record: Record) -> list[str]:
@@ -191,8 +143,8 @@ def _value_defects(distribution: Any, record: Record) -> list[str]:
     if not np.isfinite(observations).all():
         step, lane = np.argwhere(~np.isfinite(record.observations.reshape(*seen.shape, -1)).all(axis=2) & seen)[0]
         defects.append(f"the observation of lane {lane} after step {step} is not finite")
-    elif not ((observations >= space.low) & (observations <= space.high)).all():
-        wrong = observations[((observations < space.low) | (observations > space.high))]
+    if (outside := np.isfinite(observations) & ((observations < space.low) | (observations > space.high))).any():
+        wrong = observations[outside]
         defects.append(f"observations leave their space {space}: a value of {wrong[0]:g}")
     if not np.isfinite(record.rewards[record.running]).all():
         step, lane = np.argwhere(~np.isfinite(record.rewards) & record.running)[0]
@@ -219,7 +171,7 @@ def _autoreset_defects(batch: Any, tasks: Tasks, seeds: list[int], actions: np.n
 def _task_effect_defects(tasks: Tasks, alike: Record) -> list[str]:
     """Whether tasks change anything, and whether they show, when seeds and actions are the same in all lanes."""
     first, observations = alike.observations[0], alike.observations.reshape(*alike.observations.shape[:2], -1)
-    if len({(alike.observations[:, lane].tobytes(), alike.rewards[:, lane].tobytes()) for lane in range(_TASKS)}) == 1:
+    if len({(alike.observations[:, lane].tobytes(), alike.rewards[:, lane].tobytes()) for lane in range(TASKS)}) == 1:
         return ["tasks change nothing: with the same seed and actions, all of 16 tasks give the same episode"]
     if (first != first[0]).any():
         place = int(np.argwhere((observations[0] != observations[0, 0]).any(axis=0))[0][0])
@@ -227,7 +179,7 @@ def _task_effect_defects(tasks: Tasks, alike: Record) -> list[str]:
             f"the task is visible in the observation: component {place} of the first one changes with the task alone"
         ]
     for name, values in tasks.items():
-        for parameter in np.asarray(values, np.float64).reshape(_TASKS, -1).T:
+        for parameter in np.asarray(values, np.float64).reshape(TASKS, -1).T:
             shown = np.isclose(observations[-1], parameter[:, None], rtol=1e-6).all(axis=0)
             if shown.any() and np.ptp(parameter) > 0:
                 place = int(np.flatnonzero(shown)[0])
@@ -250,8 +202,7 @@ def _play(batch: Any, tasks: Tasks, seeds: list[int], actions: np.ndarray) -> Re
         except Exception as failure:
             error = f"a step fails: {describe_error(failure)}"
             break
-        last = infos.get("final_obs", [None] * len(seeds))
-        seen.append(np.stack([now if end is None else end for now, end in zip(observations, last, strict=True)]))
+        seen.append(with_final(observations, infos))
         rewards.append(np.array(reward))
         ends.append(running[-1] & (terminations | truncations))
         running.append(running[-1] & ~ends[-1])
@@ -261,15 +212,6 @@ def _play(batch: Any, tasks: Tasks, seeds: list[int], actions: np.ndarray) -> Re
     return Record(
         np.stack(seen), np.reshape(rewards, shape), np.reshape(ends, shape), np.stack(running)[: len(rewards)], error
     )
-
-
-def _actions(distribution: Any, steps: int) -> np.ndarray:
-    """Random actions (T, N, ...) as a policy would give them."""
-    rng, space = keyed_generator(0, "check/actions"), distribution.action_space
-    family = action_distribution_for(space)
-    if isinstance(space, Box):
-        return family.to_environment(rng.standard_normal((steps, _TASKS, int(np.prod(space.shape))), np.float32))
-    return family.to_environment(rng.integers(space.n, size=(steps, _TASKS)))
 
 
 def _rows(tasks: Tasks) -> set[tuple[float, ...]]:

@@ -31,7 +31,8 @@ from metarl.rl.action_distributions import action_distribution_for
 
 Tasks = dict[str, np.ndarray]
 
-_NEEDED = ("sample", "make", "horizon", "observation_space", "action_space")
+_NEEDED = ("sample", "make", "horizon", "observation_space", "action_space")  # by a learner
+_RECORDED = ("name", "dynamics", "task_space")  # by the runs of experiments
 
 
 class TaskDistribution(Protocol):
@@ -42,8 +43,14 @@ class TaskDistribution(Protocol):
         observation_space: of a lane; a `Box` of any shape.
         action_space: of a lane; a `Box` of floating-point numbers, or `Discrete`.
 
-    Where the distribution has a method `sample_test` like `sample`, held-out tasks come from it. Experiments also use a
-    `name` and the `dynamics`, texts that results are marked with, and `task_space`, a dict of a `Box` per parameter.
+    Where the distribution has a method `sample_test` like `sample`, held-out tasks come from it.
+
+    A learner needs no more. The runs of experiments also need the following, which `record_defects` checks:
+
+        name          text, under which runs and results know the distribution, such as `navigation_2d`
+        dynamics      text that results are marked with, such as `paper`, `gymnasium` or `own`
+        task_space    dict of a `Box` per task parameter: shape and range of one task; `experiments/adapt.py` checks the
+                      task that it is given by it
     """
 
     @property
@@ -90,6 +97,31 @@ def protocol_defects(distribution: Any, count: int) -> list[str]:
             defects.append(f"{name}({count}) fails: {describe_error(error)}")
             continue
         defects += [f"{name}({count}) returned {wrong}" for wrong in _shape_defects(tasks, count)]
+    return defects
+
+
+def record_defects(distribution: Any, count: int) -> list[str]:
+    """What the runs of experiments need and a distribution lacks, as far as sampling `count` tasks shows.
+
+    `protocol_defects` must have found nothing.
+    """
+    kind, defects = type(distribution).__name__, []
+    if missing := [name for name in _RECORDED if not hasattr(distribution, name)]:
+        needed = ", ".join(_RECORDED)
+        defects.append(f"the task distribution {kind} has no {', '.join(missing)}; runs of experiments need {needed}")
+    for name in ("name", "dynamics"):
+        if not isinstance(value := getattr(distribution, name, ""), str):
+            defects.append(f"{name} = {value!r}; allowed: a text")
+    space = getattr(distribution, "task_space", {})
+    if not isinstance(space, dict) or not all(isinstance(box, Box) for box in space.values()):
+        return [*defects, f"task_space = {space!r}; allowed: a dict of a Box per task parameter"]
+    if hasattr(distribution, "task_space"):
+        tasks = distribution.sample(count, keyed_generator(0, "check/tasks"))
+        shapes, expected = (
+            {name: of.shape[skip:] for name, of in its.items()} for its, skip in ((tasks, 1), (space, 0))
+        )
+        if shapes != expected:
+            defects.append(f"task_space has parameters of shapes {expected}, sampled tasks {shapes}; allowed: the same")
     return defects
 
 

@@ -24,7 +24,7 @@ SIZES = {
     "evaluation-steps": 2,
     "threads": 1,
 }
-TINY = [word for name, size in SIZES.items() for word in (f"--{name}", str(size))]
+TINY = ["--recipe", "paper", *(word for name, size in SIZES.items() for word in (f"--{name}", str(size)))]
 
 
 def error_of(capsys, call, *arguments, status=2):

@@ -51,16 +51,20 @@ def call(*arguments):
         ("--device tpu0", "--device = 'tpu0'; allowed: auto, cpu, cuda", ""),
         ("--estimator lvcc", "--estimator = 'lvcc'; allowed: score, likelihood-ratio, lvc, dice", "nearest is lvc"),
         ("--outer pppo", "--outer = 'pppo'; allowed: trpo, ppo, adam, reptile", "the nearest is ppo"),
-        ("--estimator dice --initial-sampling", "initial_sampling = True", "score"),
-        ("--outer reptile --adaptation anil", "outer = Reptile(step_size=0.1) would leave mean.0.bias", ""),
+        ("--estimator dice --initial-sampling", "--initial-sampling = True", "score"),
+        (
+            "--recipe paper --outer reptile --adaptation anil",
+            "--outer = Reptile(step_size=0.1) would leave mean.0.bias",
+            "",
+        ),
         ("--clip 0.5", "--clip has no effect with --outer trpo", "allowed with: ppo"),
         ("--outer reptile --max-kl 0.1", "--max-kl has no effect with --outer reptile", "allowed with: trpo"),
         ("--recipe ProMP --max-kl 0.1", "--max-kl has no effect with --outer ppo", "allowed with: trpo"),
         ("--context-size 3", "--context-size has no effect with --adaptation maml", "allowed with: cavia"),
         ("--outer trpo --outer-step-size 1", "--outer-step-size has no effect with --outer trpo", "ppo, adam"),
-        ("--inner-step-size-milestones 5", "milestones = (5,)", ""),
+        ("--inner-step-size-milestones 5", "--inner-step-size-milestones = (5,)", ""),
         ("--seed", "argument --seed: expected one argument", ""),
-        ("--recipe mamml", "--recipe = 'mamml'; allowed: 'paper', 'maml', 'pretrained'", "the nearest is maml"),
+        ("--recipe papper", "--recipe = 'papper'; allowed: 'paper', 'pretrained'", "the nearest is paper"),
         ("--resume nowhere", "nowhere holds no run", ""),
         ("--resume nowhere --recipe maml", "--recipe with --resume", ""),
         ("--resume nowhere --run-dir x", "--run-dir with --resume", ""),
@@ -77,7 +81,9 @@ def test_bad_input_gets_one_line_and_writes_nothing(capsys, tmp_path, monkeypatc
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_a_gpu_where_there_is_none(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert error_of(capsys, call, "--device", "cuda").startswith("error: --device = cuda")
+    line = error_of(capsys, call, "--device", "cuda")
+    assert line.startswith("error: --device = cuda, but no CUDA GPU is available")
+    assert line.count("--device") == 1
     assert list(tmp_path.iterdir()) == []
 
 
@@ -107,9 +113,9 @@ def test_help_shows_the_defaults_of_the_default_recipe_and_which_variant_a_flag_
     with pytest.raises(SystemExit):
         call("--help")
     shown = " ".join(capsys.readouterr().out.split())
-    assert "step size of the inner loop, alpha (default 0.5)" in shown
+    assert "step size of the inner loop, alpha (default 0.06)" in shown
     assert "ppo, adam: step size of Adam (default 0.001; ProMP's code)" in shown
-    assert "default 0.01; nats; paper's code" in shown
+    assert "default 0.02; nats; paper's code" in shown
 
 
 def test_help_needs_neither_simulators_nor_plots():
@@ -191,6 +197,6 @@ def test_every_choice_trains_and_continues(arguments, tmp_path):
 
 
 def test_the_tiny_run_of_these_tests_names_only_flags_that_exist():
-    assert {word for word in TINY if word.startswith("--")} <= {
+    assert {word for word in TINY if word.startswith("--")} <= {"--recipe"} | {
         setting_.flag for setting_ in flat_settings(navigation_2d.EXPERIMENT.settings).values()
     }

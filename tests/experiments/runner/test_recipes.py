@@ -31,7 +31,7 @@ def test_every_recipe_can_be_configured_and_every_published_row_is_one(name):
 def test_the_papers_settings():
     names = ("num_tasks", "episodes_per_task", "horizon", "inner_step_size", "max_kl", "iterations",
              "evaluation_episodes", "extra_step_scale")  # fmt: skip
-    found = {name: tuple(values(name)[of] for of in names) for name in SCRIPTS}
+    found = {name: tuple(values(name, "paper")[of] for of in names) for name in SCRIPTS}
     assert found == {
         "navigation_2d": (20, 20, 100, 0.5, 0.01, 100, 40, 0.5),
         "half_cheetah_direction": (40, 20, 200, 0.1, 0.02, 100, 20, 0.5),
@@ -41,12 +41,12 @@ def test_the_papers_settings():
         "ant_goal": (40, 20, 200, 0.1, 0.01, 500, 20, 0.5),
         "meta_world": (20, 10, 500, 0.1, 0.01, 100, 10, 0.5),
     }
-    assert values("ant_goal")["dynamics"] == "paper"
+    assert values("ant_goal", "paper")["dynamics"] == "paper"
 
 
 def test_paper_is_another_name_of_the_papers_recipe():
     experiment = find_experiment("half_cheetah_direction")
-    assert experiment.recipe_name("paper") == experiment.recipe_name("maml") == experiment.recipe_name("") == "maml"
+    assert experiment.recipe_name("paper") == experiment.recipe_name("maml") == "maml"
     assert "paper" not in experiment.recipes
     assert experiment.values("paper") == experiment.values("maml")
     with pytest.raises(SettingError, match=r"--recipe = 'mamml'.*the nearest is maml"):

@@ -39,7 +39,6 @@ def tiny(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(navigation_2d, "EXPERIMENT", experiment)
     monkeypatch.setattr(results, "FOLDER", tmp_path / "results")
-    monkeypatch.setattr(results, "LEADING", {"navigation_2d": "maml"})
     monkeypatch.setattr(report, "ROOT", tmp_path)
     monkeypatch.setattr(report.Report, "pictures", lambda self: [])  # test_results draws them
     (tmp_path / "docs").mkdir()
@@ -116,7 +115,7 @@ def test_the_weights_of_the_leading_row_give_its_numbers_again(tiny):
 
 
 def test_without_arguments_every_row_and_its_command_are_listed(tiny, capsys, monkeypatch):
-    monkeypatch.setattr(reproduce, "EXPERIMENTS", ("navigation_2d",))
+    monkeypatch.setattr(results, "EXPERIMENTS", ("navigation_2d",))
     run("--recipes", "random", "oracle", "--seeds", "0")
     assert summary(tiny)["random"]["iterations"] == 0
     assert "return/step_1" not in summary(tiny)["oracle"]

@@ -1,5 +1,6 @@
 """What is kept of runs: the files, their digest, and the tables, pictures and pages made from them."""
 
+import itertools
 import json
 import re
 
@@ -7,7 +8,8 @@ import numpy as np
 import pytest
 
 from metarl.experiments.runner import report, results, tables
-from metarl.experiments.runner.digest import digest, summarise
+from metarl.experiments.runner.arrival import Arrival, arrival
+from metarl.experiments.runner.digest import bootstrap_interval, digest, summarise
 from metarl.runs import RunError, load_checkpoint
 
 PAGES = [report.ROOT / "docs" / "results.md", results.FOLDER / "README.md"]
@@ -97,9 +99,47 @@ def test_the_digest_has_means_over_seeds_and_their_standard_error():
     row = results.with_seed(row, {**seed_entry(1, 4.0), "resumed": [{"iteration": 7, "commit": "def"}]})
     entry = digest({"e": {"n": row}})["e"]["n"]
     expected = {"mean": 2.5, "standard_error": 1.5, "per_seed": [1.0, 4.0], "standard_error_over_tasks": [0.5, 0.5]}
-    assert entry["return/step_0"] == expected
+    assert entry["return/step_0"] == {**expected, "bootstrap_95": None}
     assert (entry["seeds"], entry["iterations"], entry["env_steps"]) == ([0, 1], 2, 100)
     assert entry["commit"] == ["abc", "abc, def after 7"]
+
+
+def test_the_bootstrap_interval_is_between_the_quantiles_of_all_resamples():
+    values = [1.0, 2.0, 4.0, 9.0]
+    means = [np.mean(drawn) for drawn in itertools.product(values, repeat=4)]
+    assert bootstrap_interval(values) == pytest.approx(np.quantile(means, [0.025, 0.975]), abs=0.1)
+    assert bootstrap_interval(values[:2]) is None
+
+
+def arriving(returns, every=1):
+    iterations = [every * (index + 1) for index in range(len(returns))]
+    curve = {"iteration": iterations, "env_steps": [100 * i for i in iterations], "return/step_1": returns}
+    return {"seconds": 600, "last": {"iterations": iterations[-1], "env_steps": 100 * iterations[-1]}, "curve": curve}
+
+
+def test_a_seed_arrives_when_ten_iterations_on_average_exceed_the_level():
+    returns = [0.0] * 10 + [1.0] * 10
+    expected = Arrival(env_steps=1600, minutes=8.0)  # 16 of 20 iterations, the last six of them with a return of 1
+    assert arrival(arriving(returns), 0.55) == expected
+    assert arrival(arriving(returns, every=5), 0.4) == Arrival(env_steps=5500, minutes=5.5)  # two points of five each
+    assert arrival(arriving(returns), 1.0) is None
+    assert arrival(arriving(returns[-9:]), 0.0) is None
+    without_steps = arriving(returns)
+    del without_steps["curve"]["env_steps"]
+    assert arrival(without_steps, 0.55) == expected
+    assert arrival({"last": {}}, 0.0) is None
+
+
+def test_the_table_of_arrivals_shows_the_median_and_seeds_that_never_arrive():
+    made = tables.arrivals([("a_b", "row", [Arrival(2_000_000, 1.0), None, Arrival(4_000_000, 3.0)])])
+    assert made.splitlines()[-1] == "| a b | row | 4.0 (2.0, never, 4.0) | 3.0 (1.0, never, 3.0) |"
+
+
+def test_evaluations_on_validation_tasks_are_kept_with_their_iterations():
+    lines = [{"iteration": 1, "env_steps": 10, "return/step_1": 2.0}]
+    assert results.validation_of(lines) == {}
+    lines.append({"iteration": 2, "env_steps": 20, "return/step_1": 3.0, "evaluation/return/step_1": 4.123456})
+    assert results.validation_of(lines) == {"iteration": [2], "env_steps": [20], "return/step_1": [4.12346]}
 
 
 def test_a_diverged_task_leaves_a_median():
@@ -117,6 +157,7 @@ def test_the_best_row_has_most_seeds_and_then_the_best_returns():
 
     entries = {"a": entry([0, 1], 5), "b": entry([0, 1], 7), "c": entry([0], 9), "d": {"seeds": [0, 1, 2]}}
     assert tables.best_row(entries) == "b"
+    assert tables.best_row({"d": entries["d"]}) is None
 
 
 def test_every_file_that_is_kept_is_whole_and_small():
@@ -137,12 +178,12 @@ def test_every_file_that_is_kept_is_whole_and_small():
 
 def test_the_weights_that_are_kept_hold_no_optimiser():
     paths = sorted(results.FOLDER.rglob("*.pt"))
-    assert len(paths) == len(results.LEADING)
+    assert len(paths) == len({path.parent for path in paths}) >= 7
     for path in paths:
         state = load_checkpoint(path)
         assert state["learner"].keys() <= {"theta", "constants", "iteration", "env_steps"}
-        name = results.LEADING[state["config"]["experiment"]]
-        assert path.name == f"{results.slug(name)}_seed0.pt"
+        recipe, seed = state["config"]["recipe"], state["config"]["settings"]["run"]["seed"]
+        assert path.name == f"{results.slug(recipe)}_seed{seed}.pt"
 
 
 def test_the_digest_that_is_kept_is_that_of_the_rows(kept):
@@ -164,7 +205,8 @@ def test_every_table_is_shown_and_every_picture_exists(kept):
     for path, figure in kept.pictures():
         assert (results.FOLDER / path).exists()
         assert path in page
-        assert 1 < len(figure.legends[0].texts) <= 6
+        for legend in figure.legends:
+            assert 1 < len(legend.texts) <= 6
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.parent.name)

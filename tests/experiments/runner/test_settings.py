@@ -20,7 +20,7 @@ SMALL = {"hidden_sizes": (4, 3), "num_tasks": 2, "episodes_per_task": 2, "thread
 
 
 def build(**changes):
-    return NAVIGATION.build(NAVIGATION.configure(**{**SMALL, **changes}))
+    return NAVIGATION.build(NAVIGATION.configure("paper", **{**SMALL, **changes}))
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def test_the_defaults_are_the_papers():
     assert learner.advantages == metarl.Advantages(discount=0.99, gae_lambda=1.0, baseline="linear")
     assert not learner.initial_sampling
     assert not learner.multi_step
-    settings = NAVIGATION.configure()
+    settings = NAVIGATION.configure("paper")
     assert settings.sampling == metarl.Sampling(20, 20, "episodes")
     assert (settings.environment.horizon, settings.run.iterations) == (100, 100)
     assert (settings.policy.hidden_sizes, settings.policy.activation) == ((100, 100), "relu")
@@ -137,9 +137,9 @@ def test_sampling_and_advantages_are_as_asked():
     "changes", [{}, {"hidden_sizes": (7, 8), "seed": 3, "support_lambda": 0.5}, {"outer": "ppo", "adaptation": "cavia"}]
 )
 def test_settings_survive_json(changes):
-    settings = NAVIGATION.configure(**changes)
+    settings = NAVIGATION.configure("paper", **changes)
     config = json.loads(json.dumps(new_config(NAVIGATION, "maml", settings)))
-    assert (config["version"], config["experiment"], config["recipe"]) == (VERSION, "navigation_2d", "maml")
+    assert (config["version"], config["experiment"], config["recipe"]) == (VERSION, "navigation_2d", "paper")
     assert settings_of(NAVIGATION, config) == settings
 
 

@@ -9,9 +9,11 @@ import sys
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from metarl.core.errors import NonFiniteError
 from metarl.experiments import evaluate, open_run
+from metarl.experiments.runner.records import tag
 from metarl.experiments.runner.reinforcement import ReinforcementExperiment
 from metarl.rl import evaluation
 from metarl.rl.learner import Learner
@@ -50,7 +52,7 @@ def test_a_run_writes_what_it_promises(run):
     assert "evaluation/return/step_2" in lines[2]
     assert "evaluation/return/step_2" not in lines[3]
     config = json.loads((run / "config.json").read_text())
-    assert (config["experiment"], config["recipe"]) == ("navigation_2d", "maml")
+    assert (config["experiment"], config["recipe"]) == ("navigation_2d", "paper")
     assert config["settings"]["policy"]["hidden_sizes"] == [6]
 
 
@@ -59,16 +61,60 @@ def test_tensorboard_gets_the_same_metrics_and_the_plots(run):
     events.Reload()
     lines = timeless_metrics(run)
     for name in ("return/step_0", "return/step_1", "kl", "policy_std", "env_steps"):
-        found = [(event.step, event.value) for event in events.Scalars(name)]
+        found = [(event.step, event.value) for event in events.Scalars(tag(name))]
         assert found == [(line["iteration"], pytest.approx(line[name], rel=1e-6)) for line in lines]
-    assert [event.step for event in events.Images("paths")] == [3, 6]
-    assert [event.step for event in events.Images("adaptation")] == [3, 6]
+    assert [event.step for event in events.Scalars("time/seconds/rollout")] == [1, 2, 3, 4, 5, 6]
+    groups = {name.split("/")[0] for name in events.Tags()["scalars"]}
+    assert groups == {"return", "update", "policy", "time", "data", "evaluation", "test"}
+    assert [event.step for event in events.Images("evaluation/paths")] == [3, 6]
+    assert [event.step for event in events.Images("evaluation/adaptation")] == [3, 6]
     record = json.loads((run / "evaluation.json").read_text())
     [test] = events.Scalars("test/return/step_2")
     assert (test.step, test.value) == (6, pytest.approx(record["return/step_2"]["mean"], rel=1e-6))
     assert [event.step for event in events.Images("test/paths")] == [6]
     [settings] = events.Tensors("settings/text_summary")
     assert b"hidden_sizes: [6]" in settings.tensor_proto.string_val[0]
+
+
+def hyper_parameters(folder):
+    """The row of a folder in the HPARAMS tab, and the metrics that it names."""
+    contents = EventAccumulator(str(folder)).Reload().PluginTagToContent("hparams")
+    read = {name: HParamsPluginData.FromString(content) for name, content in contents.items()}
+    metrics = read["_hparams_/experiment"].experiment.metric_infos
+    return read["_hparams_/session_start_info"].session_start_info.hparams, {of.name.tag for of in metrics}
+
+
+def test_the_hyper_parameters_stand_beside_the_results(run):
+    values, metrics = hyper_parameters(run)
+    assert (values["inner_step_size"].number_value, values["hidden_sizes"].string_value) == (0.5, "6")
+    assert values["second_order"].string_value == "True"
+    assert metrics == {"test/return/step_0", "test/return/step_1", "test/return/step_2"}
+
+
+def test_evaluate_writes_events_of_its_own(run, tmp_path, capsys):
+    evaluate.main([str(run), "--steps", "1", "--output", str(tmp_path / "out")])
+    record = json.loads((tmp_path / "out" / "evaluation.json").read_text())
+    events = EventAccumulator(str(tmp_path / "out")).Reload()
+    [last] = events.Scalars("test/return/step_1")
+    assert (last.step, last.value) == (6, pytest.approx(record["return/step_1"]["mean"], rel=1e-6))
+    assert [event.step for event in events.Images("test/adaptation")] == [6]
+    values, metrics = hyper_parameters(tmp_path / "out")
+    assert values["evaluation_steps"].number_value == 1
+    assert metrics == {"test/return/step_0", "test/return/step_1"}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("kl", "update/kl"),
+        ("inner_kl/step_0", "update/inner_kl/step_0"),
+        ("accuracy/step_1", "accuracy/step_1"),
+        ("evaluation/return/step_1", "evaluation/return/step_1"),
+        ("adaptation_gain", "return/adaptation_gain"),
+    ],
+)
+def test_metrics_stand_in_groups(name, expected):
+    assert tag(name) == expected
 
 
 def test_the_best_iterate_is_kept(run):
@@ -119,6 +165,14 @@ def test_the_best_iterate_can_be_evaluated_in_another_way(run, tmp_path):
     assert len(best["return/step_1"]["per_task"]) == 2
     assert best["iteration"] == state_of(run, "best.pt")["iteration"]
     assert "return/step_2" not in best
+
+
+def test_a_best_iterate_that_is_not_trained_is_called_so(tmp_path, capsys):
+    train("--iterations", 1, "--run-dir", tmp_path / "run")  # the first iteration judges what it begins with
+    capsys.readouterr()
+    for flags, untrained in ((["--best"], True), ([], False)):
+        evaluate.main([str(tmp_path / "run"), "--steps", "0", "--tasks", "2", *flags])
+        assert ("after iteration 0 (untrained" in capsys.readouterr().out) is untrained
 
 
 def test_where_an_evaluation_goes_is_looked_at_before_it(run, tmp_path, monkeypatch, capsys):

@@ -14,7 +14,20 @@ from metarl.experiments.studies import meta_gradients
 from metarl.runs import load_checkpoint
 from tests.experiments.runner.helpers import error_of
 
-TINY = ["--num-tasks", "4", "--episodes-per-task", "3", "--horizon", "5", "--hidden-sizes", "4", "--iterations", "1"]
+TINY = [
+    "--recipe",
+    "paper",
+    "--num-tasks",
+    "4",
+    "--episodes-per-task",
+    "3",
+    "--horizon",
+    "5",
+    "--hidden-sizes",
+    "4",
+    "--iterations",
+    "1",
+]
 
 
 @pytest.fixture(scope="module")

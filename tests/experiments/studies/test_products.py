@@ -15,7 +15,20 @@ from metarl.rl.outer import TRPO
 from metarl.runs import load_checkpoint
 from tests.experiments.runner.helpers import error_of
 
-TINY = ["--num-tasks", "3", "--episodes-per-task", "3", "--horizon", "5", "--hidden-sizes", "4", "--iterations", "1"]
+TINY = [
+    "--recipe",
+    "paper",
+    "--num-tasks",
+    "3",
+    "--episodes-per-task",
+    "3",
+    "--horizon",
+    "5",
+    "--hidden-sizes",
+    "4",
+    "--iterations",
+    "1",
+]
 
 
 @pytest.fixture(scope="module")

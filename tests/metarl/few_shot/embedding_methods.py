@@ -3,14 +3,18 @@
 import torch
 from torch import nn
 
+from metarl.core.randomness import keyed_generator
 from metarl.few_shot.centroids import Prototypical, SimpleShot
 from metarl.few_shot.criteria import CLASSIFICATION
 from metarl.few_shot.embedding import one_hot
 from metarl.few_shot.embedding_networks import EmbeddingNet
 from metarl.few_shot.matching import ContextEmbeddings, FullContextMatching, Matching
+from metarl.few_shot.memory_module import MemoryModule
 from metarl.few_shot.relation import Relation, RelationNet
 from metarl.few_shot.ridge import RidgeRegression
 from metarl.few_shot.siamese import Siamese
+from metarl.few_shot.snail import SNAIL, SNAILNet
+from metarl.few_shot.statistician import NeuralStatistician, StatisticianNet, with_noise
 from metarl.few_shot.tasks import Examples, FewShotTasks
 
 SIZE, FILTERS, CLASSES = (16, 16, 1), 4, 6
@@ -47,6 +51,21 @@ def _simple_shot(module, **options):
     )
 
 
+def _snail(module, ways=3, **options):
+    network = SNAILNet(FILTERS, ways, 7, filters=3, heads=((4, 2), (3, 5), (2, 2))).to(_dtype(module))
+    return SNAIL(module, CLASSIFICATION, network=network, **options)
+
+
+def _memory_module(module, **options):
+    projection = nn.Linear(FILTERS, 5, bias=False).to(_dtype(module))
+    return MemoryModule(module, CLASSIFICATION, projection=projection, slots=20, **options)
+
+
+def _statistician(module, **options):
+    model = StatisticianNet(FILTERS, SIZE, context=3, latent=2, hidden=6, filters=2).to(_dtype(module))
+    return NeuralStatistician(module, CLASSIFICATION, model=model, sets=4, set_size=3, halving=10, **options)
+
+
 MAKERS = {
     "prototypical": lambda module, **options: Prototypical(module, CLASSIFICATION, **options),
     "matching": lambda module, **options: Matching(module, CLASSIFICATION, **options),
@@ -58,21 +77,31 @@ MAKERS = {
     "siamese": _siamese,
     "r2-d2": lambda module, **options: RidgeRegression(module, CLASSIFICATION, ridge=0.5, **options),
     "simple-shot": _simple_shot,
+    "snail": _snail,
+    "memory-module": _memory_module,
+    "statistician": _statistician,
 }
+ORDERED = ("matching-fce", "snail", "memory-module")  # the order of support examples has a part
 MODES = ("running", "support", "batch")
 
 
-def fresh(name, batch_norm="running", module=None, dtype=torch.float64):
-    """A method with its initial parameters."""
+def fresh(name, batch_norm="running", module=None, dtype=torch.float64, ways=3):
+    """A method with its initial parameters; `ways` is for those with an output for every class."""
     torch.manual_seed(0)
     blocks = (*EmbeddingNet.POOLED[:3], (1, 1, False)) if name == "relation" else EmbeddingNet.POOLED
     module = (module or embedding(blocks=blocks, as_map=name == "relation")).to(dtype)
-    return MAKERS[name](module, batch_norm=batch_norm)
+    more = {"ways": ways} if name == "snail" else {}
+    return MAKERS[name](module, batch_norm=batch_norm, **more)
 
 
-def make(name, batch_norm="running", module=None):
+def scheduled(method, iteration=3):
+    """The numbers of a method's schedule, as its loss takes them."""
+    return {name: torch.tensor(value, dtype=torch.float64) for name, value in method.schedule(iteration).items()}
+
+
+def make(name, batch_norm="running", module=None, ways=3):
     """A method, and a theta without an axis of tasks in which nothing has its initial value."""
-    method = fresh(name, batch_norm, module)
+    method = fresh(name, batch_norm, module, ways=ways)
     theta = {}
     for key, value in method.meta_parameters().items():
         noise = torch.randn(value.shape, dtype=torch.float64)
@@ -94,6 +123,19 @@ def tasks(count=3, ways=3, shots=2, queries=2, size=SIZE, seed=1, ordered=False)
 
     torch.manual_seed(seed)
     return FewShotTasks(examples(shots), examples(queries))
+
+
+def training_tasks(name, count=3):
+    """Tasks like those of a method's training."""
+    if name == "siamese":
+        return tasks(count, ways=4, shots=1, queries=1)
+    if name == "simple-shot":
+        drawn = tasks(count, ways=CLASSES)
+        return FewShotTasks(Examples(*(tensor[:, :0] for tensor in drawn.support.tensors)), drawn.query)
+    drawn = tasks(count)
+    if name == "statistician":
+        return FewShotTasks(with_noise(drawn.support, 3, 3, 2, keyed_generator(0, "noise")), drawn.query)
+    return drawn
 
 
 def outputs(method, theta, support, inputs):

@@ -13,7 +13,7 @@ from PIL import Image
 
 from metarl.few_shot import image_sets as images
 from metarl.few_shot import omniglot_splits
-from metarl.runs import RunError
+from metarl.runs import RunError, load_checkpoint, save_checkpoint
 
 
 @pytest.fixture
@@ -73,7 +73,7 @@ def test_a_folder_that_is_not_there_is_not_replaced_by_the_download(tmp_path, sm
 def test_the_second_start_reads_the_prepared_file(tmp_path, small_splits, monkeypatch):
     make_omniglot(tmp_path / "data")
     first = images.omniglot(tmp_path / "data", tmp_path / "cache")
-    monkeypatch.setattr(images, "_decode", None)
+    monkeypatch.setattr(images, "decoded", None)  # calling it is a TypeError
     second = images.omniglot(tmp_path / "data", tmp_path / "cache")
     assert all(torch.equal(first[name], second[name]) for name in first)
     [drawing, *_] = (tmp_path / "data").rglob("*.png")
@@ -159,7 +159,7 @@ def test_mini_imagenet_as_the_ravi_split_lists_it(tmp_path):
         (b"", r"train.csv lists no images; allowed: columns filename and label, a line per image"),
         (b"a.png,n1\nb.png,n1\n", r"train.csv has no column '(label|filename)'; allowed: columns filename and label"),
         (b"filename,label\n\xff\xfe\x00\x81,n1\n", r"train.csv is damaged: .*codec can't decode"),
-        (b"filename,label\nim\x00age.png,n1\n", r"(train.csv|age.png) is damaged: .*(NUL|null)"),
+        (b"filename,label\nim\x00age.png,n1\n", r"(train.csv is damaged|age.png cannot be read): .*(NUL|null)"),
     ],
 )
 def test_a_damaged_list_gets_one_line(tmp_path, listed, message):
@@ -204,3 +204,127 @@ def test_omniglot_by_its_own_two_parts(tmp_path, small_splits):
     assert shapes == {"train": 4, "validation": 4, "test": 2}  # test characters are upright alone
     with pytest.raises(ValueError, match="split = 'vinyls'"):
         images.omniglot(tmp_path / "data", tmp_path / "cache", "vinyls")
+
+
+def test_hidden_files_and_other_endings_of_omniglot_are_counted_aloud(tmp_path, small_splits, capsys):
+    make_omniglot(tmp_path / "data")
+    expected = images.omniglot(tmp_path / "data", tmp_path / "cache")
+    first, *_ = sorted((tmp_path / "data").rglob("*.png"))
+    Image.open(first).save(first.with_suffix(".BMP"))
+    first.unlink()
+    (first.parent / ".hidden.png").touch()
+    (first.parent / "notes.txt").touch()
+    (tmp_path / "data" / "images_background" / ".git").mkdir()
+    found = images.omniglot(tmp_path / "data", tmp_path / "cache")
+    assert all(torch.equal(found[name], expected[name]) for name in found)
+    said = capsys.readouterr().out
+    assert "2 hidden files or folders are not read" in said
+    assert "1 .txt" in said
+
+
+def test_archives_hold_hidden_encrypted_and_broken_members(tmp_path, small_splits, capsys):
+    make_omniglot(tmp_path / "data")
+    pack(tmp_path / "data")
+    path = tmp_path / "data" / "images_background.zip"
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("__MACOSX/images_background/Latin/._0001_01.png", b"")
+        archive.writestr("images_background/readme.txt", b"")
+    images.omniglot(tmp_path / "data", tmp_path / "cache")
+    assert "1 hidden files" in (said := capsys.readouterr().out)
+    assert "1 in other places of the archive" in said
+    whole = path.read_bytes()
+    encrypted = bytearray(whole)
+    place = whole.index(b"PK\x01\x02")  # of the list of members
+    encrypted[place + 8] |= 1
+    for content, line in ((encrypted, "encrypted"), (whole[:-30], "zip"), (_with_method(whole, place, 99), "method")):
+        path.write_bytes(content)
+        with pytest.raises(RunError, match=f"images_background.zip is damaged: .*{line}"):
+            images.omniglot(tmp_path / "data", tmp_path / "cache")
+
+
+def _with_method(content, place, method):
+    """The archive with a way of compression for its first member that nobody knows."""
+    changed = bytearray(content)
+    changed[8:10] = changed[place + 10 : place + 12] = method.to_bytes(2, "little")
+    return changed
+
+
+def test_a_member_that_claims_to_be_huge_is_not_read(tmp_path, small_splits):
+    make_omniglot(tmp_path / "data")
+    pack(tmp_path / "data")
+    path = tmp_path / "data" / "images_background.zip"
+    content = bytearray(path.read_bytes())
+    place = content.index(b"PK\x01\x02")
+    content[place + 24 : place + 28] = (1 << 30).to_bytes(4, "little")
+    path.write_bytes(content)
+    with pytest.raises(RunError, match=r"images_background.zip: .*png has 1073741824 bytes"):
+        images.omniglot(tmp_path / "data", tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    ("part", "wrong"),
+    [
+        ("images", "a text"),
+        ("images", torch.zeros(4, 20, 28, 28)),
+        ("images", torch.zeros(4, 20, 27, 28, dtype=torch.uint8)),
+        ("names", "abcd"),
+        ("names", [1, 2, 3, 4]),
+        ("names", ["a"]),
+        ("names", ["a", "b", "c", "d"]),
+    ],
+)
+def test_a_prepared_omniglot_with_something_else_in_it_is_made_again(tmp_path, small_splits, capsys, part, wrong):
+    make_omniglot(tmp_path / "data")
+    expected = images.omniglot(tmp_path / "data", tmp_path / "cache")
+    [path] = (tmp_path / "cache").glob("*.pt")
+    save_checkpoint(path, {**load_checkpoint(path), part: wrong})
+    capsys.readouterr()
+    found = images.omniglot(tmp_path / "data", tmp_path / "cache")
+    assert f"{path} is not used: it " in capsys.readouterr().err
+    assert all(torch.equal(found[name], expected[name]) for name in found)
+
+
+def make_photographs(folder):
+    """Two classes of each split with four pictures of every ending, of one colour each."""
+    endings = ("PNG", "Jpg", "webp", "bmp")
+    for split in images.MINI_IMAGENET_SPLITS:
+        for number in range(2):
+            place = folder / split / f"n{number}"
+            place.mkdir(parents=True)
+            for ending in endings:
+                Image.new("RGB", (99, 70), (0, 120 * number, 0)).save(place / f"a.{ending}")
+            Image.fromarray(np.full((84, 84), 127 * 257, np.uint16)).save(place / "b.png")
+
+
+def test_mini_imagenet_from_folders_reads_pictures_of_every_kind(tmp_path, capsys):
+    make_photographs(tmp_path / "data")
+    (tmp_path / "data" / "train" / ".ipynb_checkpoints").mkdir()
+    (tmp_path / "data" / "val" / "n0" / "Thumbs.db").touch()
+    found = images.mini_imagenet(tmp_path / "data", tmp_path / "cache")
+    assert {split: tuple(of.shape) for split, of in found.items()} == dict.fromkeys(
+        ("train", "validation", "test"), (2, 5, 84, 84, 3)
+    )
+    middles = found["train"][:, :, 42, 42].int()
+    assert (middles[:, 4] == 127).all()
+    assert (middles[1, :4] - torch.tensor([0, 120, 0])).abs().max() <= 4
+    said = capsys.readouterr().out
+    assert "1 hidden files" in said
+    assert "1 .db" in said
+    [path] = (tmp_path / "cache").glob("*.pt")
+    save_checkpoint(path, {**load_checkpoint(path), "validation": [1, 2]})
+    images.mini_imagenet(tmp_path / "data", tmp_path / "cache")
+    assert "is not used: it does not hold uint8 validation images" in capsys.readouterr().err
+    os.mkfifo(tmp_path / "data" / "test" / "n1" / "pipe.jpg")
+    with pytest.raises(RunError, match=r"pipe\.jpg is not a regular file"):
+        images.mini_imagenet(tmp_path / "data", tmp_path / "cache")
+    (tmp_path / "data" / "test" / "n1" / "pipe.jpg").unlink()
+    (tmp_path / "data" / "test" / "n1" / "b.png").unlink()
+    with pytest.raises(RunError, match=r"classes of test have \[4, 5\] images; .*experiments/images.py"):
+        images.mini_imagenet(tmp_path / "data", tmp_path / "cache")
+
+
+@pytest.mark.parametrize("row", ["a.png", ",n1", "a.png,"])
+def test_a_list_with_a_short_line_gets_one_line(tmp_path, row):
+    (tmp_path / "train.csv").write_text(f"filename,label\n{row}\n")
+    with pytest.raises(RunError, match=r"(train.csv has no label in line 2|images is not a regular|cannot be read)"):
+        images.mini_imagenet(tmp_path, tmp_path / "cache")

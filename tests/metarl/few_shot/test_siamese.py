@@ -49,5 +49,5 @@ def test_pairs_are_balanced_distinct_and_of_the_classes_they_say():
     assert all(len(set(row.tolist())) == 6 for row in numbers[0] // 5)
     with pytest.raises(ValueError, match="pairs = 7"):
         ImagePairs({"train": numbered()}, 7)
-    with pytest.raises(ValueError, match="images per class = 1"):
+    with pytest.raises(ValueError, match="2 images of 1 in a train class"):
         ImagePairs({"train": numbered()[:, :1]}, 6)

@@ -97,7 +97,8 @@ def test_impossible_episodes_are_refused(arguments, line):
         ({"train": named_images().float()}, "torch.float32 with 5 axes"),
         ({"train": named_images()[0]}, "torch.uint8 with 4 axes"),
         ({"train": named_images().numpy()}, "train images are a ndarray"),
-        ({"train": named_images(), "test": named_images().permute(0, 1, 4, 2, 3)}, "images have the sizes"),
+        ({"train": named_images(), "test": named_images().permute(0, 1, 3, 2, 4)}, "images have the sizes"),
+        ({"train": named_images().permute(0, 1, 4, 2, 3)}, r"train images have the shape .*, channels first"),
         ({}, "images = {}"),
     ],
 )

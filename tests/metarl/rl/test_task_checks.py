@@ -41,7 +41,7 @@ class Lanes(VectorEnv):
 class Sound:
     """A task distribution in which nothing is wrong."""
 
-    horizon = 6
+    name, dynamics, horizon = "line", "own", 6
     observation_space, action_space = Box(-5.0, 5.0, (2,), np.float64), Box(-1.0, 1.0, (1,), np.float64)
     task_space = {"goal": Box(-2.0, 2.0, (), np.float64)}  # noqa: RUF012
     lanes = Lanes
@@ -126,6 +126,7 @@ def plain_corridor(mode):
     """Gymnasium's own vector environment, whose lanes may not go on without autoreset."""
 
     class Corridors:
+        name, dynamics, task_space = "corridor", "own", {"length": Box(2, 8, (), np.int64)}
         horizon, observation_space, action_space = 10, Corridor.observation_space, Corridor.action_space
 
         def sample(self, count, rng):
@@ -202,7 +203,7 @@ DEFECTS = [
     (lanes_but(reset=just_once), "in a second round of episodes a reset fails: KeyError: 'again'"),
     (
         sound_but(
-            task_space={},
+            task_space={"goal": Box(-9.0, 9.0, (), np.float64)},
             sample_test=lambda self, n, rng: {"goal": rng.uniform(3, 4, n)},
             lanes=type("Near", (Lanes,), {"reset": near}),
         ),

@@ -26,7 +26,7 @@ KINDS = {
     "r2-d2": RidgeRegression,
     "simple-shot": SimpleShot,
 }
-WORDS = dict.fromkeys(KINDS, ("--training-ways", "3")) | {
+WORDS = dict.fromkeys(KINDS, ("--training-ways", "3", "--queries", "1")) | {
     "siamese": ["--pairs", "2"],
     "simple-shot": ["--batch-size", "6"],
 }
@@ -40,8 +40,6 @@ TINY = [
     "--threads",
     "1",
     "--record-every",
-    "1",
-    "--queries",
     "1",
 ]
 
@@ -93,7 +91,7 @@ def test_recipes_have_the_published_settings():
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["--method", "prototypical", "--training-ways", "9"], "9 ways of 3 train classes"),
+        (["--method", "prototypical", "--training-ways", "9", "--queries", "1"], "9 ways of 3 train classes"),
         (["--method", "siamese"], "pairs = 128; allowed: at most the 3 training classes"),
         (["--method", "prototypical", "--evaluation-statistics", "per-step"], "--evaluation-statistics = per-step"),
         (["--method", "prototypical", "--inner-steps", "2"], "--inner-steps has no effect with --method prototypical"),

@@ -103,7 +103,7 @@ class Statistician(Convolved):
     def build(self, module: nn.Module, training: ImageEpisodes) -> Method:
         """As of any of them."""
         features = math.prod(embedded_shape(module, training))
-        height, width, channels = training.images["train"].shape[2:]
+        height, width, channels = training.image_shape
         model = StatisticianNet(features, (height, width, channels), self.context_size, self.latent_size)
         chosen: dict[str, Any] = {"sets": self.sets, "set_size": self.set_size, "halving": self.halving}
         return NeuralStatistician(module, CLASSIFICATION, self.batch_norm, model=model, **chosen)

@@ -56,7 +56,7 @@ class PictureForm:
         """Return a picture as (H, W, C) uint8."""
         converted = picture.convert("L" if self.channels == 1 else "RGB")
         resized = converted.resize((self.width, self.height), Image.Resampling.LANCZOS)
-        array = np.asarray(resized).reshape(self.shape)
+        array = np.atleast_3d(np.asarray(resized))
         return 255 - array if self.inverted else array
 
     def of_array(self, array: np.ndarray) -> np.ndarray:

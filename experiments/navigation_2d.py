@@ -52,24 +52,22 @@ def tasks(settings: ReinforcementSettings) -> TaskDistribution:
 
 def draw_paths(evaluation: ReturnEvaluation) -> dict[str, Any]:
     """Paths of four test tasks before and after adaptation, as in the paper's figure 4."""
-    from matplotlib.figure import Figure
+    from metarl.experiments.runner.plots import panels  # which imports matplotlib
 
     first, last = evaluation.path[0], evaluation.path[-1]
-    count = min(4, len(first.episodes.valid))
-    figure = Figure(figsize=(3 * count, 3.2), layout="constrained")
-    panels = figure.subplots(1, count, squeeze=False, sharex=True, sharey=True)[0]
+    figure, all_axes = panels(len(first.episodes.valid))
     shown = {"before": (first, "0.6"), f"after {len(evaluation.path) - 1} steps": (last, "tab:green")}
-    for task, axes in enumerate(panels):
+    for task, axes in enumerate(all_axes):
         for label, (adapted, color) in shown.items():
             episodes = adapted.episodes
             for episode in range(min(3, episodes.valid.shape[2])):
                 path = episodes.observations[task, episodes.valid[task, :, episode], episode].cpu()
                 axes.plot(path[:, 0], path[:, 1], color=color, linewidth=1, label=label if episode == 0 else None)
         axes.plot(*evaluation.tasks["goal"][task], marker="*", markersize=12, color="tab:red", label="goal")
-        axes.set(xlim=(-0.8, 0.8), ylim=(-0.8, 0.8), aspect="equal", xlabel="x")
-    panels[0].set(ylabel="y")
-    panels[0].legend(fontsize=7, loc="upper left")
-    figure.suptitle("paths in the plane, three episodes of each test task")
+        axes.set(xlim=(-0.8, 0.8), ylim=(-0.8, 0.8), aspect="equal")
+        axes.set_title(f"test task {task}", fontsize=9)
+    figure.legend(*all_axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
+    figure.suptitle("paths in the plane, three episodes each", fontsize=10)
     return {"paths": figure}
 
 

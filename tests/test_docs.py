@@ -4,7 +4,9 @@ The blocks of a page run one after another in one namespace, as a reader would t
 """
 
 import importlib.util
+import json
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -172,6 +174,22 @@ def test_the_tutorial_on_images_runs_from_its_first_command_to_its_last_line(in_
     assert {f"{name}.png" for name in ("predictions", "shots_and_ways")} <= files_of(Path("runs/pets"))
 
 
+@pytest.mark.parametrize("number", [0, 2], ids=["short script", "own settings and policy"])
+def test_the_scripts_of_one_s_own_run_and_are_evaluated_and_adapted(number, in_a_new_folder, capsys, monkeypatch):
+    """As Python runs a script: in `__main__`, with its file and its words."""
+    script = in_a_new_folder / "scripts" / "pendulum.py"
+    script.parent.mkdir()
+    script.write_text(python_of("docs/tutorials/own_experiment.md")[number])
+    horizon = ["--horizon", "8", "--evaluation-steps", "1", "--evaluate-every", "0"]
+    own = ["--widest-std", "0.5", "--strongest", "12"] if number else []
+    monkeypatch.setattr(sys, "argv", [str(script), *SMALL_RUN, *horizon, *own, "--run-dir", "run"])
+    runpy.run_path(str(script), run_name="__main__")
+    assert json.loads(Path("run/config.json").read_text())["script"]["relative"] == "../scripts/pendulum.py"
+    for name, flags in (("evaluate", []), ("adapt", ["--task", '{"gravity": 12.0}'])):
+        importlib.import_module(f"metarl.experiments.{name}").main(["run", *flags, *SMALLER[name]])
+    assert Path("run/adapted.pt").is_file()
+
+
 def run_small(script: str, flags: list[str]) -> None:
     """Run a command of the tutorial with few tasks and episodes; of flags that are given twice the last one counts."""
     module = importlib.import_module(f"metarl.experiments.{script}")
@@ -249,6 +267,13 @@ def test_what_pages_take_from_the_code_is_that_of_today():
     spec.loader.exec_module(generate)
     stale = [str(page.relative_to(ROOT)) for page, text in generate.pages().items() if page.read_text() != text]
     assert not stale, "python docs/generate.py writes these pages"
+
+
+@pytest.mark.parametrize("page", [name for name in PAGES if name.startswith("docs/notebooks/")])
+def test_the_code_of_a_notebook_is_what_is_run_here(page):
+    jupytext = pytest.importorskip("jupytext", reason="needs the extra 'docs'")
+    cells = jupytext.reads(PAGES[page], fmt="md").cells
+    assert [cell.source + "\n" for cell in cells if cell.cell_type == "code"] == python_of(page)
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from metarl.experiments.runner.plots import panels
 from metarl.few_shot.evaluation import FewShotEvaluation
 from metarl.few_shot.predictive import Mixture
 from metarl.few_shot.subspaces import mask_probabilities
@@ -20,8 +21,7 @@ def draw_curves(evaluation: FewShotEvaluation) -> dict[str, Any]:
     """
     learner, shown = evaluation.learner, evaluation.tasks.of_tasks(slice(0, 4))
     steps = len(evaluation.mean) - 1
-    figure = Figure(figsize=(12, 3.2), layout="constrained")
-    panels = figure.subplots(1, 4, squeeze=False, sharex=True)[0]
+    figure, all_axes = panels(len(shown))
     states = learner.adapt(shown.support, steps)
     order = shown.query.inputs[:, :, :1].argsort(dim=1)
     query = Examples(*(torch.take_along_dim(of, order, dim=1) for of in (shown.query.inputs, shown.query.targets)))
@@ -31,18 +31,17 @@ def draw_curves(evaluation: FewShotEvaluation) -> dict[str, Any]:
     judged = min(max(1, learner.method.inner_steps), steps)
     noisy = learner.method.criterion.noise_std is not None
     mixture = learner.predictive(states[judged], query.inputs) if noisy else None
-    for task, axes in enumerate(panels[: len(shown)]):
+    for task, axes in enumerate(all_axes):
         x = query.inputs[task, :, 0].cpu()
         if mixture is not None:
             _draw_band(axes, x, mixture, task)
         axes.plot(x, query.targets[task, :, 0].cpu(), color="tab:red", label="truth")
         for (step, fit), style in zip(fits.items(), (":", "--", "-"), strict=False):
             axes.plot(x, fit[task], style, color="tab:green", label=f"{step} step{'s' * (step != 1)}")
-        axes.set(xlabel="x", title=f"test curve {task}, K = {len(shown.support.targets[task])}")
+        axes.set_title(f"test curve {task}, K = {len(shown.support.targets[task])}", fontsize=9)
         points = (of[task, :, 0].cpu() for of in (shown.support.inputs, shown.support.targets))
         axes.plot(*points, "^", color="tab:purple", label="support")
-    panels[0].set_ylabel("y")
-    panels[0].legend(fontsize=7)
+    figure.legend(*all_axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
     return {"curves": figure, **draw_masks(evaluation)}
 
 
@@ -54,7 +53,7 @@ def draw_masks(evaluation: FewShotEvaluation) -> dict[str, Any]:
     figure = Figure(figsize=(3.2 * len(found), 2.8), layout="constrained")
     panels = figure.subplots(1, len(found), squeeze=False, sharey=True)[0]
     for (layer, probability), axes in zip(found.items(), panels, strict=True):
-        ordered = probability.sort(descending=True).values.cpu()
+        ordered = probability.sort(descending=True).values.cpu().numpy()
         axes.bar(range(len(ordered)), ordered, width=1.0, color="tab:blue")
         axes.set(title=f"{layer}: {ordered.mean():.2f} on average", xlabel="unit", ylim=(0, 1))
     panels[0].set_ylabel("probability to move")

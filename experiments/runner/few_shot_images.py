@@ -20,7 +20,7 @@ from metarl.experiments.runner.few_shot import (
 )
 from metarl.experiments.runner.image_evaluation import ImageEvaluation, accuracy_curves, draw_curves, draw_predictions
 from metarl.experiments.runner.image_methods import IMAGE_METHODS
-from metarl.experiments.runner.memory_methods import MEMORY_METHODS, Recurrent
+from metarl.experiments.runner.memory_methods import MEMORY_METHODS, FastWeights, Recurrent
 from metarl.experiments.runner.settings import part
 from metarl.few_shot.gradient import Classifier
 from metarl.few_shot.image_cache import default_cache
@@ -68,7 +68,8 @@ def image_methods(**own: type[Embedded]) -> Any:
     return methods(
         "anil adapts the last layer alone; classifier learns all training classes at once, for fine-tuning and nearest "
         "neighbours; those from prototypical to neural-statistician embed images, one episode or batch per iteration, "
-        "but for mann, mann-lstm, memory-module and snail, which read the images of several tasks in random order",
+        "but for mann, mann-lstm, memory-module, snail and metanet, which read the images of --num-tasks tasks in "
+        "random order",
         classifier=AllClasses,
         **{**EMBEDDING_METHODS, **MEMORY_METHODS, **IMAGE_METHODS, **own},
     )
@@ -193,7 +194,7 @@ def classes(settings: ImageSettings, training: ImageEpisodes) -> int:
 def pooled_network(settings: Any, training: ImageEpisodes) -> nn.Module:
     """Conv-4 with max pooling: with a linear layer for the classes of a task, or one that embeds; or a method's own."""
     shape, method = training.image_shape, settings.method
-    if isinstance(method, Recurrent):
+    if isinstance(method, Recurrent | FastWeights):
         return method.network(shape, settings.episodes.ways)
     if isinstance(method, Convolved):
         return embedding(method, shape, settings.network.filters)

@@ -2,7 +2,7 @@
 
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -17,8 +17,10 @@ from metarl.few_shot.embedding import EmbeddingMethod
 from metarl.few_shot.image_classes import require_channels_last
 from metarl.few_shot.method import Method, State
 from metarl.few_shot.normalisation import batch_norms, batch_statistics
-from metarl.few_shot.pictures import PictureForm
 from metarl.few_shot.tasks import Examples
+
+if TYPE_CHECKING:
+    from metarl.few_shot.pictures import PictureForm  # which imports Pillow
 
 _TOGETHER = 256  # images that are predicted at a time
 
@@ -48,7 +50,7 @@ class ImageClassifier:
         self,
         method: Method,
         theta: Parameters,
-        form: PictureForm,
+        form: "PictureForm",
         inner_steps: int = 0,
         most_classes: int | None = None,
         shuffled: bool = False,

@@ -9,6 +9,7 @@ from metarl.core.rules import GradientDescent
 from metarl.few_shot.classifier import ImageClassifier
 from metarl.few_shot.criteria import CLASSIFICATION
 from metarl.few_shot.gradient import MAML
+from metarl.few_shot.method import Method
 from metarl.few_shot.networks import ConvNet
 from metarl.few_shot.pictures import PictureForm
 from metarl.few_shot.tasks import Examples
@@ -82,6 +83,29 @@ def test_images_may_be_tensors_lists_of_other_sizes_and_colours():
     assert torch.equal(model.probabilities(mixed)[1:], expected[1:])
     model.learn(list(SUPPORT), torch.tensor([1, 0, 1, 2, 0, 2]))
     assert model.classes == (1, 0, 2)
+
+
+class Remembering(Method):
+    """A method that keeps the labels in the order in which they come."""
+
+    def adapt(self, theta, support):
+        return {"targets": support.targets}
+
+    def predict(self, theta, state, inputs):
+        return torch.zeros(1, inputs.shape[1], 3)
+
+
+def test_labelled_images_come_in_the_order_of_classes_or_in_random_order():
+    labels = [number % 6 for number in range(12)]
+    images = np.zeros((12, 16, 16, 1), np.uint8)
+    orders = []
+    for shuffled in (False, True, True):
+        model = of_method(Remembering(ConvNet(FORM.shape, 3, 4), CLASSIFICATION), shuffled=shuffled)
+        model.learn(images, labels)
+        orders.append(model._state["targets"][0].tolist())
+    assert orders[0] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+    assert orders[1] == orders[2] != orders[0]
+    assert sorted(orders[1]) == orders[0]
 
 
 def test_many_new_images_go_in_parts(monkeypatch):

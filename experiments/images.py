@@ -9,29 +9,28 @@ from typing import Any
 from torch import nn
 
 from metarl.core.settings import SettingError, check_settings, setting
-from metarl.experiments.runner.embedding_methods import Embedded, Pairs, Prototypes, Ridge, embedding
+from metarl.experiments.runner.embedding_methods import Pairs, Prototypes, Ridge
 from metarl.experiments.runner.few_shot_images import (
     ImageExperiment,
     ImageFiles,
     ImageSettings,
-    classes,
     evaluation_episodes,
     image_methods,
+    pooled_network,
     training_episodes,
 )
-from metarl.experiments.runner.recipes import Recipe
+from metarl.experiments.runner.recipes import RECOMMENDED, Recipe
 from metarl.experiments.runner.settings import part, same_as
 from metarl.experiments.runner.training import main
 from metarl.few_shot.criteria import CLASSIFICATION
 from metarl.few_shot.embedding import EmbeddingMethod
 from metarl.few_shot.image_folders import SplitRule, own_images
 from metarl.few_shot.learner import FewShotLearner
-from metarl.few_shot.networks import ConvNet
 from metarl.few_shot.pictures import PictureForm
 from metarl.few_shot.tasks import ImageEpisodes
 
 RECIPES = {  # nothing is published about pictures of one's own
-    "prototypical": Recipe(
+    RECOMMENDED: Recipe(
         {
             "method": "prototypical",
             "shots": 5,
@@ -133,14 +132,6 @@ def training_tasks(settings: OwnSettings, device: str) -> ImageEpisodes:
     return training_episodes(settings, own_images(files.folder, files.prepared, form(settings), rule), device)
 
 
-def network(settings: OwnSettings, training: ImageEpisodes) -> nn.Module:
-    """Conv-4: with a linear layer for each task's classes, or one that embeds."""
-    shape, filters = form(settings).shape, settings.network.filters
-    if isinstance(settings.method, Embedded):
-        return embedding(settings.method, shape, filters)
-    return ConvNet(shape, classes(settings, training), filters, strided=False)
-
-
 class OwnExperiment(ImageExperiment):
     """The experiment on pictures of one's own, whose records name the classes of each split."""
 
@@ -156,11 +147,11 @@ EXPERIMENT = OwnExperiment(
     "Meta-train a network to tell classes of one's own pictures apart from one or a few of each.",
     OwnSettings,
     RECIPES,
-    paper_recipe="prototypical",
+    paper_recipe="",  # there is no paper
     criterion=CLASSIFICATION,
     training_tasks=training_tasks,
     evaluation_tasks=evaluation_episodes,
-    network=network,
+    network=pooled_network,
     form=form,
 )
 

@@ -2,25 +2,20 @@
 
 from dataclasses import dataclass
 
-from torch import nn
-
 from metarl.core.settings import check_settings, setting
-from metarl.experiments.runner.embedding_methods import Convolved, embedding
 from metarl.experiments.runner.few_shot_images import (
     ImageExperiment,
     ImageFiles,
     ImageSettings,
-    classes,
     evaluation_episodes,
+    pooled_network,
     training_episodes,
 )
-from metarl.experiments.runner.memory_methods import Recurrent
 from metarl.experiments.runner.recipes import Recipe
 from metarl.experiments.runner.settings import part, same_as
 from metarl.experiments.runner.training import main
 from metarl.few_shot.criteria import CLASSIFICATION
 from metarl.few_shot.image_sets import MINI_IMAGENET_FORM, mini_imagenet
-from metarl.few_shot.networks import ConvNet
 from metarl.few_shot.tasks import ImageEpisodes
 
 PAPER = {
@@ -73,15 +68,6 @@ def training_tasks(settings: MiniImagenetSettings, device: str) -> ImageEpisodes
     return training_episodes(settings, mini_imagenet(settings.files.folder, settings.files.prepared), device)
 
 
-def network(settings: MiniImagenetSettings, training: ImageEpisodes) -> nn.Module:
-    """The paper's network, or one that embeds."""
-    if isinstance(settings.method, Recurrent):
-        return settings.method.network((84, 84, 3), settings.episodes.ways)
-    if isinstance(settings.method, Convolved):
-        return embedding(settings.method, (84, 84, 3), settings.network.filters)
-    return ConvNet((84, 84, 3), classes(settings, training), settings.network.filters, strided=False)
-
-
 EXPERIMENT = ImageExperiment(
     "mini_imagenet",
     "Meta-train a network to tell classes of photographs apart from one or a few of each.",
@@ -91,7 +77,7 @@ EXPERIMENT = ImageExperiment(
     criterion=CLASSIFICATION,
     training_tasks=training_tasks,
     evaluation_tasks=evaluation_episodes,
-    network=network,
+    network=pooled_network,
     form=lambda settings: MINI_IMAGENET_FORM,
 )
 

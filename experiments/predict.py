@@ -1,4 +1,4 @@
-"""Classify pictures with a run: `python experiments/predict.py RUN --support cat=a.png,b.png dog=c.png --query d.png`."""
+"""Classify pictures with a run: `python experiments/predict.py RUN --support cat=a.png dog=b.png --query c.png`."""
 
 import sys
 from collections.abc import Sequence

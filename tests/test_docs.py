@@ -4,7 +4,9 @@ The blocks of a page run one after another in one namespace, as a reader would t
 """
 
 import importlib.util
+import json
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -12,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import metarl
 from metarl.check import check
@@ -29,6 +32,7 @@ PAGES = {
     if "_build" not in path.parts
 }
 TUTORIAL = "docs/tutorials/navigation.md"
+IMAGES = "docs/tutorials/own_images.md"
 WITH_PYTHON = [name for name, text in PAGES.items() if "```python\n" in text]
 SHORTER = {  # what is run in place of what is printed
     r"range\((?:40|100)\)": "range(2)",
@@ -112,7 +116,7 @@ def in_a_new_folder(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("page", [page for page in WITH_PYTHON if page != TUTORIAL])
+@pytest.mark.parametrize("page", [page for page in WITH_PYTHON if page not in (TUTORIAL, IMAGES)])
 def test_the_python_of_a_page_runs(page, in_a_new_folder, capsys):
     names: dict = {}
     for code in python_of(page):
@@ -141,6 +145,49 @@ def test_the_first_tutorial_runs_from_its_first_command_to_its_last_line(in_a_ne
     assert names["action"].shape == (2,)
     assert {path.name for path in Path("runs/first").glob("*.pt")} == {"checkpoint.pt", "best.pt"}
     assert files_of(Path("runs/first")) == documented_files()
+
+
+def test_the_tutorial_on_images_runs_from_its_first_command_to_its_last_line(in_a_new_folder, capsys):
+    """With nine classes of small pictures, and a small network."""
+    colours = [(80 * red, 80 * green, 90) for red in range(3) for green in range(3)]
+    for number, colour in enumerate(colours):
+        place = Path("pets") / f"class{number}"
+        place.mkdir(parents=True)
+        for index in range(10):
+            Image.new("RGB", (30 + index, 24), colour).save(place / f"{index}.png")
+    for name, colour in zip(("a.png", "b.png", "c.png", "d.png", "new.png", "newer.jpg"), colours, strict=False):
+        Image.new("RGB", (50, 40), colour).save(name)
+    small = ["--ways", "3", "--size", "16", "--filters", "4", "--iterations", "2", "--evaluation-tasks", "2"]
+    names: dict = {}
+    for language, text in re.findall(r"```(bash|python)\n(.*?)```", PAGES[IMAGES], re.DOTALL):
+        if language == "python":
+            exec(compile(shortened(text), IMAGES, "exec"), names)
+            continue
+        for script, flags in map(script_and_flags, commands_of(f"```bash\n{text}```")):
+            module = importlib.import_module(f"metarl.experiments.{Path(script).stem}")
+            if Path(script).stem == "images":
+                training.main(module.EXPERIMENT, [*flags, *small, "--cache", "cache", "--threads", "1"])
+            else:
+                module.main(flags)
+    assert names["model"].probabilities(names["new_images"]).shape == (2, 2)
+    assert names["learner"].iteration >= 1
+    assert {f"{name}.png" for name in ("predictions", "shots_and_ways")} <= files_of(Path("runs/pets"))
+
+
+@pytest.mark.parametrize("number", [0, 2], ids=["short script", "own settings and policy"])
+def test_the_scripts_of_one_s_own_run_and_are_evaluated_and_adapted(number, in_a_new_folder, capsys, monkeypatch):
+    """As Python runs a script: in `__main__`, with its file and its words."""
+    script = in_a_new_folder / "scripts" / "pendulum.py"
+    script.parent.mkdir()
+    script.write_text(python_of("docs/tutorials/own_experiment.md")[number])
+    horizon = ["--horizon", "8", "--evaluation-steps", "1", "--evaluate-every", "0"]
+    own = ["--widest-std", "0.5", "--strongest", "12"] if number else []
+    monkeypatch.setattr(sys, "argv", [str(script), *SMALL_RUN, *horizon, *own, "--run-dir", "run"])
+    runpy.run_path(str(script), run_name="__main__")
+    assert json.loads(Path("run/config.json").read_text())["script"]["relative"] == "../scripts/pendulum.py"
+    for name, flags in (("evaluate", []), ("adapt", ["--task", '{"gravity": 12.0}'])):
+        importlib.import_module(f"metarl.experiments.{name}").main(["run", *flags, *SMALLER[name]])
+    assert Path("run/adapted.pt").is_file()
 
 
 def run_small(script: str, flags: list[str]) -> None:

@@ -15,7 +15,7 @@ from metarl.core.settings import SettingError, nearest
 COMMANDS = {  # by module of metarl.experiments; its other modules are launchers
     "evaluate": "evaluate a run on held-out tasks",
     "adapt": "adapt a run's policy to one task, and save it",
-    "predict": "learn classes from a few pictures of each, and classify others",
+    "predict": "classify new pictures, given a few of each class",
     "benchmark": "time the parts of an experiment",
     "reproduce": "train recipes, evaluate them and keep the results",
 }

@@ -1,7 +1,7 @@
 """Few-shot methods of regression beyond gradient descent, as variants of `--method`."""
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -87,7 +87,7 @@ class RandomStart(CurveMethod):
 
     def build(self, criterion: Criterion, module: nn.Module, make: MakeModule) -> MAML:
         """As of any of them."""
-        own = {"samples": self.samples, "kl_weight": self.kl_weight, "initial_std": self.initial_std}
+        own: dict[str, Any] = {"samples": self.samples, "kl_weight": self.kl_weight, "initial_std": self.initial_std}
         return Platipus(module, criterion, self.rule, **own)
 
 
@@ -102,7 +102,7 @@ class LaplacePosterior(CurveMethod):
 
     def build(self, criterion: Criterion, module: nn.Module, make: MakeModule) -> MAML:
         """As of any of them."""
-        own = {"samples": self.samples, "determinant_weight": self.determinant_weight}
+        own: dict[str, Any] = {"samples": self.samples, "determinant_weight": self.determinant_weight}
         return Llama(module, criterion, self.rule, **own)
 
 

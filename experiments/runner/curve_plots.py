@@ -53,7 +53,7 @@ def draw_masks(evaluation: FewShotEvaluation) -> dict[str, Any]:
     figure = Figure(figsize=(3.2 * len(found), 2.8), layout="constrained")
     panels = figure.subplots(1, len(found), squeeze=False, sharey=True)[0]
     for (layer, probability), axes in zip(found.items(), panels, strict=True):
-        ordered = probability.sort(descending=True).values.cpu()
+        ordered = probability.sort(descending=True).values.cpu().numpy()
         axes.bar(range(len(ordered)), ordered, width=1.0, color="tab:blue")
         axes.set(title=f"{layer}: {ordered.mean():.2f} on average", xlabel="unit", ylim=(0, 1))
     panels[0].set_ylabel("probability to move")

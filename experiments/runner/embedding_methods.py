@@ -146,7 +146,7 @@ class CentredMeans(Convolved):
         return SimpleShot(module, CLASSIFICATION, self.batch_norm, head=head, batch_size=self.batch_size)
 
 
-EMBEDDING_METHODS: dict[str, type[Embedded]] = {
+EMBEDDING_METHODS: dict[str, type[Convolved]] = {
     "prototypical": Prototypes,
     "matching": Attention,
     "matching-fce": ContextAttention,

@@ -10,7 +10,7 @@ from torch import nn
 from metarl.core.distributed import current
 from metarl.core.rules import GradientDescent
 from metarl.core.settings import SettingError, setting
-from metarl.experiments.runner.embedding_methods import EMBEDDING_METHODS, Embedded, Episodic
+from metarl.experiments.runner.embedding_methods import EMBEDDING_METHODS, Convolved, Embedded, Episodic, embedding
 from metarl.experiments.runner.few_shot import (
     Episodes,
     FewShotExperiment,
@@ -20,13 +20,14 @@ from metarl.experiments.runner.few_shot import (
 )
 from metarl.experiments.runner.image_evaluation import ImageEvaluation, accuracy_curves, draw_curves, draw_predictions
 from metarl.experiments.runner.image_methods import IMAGE_METHODS
-from metarl.experiments.runner.memory_methods import MEMORY_METHODS
+from metarl.experiments.runner.memory_methods import MEMORY_METHODS, FastWeights, Recurrent
 from metarl.experiments.runner.settings import part
 from metarl.few_shot.gradient import Classifier
 from metarl.few_shot.image_cache import default_cache
 from metarl.few_shot.image_classes import ImagesBySplit
 from metarl.few_shot.learner import FewShotLearner
 from metarl.few_shot.method import Method
+from metarl.few_shot.networks import ConvNet
 from metarl.few_shot.pictures import PictureForm
 from metarl.few_shot.sequences import ShuffledEpisodes
 from metarl.few_shot.tasks import ImageEpisodes
@@ -67,7 +68,8 @@ def image_methods(**own: type[Embedded]) -> Any:
     return methods(
         "anil adapts the last layer alone; classifier learns all training classes at once, for fine-tuning and nearest "
         "neighbours; those from prototypical to neural-statistician embed images, one episode or batch per iteration, "
-        "but for mann, mann-lstm, memory-module and snail, which read the images of several tasks in random order",
+        "but for mann, mann-lstm, memory-module, snail and metanet, which read the images of --num-tasks tasks in "
+        "random order",
         classifier=AllClasses,
         **{**EMBEDDING_METHODS, **MEMORY_METHODS, **IMAGE_METHODS, **own},
     )
@@ -186,6 +188,16 @@ def evaluation_episodes(settings: ImageSettings, training: Any) -> ImageEpisodes
 def classes(settings: ImageSettings, training: ImageEpisodes) -> int:
     """The number of outputs of a network."""
     return len(training.images["train"]) if settings.all_classes else settings.episodes.ways
+
+
+def pooled_network(settings: Any, training: ImageEpisodes) -> nn.Module:
+    """Conv-4 with max pooling: with a linear layer for the classes of a task, or one that embeds; or a method's own."""
+    shape, method = training.image_shape, settings.method
+    if isinstance(method, Recurrent | FastWeights):
+        return method.network(shape, settings.episodes.ways)
+    if isinstance(method, Convolved):
+        return embedding(method, shape, settings.network.filters)
+    return ConvNet(shape, classes(settings, training), settings.network.filters, strided=False)
 
 
 def _episodes(settings: ImageSettings, images: ImagesBySplit, shots: int, queries: int, flag: str) -> ImageEpisodes:

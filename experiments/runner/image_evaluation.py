@@ -156,7 +156,7 @@ class _Grid:
         """As many tasks as there is room for."""
         counts = [int(torch.bincount(of.targets[0]).max()) for of in (tasks.support, tasks.query)]
         support, queries = min(counts[0], _MOST_SUPPORT), min(counts[1], _MOST_QUERIES)
-        fitting = max(1, _MOST_COLUMNS // (support + queries + 2))
+        fitting = max(1, min(4, _MOST_COLUMNS // (support + queries + 2)))
         ways = int(tasks.support.targets.max()) + 1
         return cls(min(fitting, len(tasks)), min(ways, _MOST_ROWS), support, queries)
 

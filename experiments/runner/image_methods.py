@@ -24,8 +24,7 @@ class ImplicitSteps(GradientDescent, BuildsMethod):
     def build(self, criterion: Criterion, module: nn.Module, make: MakeModule) -> IMAML:
         """As of any method that is built so; the shifts of batch norms are adapted, too."""
         rule = GradientDescent(**{name: getattr(self, name) for name in GradientDescent.__dataclass_fields__})
-        own = {"regularisation": self.regularisation, "cg_iterations": self.cg_iterations}
-        return IMAML(module, criterion, rule, **own)
+        return IMAML(module, criterion, rule, 0, self.regularisation, self.cg_iterations)
 
 
 @dataclass(frozen=True)

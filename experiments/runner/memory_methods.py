@@ -13,6 +13,7 @@ from metarl.experiments.runner.settings import same_as
 from metarl.few_shot.criteria import CLASSIFICATION
 from metarl.few_shot.memory_module import MemoryModule
 from metarl.few_shot.memory_networks import LSTMNet, MemoryNet
+from metarl.few_shot.meta_networks import AugmentedNet, MetaNetworks, WeightLearners
 from metarl.few_shot.method import Method
 from metarl.few_shot.sequences import SequenceClassifier
 from metarl.few_shot.snail import SNAIL, SNAILNet
@@ -99,14 +100,35 @@ class Statistician(Convolved):
     halving: int = same_as(NeuralStatistician, "halving")
     context_size: int = setting(64, "size of a set's context", at_least=1)
     latent_size: int = setting(16, "size of an image's latent variable", at_least=1, source="authors' code")
+    decoder_filters: int = setting(64, "filters of the decoder's convolutions, even", at_least=2)
 
     def build(self, module: nn.Module, training: ImageEpisodes) -> Method:
         """As of any of them."""
         features = math.prod(embedded_shape(module, training))
-        height, width, channels = training.images["train"].shape[2:]
-        model = StatisticianNet(features, (height, width, channels), self.context_size, self.latent_size)
+        height, width, channels = training.image_shape
+        sizes = {"context": self.context_size, "latent": self.latent_size, "filters": self.decoder_filters}
+        model = StatisticianNet(features, (height, width, channels), **sizes)
         chosen: dict[str, Any] = {"sets": self.sets, "set_size": self.set_size, "halving": self.halving}
         return NeuralStatistician(module, CLASSIFICATION, self.batch_norm, model=model, **chosen)
+
+
+@dataclass(frozen=True)
+class FastWeights(Embedded):
+    """Meta networks."""
+
+    shuffled: ClassVar[bool] = True
+    batched: ClassVar[bool] = True
+
+    fast_filters: int = setting(32, "filters of each convolution", at_least=1)
+
+    def network(self, size: Sequence[int], ways: int) -> nn.Module:
+        """Return one of the two networks, for images (H, W, C) and tasks of so many classes."""
+        return AugmentedNet(size, ways, self.fast_filters)
+
+    def build(self, module: nn.Module, training: ImageEpisodes) -> Method:
+        """As of any of them."""
+        key = self.network(training.image_shape, training.ways)
+        return MetaNetworks(module, CLASSIFICATION, key=key, learners=WeightLearners())
 
 
 MEMORY_METHODS: dict[str, type[Embedded]] = {
@@ -114,5 +136,6 @@ MEMORY_METHODS: dict[str, type[Embedded]] = {
     "mann-lstm": Recurrent,
     "memory-module": RareEvents,
     "snail": Attentive,
+    "metanet": FastWeights,
     "neural-statistician": Statistician,
 }

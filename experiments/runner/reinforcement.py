@@ -171,7 +171,8 @@ class ReinforcementExperiment(Experiment):
     def _build_tasks(self, settings: ReinforcementSettings) -> Any:
         """The task distribution, which has all that a run will need; ValueError for one that has not."""
         distribution: Any = self.task_distribution(settings)
-        if defects := [*protocol_defects(distribution, 2), *record_defects(distribution)]:
+        count = settings.sampling.num_tasks
+        if defects := protocol_defects(distribution, count) or record_defects(distribution, count):
             raise ValueError(defects[0])
         if (horizon := settings.environment.horizon) != distribution.horizon:
             raise ValueError(

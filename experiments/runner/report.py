@@ -61,7 +61,8 @@ class Report:
         for of, (metric, steps) in SUPERVISED.items():
             if of in self.summary:
                 known = {name: self._published(of, name) for name in self.summary[of]}
-                found[of] = tables.supervised(self.summary[of], metric, steps, known)
+                for table, entries in self._by_tasks(of).items():
+                    found[table] = tables.supervised(entries, metric, steps, known)
         return found
 
     def pictures(self) -> Iterator[tuple[str, Figure]]:
@@ -75,8 +76,11 @@ class Report:
         if "sine" in self.summary:
             yield (
                 "sine/adaptation.png",
-                result_plots.errors_by_shots("sine: mean over seeds", _error_panels(self.summary["sine"])),
+                result_plots.errors_by_shots("sine: mean over seeds", _error_panels(self._by_tasks("sine")["sine"])),
             )
+
+        if lines := instance_lines(self.summary.get("omniglot", {})):
+            yield "omniglot/instances.png", result_plots.by_instance("omniglot: mean over seeds", lines)
 
     def leading(self, experiment: str) -> str:
         """The row that stands first: that of the default recipe if it is kept, else the best one."""
@@ -115,6 +119,14 @@ class Report:
             groups["comparison"] = dict.fromkeys(["maml", *others])
         return {group: {name: entries[name] for name in names if name in entries} for group, names in groups.items()}
 
+    def _by_tasks(self, experiment: str) -> dict[str, Entries]:
+        """The rows of a data set by the name of their table: those on other curves than the paper's have their own."""
+        recipes, found = self._experiments[experiment].recipes, {experiment: dict[str, Any]()}
+        for name, entry in self.summary[experiment].items():
+            other = name in recipes and "curves" in recipes[name].settings
+            found.setdefault(f"{experiment} curves" if other else experiment, {})[name] = entry
+        return found
+
     def _adaptation_lines(self, experiment: str) -> list[Line]:
         entries, leading = self.summary[experiment], self.leading(experiment)
         lines = []
@@ -148,6 +160,18 @@ def with_tables(page: str, made: Mapping[str, str]) -> str:
         return f"{match[1]}\n{made.get(match[2], '')}\n{match[3]}"
 
     return re.sub(r"(<!-- table: (.*?) -->\n).*?(<!-- end -->)", replaced, page, flags=re.DOTALL)
+
+
+def instance_lines(entries: Mapping[str, Mapping[str, Any]]) -> list[Line]:
+    """The accuracy by instance of every row that has it."""
+    lines = []
+    for name, entry in entries.items():
+        values = [entry[key] for number in range(1, len(entry) + 1) if (key := f"accuracy/instance_{number}") in entry]
+        if values:
+            errors = [value["standard_error"] for value in values]
+            means = [value["mean"] for value in values]
+            lines.append(Line(_label(name, entry), means, None if None in errors else errors))
+    return lines
 
 
 def _ordered(rows: Mapping[str, dict[str, Any]], experiment: Experiment) -> dict[str, dict[str, Any]]:

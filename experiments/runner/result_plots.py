@@ -115,6 +115,22 @@ def errors_by_shots(title: str, panels: Mapping[str, Mapping[str, Sequence[float
     return figure
 
 
+def by_instance(title: str, lines: Sequence[Line]) -> Figure:
+    """Accuracies at the first, second, ... image of a class in a sequence, with standard errors over seeds.
+
+    Args:
+        title: of the picture.
+        lines: whose means are by instance, in place of gradient steps.
+    """
+    figure, axes = _page(len(lines))
+    for line in lines:
+        instances = range(1, len(line.means) + 1)
+        axes.errorbar(instances, line.means, line.errors, marker="o", markersize=5, capsize=3, label=line.label)
+    axes.set(xlabel="instance of a class in the sequence", ylabel="accuracy on test tasks", ylim=(0, 1), title=title)
+    figure.legend(loc="outside lower center", fontsize=9)
+    return figure
+
+
 def _page(lines: int) -> tuple[Figure, Axes]:
     """A picture with room for a legend of some lines below its axes."""
     figure = Figure(figsize=(7, 4 + 0.22 * lines), layout="constrained")

@@ -48,6 +48,7 @@ SUPERVISED = {  # metric, and gradient steps that have a column
     "sine": ("mse", (0, 1, 5, 10)),
     "omniglot": ("accuracy", (0, 1, 3, 5)),
     "mini_imagenet": ("accuracy", (0, 1, 5, 10)),
+    "optimiser": ("mse", (0, 20, 50, 100)),
 }
 EXPERIMENTS = (*REINFORCEMENT, "meta_world", *SUPERVISED)  # whose results are kept, in the order of tables
 FORMAT = 1

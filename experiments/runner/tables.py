@@ -10,6 +10,11 @@ from metarl.experiments.runner.arrival import Arrival
 Entry = Mapping[str, Any]  # of a row in the digest
 Published = Mapping[str, Sequence[float]]  # by row
 _STEPS = (0, 1, 2, 3)
+_FURTHER = {  # metrics that have no steps
+    "nearest_neighbour": "nearest neighbour",
+    "nll": "negative log-likelihood",
+    "members": "mean error of its members",
+}
 
 
 def best_row(entries: Mapping[str, Entry]) -> str | None:
@@ -104,9 +109,10 @@ def supervised(entries: Mapping[str, Entry], metric: str, steps: Sequence[int], 
             cells = [_score(entry.get(f"{prefix}{metric}/step_{step}"), metric) for step in steps]
             effort = [shown(entry["iterations"]), str(len(entry["seeds"]))]
             lines.append([label, *cells, *effort, "" if shots else _published(published.get(name, ()), metric)])
-        if f"{metric}/nearest_neighbour" in entry:
-            cells = [_score(entry[f"{metric}/nearest_neighbour"], metric), *[""] * (len(steps) - 1)]
-            lines.append([f"{name}, nearest neighbour", *cells, *effort, ""])
+        for further, words in _FURTHER.items():
+            if f"{metric}/{further}" in entry:
+                cells = [_score(entry[f"{metric}/{further}"], metric), *[""] * (len(steps) - 1)]
+                lines.append([f"{name}, {words}", *cells, *effort, ""])
     return _markdown(columns, lines)
 
 

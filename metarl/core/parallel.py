@@ -5,6 +5,7 @@ a meta-gradient. The result of a chunk is the same on any number of threads, to 
 """
 
 import copy
+import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,10 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 _worker = threading.local()
+
+if hasattr(os, "register_at_fork"):
+    # OpenMP's threads do not survive a fork. A child would wait for them for ever, so it computes on one thread.
+    os.register_at_fork(after_in_child=lambda: torch.set_num_threads(1))
 
 
 def task_chunks(tasks: int, size: int, workers: int = 1) -> list[slice]:

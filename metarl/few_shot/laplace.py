@@ -40,9 +40,10 @@ class Llama(MAML):
     -(2 alpha S sigma^2 / N) grad(-log p(support | theta)), so lambda = N / (2 alpha S sigma^2). Then J J' / (lambda
     sigma^2) does not depend on sigma. Only what the rule adapts is random.
 
-    Half of the samples are drawn, the other half lie opposite, so that their mean is phi. They go through the module linearised at phi, f(phi) + J_x (w - phi), for which the Gaussian is the exact
-    posterior; networks at sampled weights themselves disagree far more than data allow (deviation, and a known
-    property of Laplace approximations with a Fisher matrix).
+    Half of the samples are drawn, the other half lie opposite, so that their mean is phi. They go through the module
+    linearised at phi, f(phi) + J_x (w - phi), for which the Gaussian is the exact posterior; networks at sampled
+    weights themselves disagree far more than data allow (deviation, and a known property of Laplace approximations
+    with a Fisher matrix).
 
     Attributes:
         rule: gradient descent with one step size.

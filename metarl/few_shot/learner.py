@@ -34,7 +34,15 @@ from metarl.core.randomness import keyed_generator
 from metarl.core.settings import check_settings, setting
 from metarl.core.validation import require, require_whole
 from metarl.few_shot.gradient_sums import GradientSums
-from metarl.few_shot.learner_checks import check_method, check_parts, check_support, check_tasks, refuse_non_finite
+from metarl.few_shot.learner_checks import (
+    check_inputs,
+    check_judged,
+    check_method,
+    check_parts,
+    check_support,
+    check_tasks,
+    refuse_non_finite,
+)
 from metarl.few_shot.learner_state import FewShotState, check_state
 from metarl.few_shot.method import Method, State
 from metarl.few_shot.outer import OuterLoop
@@ -180,7 +188,11 @@ class FewShotLearner:
             state: one of those that `adapt` returned.
             inputs: of the same M tasks.
             statistics: values of the module's buffers, such as statistics of batch norms; None for its own.
+
+        Raises:
+            ValueError: inputs that are no tensor, without an axis of tasks, or of images from 0 to 255.
         """
+        check_inputs(state, inputs)
         theta = {**self._theta_of(len(inputs)), **expand_over_tasks(statistics or {}, len(inputs))}
         return self.method.at(self.iteration).predict(theta, state, inputs)
 
@@ -206,9 +218,11 @@ class FewShotLearner:
             first_task: number of the first of these tasks, for errors.
 
         Raises:
+            ValueError: tasks that cannot be judged, such as with query examples of classes that have no support.
             NonFiniteError: outputs are not finite, and the metric does not show it, or no more steps were taken than in
                 training. After more steps a task may diverge; its metric is then not finite.
         """
+        check_judged(tasks)
         parts: list[Tensor] = []
         for part in self._chunks(tasks):
             found = []

@@ -1,5 +1,6 @@
 """What a few-shot learner refuses, each in one line that says what is allowed."""
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +15,8 @@ from metarl.few_shot.tasks import Examples, FewShotTasks
 
 if TYPE_CHECKING:
     from metarl.few_shot.learner import FewShotLearner
+
+_LARGEST = 16.0  # of an image that was meant to go from 0 to 1, or was normalised otherwise
 
 
 def check_parts(learner: "FewShotLearner") -> None:
@@ -51,6 +54,7 @@ def check_tasks(tasks: Any, num_tasks: int) -> None:
             raise ValueError(f"support {name} {kinds[0]} with query {name} {kinds[1]}; allowed: of one shape and type")
     if not tasks.query.targets.shape[1]:
         raise ValueError("sample returned tasks without query examples; allowed: at least one")
+    _check_query_classes(tasks)
 
 
 def check_support(support: Any) -> None:
@@ -58,6 +62,23 @@ def check_support(support: Any) -> None:
     if not isinstance(support, Examples):
         raise ValueError(f"the support is a {type(support).__name__}; allowed: metarl.Examples")
     _check_examples("support", support)
+
+
+def check_judged(tasks: Any) -> None:
+    """ValueError unless these are tasks of the caller's whose query examples can be judged."""
+    if not isinstance(tasks, FewShotTasks):
+        raise ValueError(f"the tasks are a {type(tasks).__name__}; allowed: metarl.FewShotTasks")
+    _check_examples("query", tasks.query)
+    _check_query_classes(tasks)
+
+
+def check_inputs(state: Any, inputs: Any) -> None:
+    """ValueError unless these are inputs of as many tasks as a state is of."""
+    _check_inputs("inputs", inputs)
+    tasks = next((len(part) for part in _tensors(state)), None) if isinstance(state, dict) else None
+    if inputs.ndim < 3 or (tasks is not None and len(inputs) != tasks):
+        of = "" if tasks is None else f", of {tasks} tasks as the state"
+        raise ValueError(f"inputs have the shape {tuple(inputs.shape)}; allowed: (task, example, ...){of}")
 
 
 def check_method(learner: "FewShotLearner", tasks: FewShotTasks) -> None:
@@ -110,20 +131,55 @@ def refuse_non_finite(outputs: Tensor, metric: Tensor, inner_step: int, first_ta
 
 
 def _check_examples(name: str, examples: Examples) -> None:
-    for part, tensor in (("inputs", examples.inputs), ("targets", examples.targets)):
-        if not isinstance(tensor, Tensor):
-            raise ValueError(f"{name} {part} are a {type(tensor).__name__}; allowed: a tensor")
     inputs, targets = examples.inputs, examples.targets
+    _check_inputs(f"{name} inputs", inputs)
+    _require_tensor(f"{name} targets", targets)
     if inputs.ndim < 3 or targets.ndim < 2 or inputs.shape[:2] != targets.shape[:2]:
         raise ValueError(
             f"{name} inputs {tuple(inputs.shape)} with targets {tuple(targets.shape)}; allowed: (task, example, ...) "
             "for both, with as many tasks and examples"
         )
-    if inputs.dtype == torch.uint8:
-        raise ValueError(f"{name} inputs are torch.uint8; allowed: floating point, images from 0 to 1")
     looked_at = not targets.is_floating_point() and not targets.is_cuda and targets.numel()  # a GPU would be waited for
     if looked_at and int(targets.min()) < 0:
         raise ValueError(f"{name} targets hold the class {int(targets.min())}; allowed: 0 or more")
+
+
+def _check_inputs(name: str, inputs: Any) -> None:
+    """ValueError for inputs that are no tensor, or images from 0 to 255."""
+    _require_tensor(name, inputs)
+    if inputs.dtype == torch.uint8:
+        raise ValueError(f"{name} are {inputs.dtype}; allowed: floating point, images from 0 to 1")
+    if inputs.ndim == 5 and not inputs.is_cuda and inputs.numel():
+        low, high = (float(value) for value in inputs[:1].aminmax())  # of one task, as training comes here often
+        if low >= 0 and high > _LARGEST:
+            raise ValueError(
+                f"{name} are images from {low:g} to {high:g}; allowed: from 0 to 1, as images.float() / 255"
+            )
+
+
+def _require_tensor(name: str, values: Any) -> None:
+    if not isinstance(values, Tensor):
+        raise ValueError(f"{name} are a {type(values).__name__}; allowed: a tensor, such as torch.from_numpy makes")
+
+
+def _check_query_classes(tasks: FewShotTasks) -> None:
+    """ValueError for a query example of a class that is beyond those of the support examples."""
+    support, query = tasks.support.targets, tasks.query.targets
+    if query.is_floating_point() or query.is_cuda or not support.numel() or not query.numel():
+        return
+    if int(query.max()) > int(support.max()):
+        raise ValueError(
+            f"query targets hold the class {int(query.max())}; allowed: 0 to {int(support.max())}, as in the support"
+        )
+
+
+def _tensors(state: Any) -> Iterator[Tensor]:
+    """The tensors in a state, which may be a dict of dicts."""
+    for part in state.values():
+        if isinstance(part, Tensor):
+            yield part
+        elif isinstance(part, dict):
+            yield from _tensors(part)
 
 
 def _try_twice(method: Method, theta: Parameters, tasks: FewShotTasks) -> None:

@@ -174,6 +174,31 @@ class Method(ABC):
         return call_module(self.module, parameters, inputs)
 
 
+@dataclass(frozen=True)
+class SharedMethod(Method):
+    """Base class of methods by which no task gets weights of its own, so that theta is one for all tasks.
+
+    In `adapt`, `predict` and `loss` the rows of theta are equal, and `first_rows` gives one of them.
+    """
+
+    @property
+    def shares_theta(self) -> bool:
+        """True: all tasks go through the network together."""
+        return True
+
+    def gradient(
+        self, theta: Parameters, tasks: FewShotTasks, schedule: Mapping[Any, Tensor]
+    ) -> tuple[Parameters, Tensor, Tensor]:
+        """Return the gradient summed over tasks, (1, ...), and each task's loss and metric, (M,)."""
+        own = {name: value[:1].detach().requires_grad_() for name, value in theta.items()}
+        return super().gradient(own, tasks, schedule)
+
+
+def first_rows(theta: Parameters) -> Parameters:
+    """Return theta without the axis of tasks, for methods by which all rows are equal."""
+    return {name: value[0] for name, value in theta.items()}
+
+
 def call_module(module: nn.Module, parameters: Parameters, inputs: Tensor) -> Tensor:
     """Apply a module to inputs (M, N, ...) with parameters (M, ...), of each task its own; return (M, N, ...).
 

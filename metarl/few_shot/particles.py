@@ -186,10 +186,15 @@ def stein_direction(particles: Tensor, gradients: Tensor) -> Tensor:
     centred = particles - particles.mean(dim=1, keepdim=True).detach()  # so that little is lost in the difference
     norms = centred.square().sum(dim=2)
     squared = (norms.unsqueeze(1) + norms.unsqueeze(2) - 2 * centred @ centred.mT).clamp(min=0)
-    width = squared.detach().flatten(1).quantile(0.5, dim=1).view(-1, 1, 1) / math.log(count)
+    width = kernel_width(squared.detach())
     kernel = torch.exp(-squared / width)
     repulsion = 2 / width * (centred * kernel.sum(dim=2, keepdim=True) - kernel @ centred)
     return (kernel @ gradients + repulsion) / count
+
+
+def kernel_width(squared: Tensor) -> Tensor:
+    """Return h of each task, (M, 1, 1): the median of squared distances (M, P, P) over log P."""
+    return squared.flatten(1).quantile(0.5, dim=1).view(-1, 1, 1) / math.log(squared.shape[1])
 
 
 def call_particles(method: Method, phi: Parameters, inputs: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch.func import functional_call
 from metarl.core.parallel import own_copy
 from metarl.core.parameters import Parameters
 from metarl.core.validation import require
-from metarl.few_shot.method import Method, State
+from metarl.few_shot.method import SharedMethod, State, first_rows
 from metarl.few_shot.tasks import Examples, FewShotDistribution, FewShotTasks, ImageEpisodes
 
 
@@ -51,7 +51,7 @@ def require_shuffled(task_distribution: FewShotDistribution) -> FewShotDistribut
 
 
 @dataclass(frozen=True)
-class SequenceClassifier(Method):
+class SequenceClassifier(SharedMethod):
     """A recurrent network that learns a task by reading its examples, such as `MemoryNet` (MANN) or `LSTMNet`.
 
         o_t, s_t = module(x_t, y_{t-1}, s_{t-1}),    log P(y_t) = log softmax(o_t),    y_0 is a vector of zeros
@@ -73,11 +73,6 @@ class SequenceClassifier(Method):
         """Classes of a task."""
         return int(self.module.ways)  # type: ignore[arg-type]
 
-    @property
-    def shares_theta(self) -> bool:
-        """True: all tasks go through the network together."""
-        return True
-
     def tasks_per_chunk(self, support: Examples) -> int:
         """Return the number of all tasks, as every position is a step of its own, however few tasks take it."""
         return len(support.targets)
@@ -88,7 +83,7 @@ class SequenceClassifier(Method):
 
     def adapt(self, theta: Parameters, support: Examples) -> State:
         """Return the network's state after the support sequence, and the last label, one-hot (M, ways)."""
-        _, memory = self._read(_first_rows(theta), support)
+        _, memory = self._read(first_rows(theta), support)
         return {"memory": memory, "previous": self._one_hot(support.targets[:, -1])}
 
     def predict(self, theta: Parameters, state: State, inputs: Tensor) -> Tensor:
@@ -96,27 +91,18 @@ class SequenceClassifier(Method):
         count = inputs.shape[1]
         memory = {name: value.repeat_interleave(count, dim=0) for name, value in state["memory"].items()}
         previous = state["previous"].repeat_interleave(count, dim=0).unsqueeze(1).to(inputs.dtype)
-        logits, _ = self._call(_first_rows(theta), inputs.flatten(0, 1).unsqueeze(1), previous, memory)
+        logits, _ = self._call(first_rows(theta), inputs.flatten(0, 1).unsqueeze(1), previous, memory)
         return logits.view(len(inputs), count, -1).log_softmax(dim=2)
 
     def loss(self, theta: Parameters, tasks: FewShotTasks, schedule: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Return the mean loss over the positions of the support sequence, and the metric there, (M,) both."""
-        log_probabilities, _ = self._read(_first_rows(theta), tasks.support)
+        log_probabilities, _ = self._read(first_rows(theta), tasks.support)
         return self.criterion(log_probabilities, tasks.support.targets)
-
-    def gradient(
-        self, theta: Parameters, tasks: FewShotTasks, schedule: Mapping[str, Tensor]
-    ) -> tuple[Parameters, Tensor, Tensor]:
-        """Return the gradient summed over tasks, (1, ...), and each task's loss and metric, (M,)."""
-        own = {name: value[:1].detach().requires_grad_() for name, value in theta.items()}
-        loss, metric = self.loss(own, tasks, schedule)
-        gradients = torch.autograd.grad(loss.sum(), list(own.values()), materialize_grads=True)
-        return dict(zip(own, gradients, strict=True)), loss.detach(), metric
 
     @torch.no_grad()
     def further_metrics(self, theta: Parameters, tasks: FewShotTasks) -> dict[str, Tensor]:
         """Return accuracy by instance on the support sequence: `instance_1` is that at the first image of a class."""
-        log_probabilities, _ = self._read(_first_rows(theta), tasks.support)
+        log_probabilities, _ = self._read(first_rows(theta), tasks.support)
         right = log_probabilities.argmax(dim=2) == tasks.support.targets
         numbers = instance_numbers(tasks.support.targets)
         found = {}
@@ -145,8 +131,3 @@ def instance_numbers(targets: Tensor) -> Tensor:
     """Return how many examples of the same class come before each one in its sequence, (M, T) to (M, T)."""
     same = targets.unsqueeze(2) == targets.unsqueeze(1)
     return same.tril(diagonal=-1).sum(dim=2)
-
-
-def _first_rows(theta: Parameters) -> Parameters:
-    """Theta without the axis of tasks."""
-    return {name: value[0] for name, value in theta.items()}

@@ -1,5 +1,6 @@
 """Sampling: how many episodes a task gets, and the environments that they are played in."""
 
+import os
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -53,9 +54,11 @@ class Lanes:
     def __init__(self, task_distribution: TaskDistribution, threads: int, most: int = 0):
         self._task_distribution, self._threads, self._most = task_distribution, threads, most
         self._envs: dict[int, VectorEnv] = {}
+        self._process = os.getpid()
+        self._of_parent: dict[int, VectorEnv] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_envs": {}}  # a copy opens environments of its own
+        return {**vars(self), "_envs": {}, "_of_parent": {}}  # a copy opens environments of its own
 
     def for_episodes(self, num_tasks: int, episodes_per_task: int) -> VectorEnv:
         """A batch that plays M x E episodes, in equal rounds of as many lanes as are allowed."""
@@ -64,7 +67,13 @@ class Lanes:
         return self.of(tasks_at_once * _largest_divisor(episodes_per_task, most))
 
     def of(self, num_envs: int) -> VectorEnv:
-        """A batch of so many lanes; ValueError if the distribution makes another number."""
+        """A batch of so many lanes; ValueError if the distribution makes another number.
+
+        A process that was forked opens environments of its own: it has no threads and no child processes of those of
+        its parent. It must not close them either, so it keeps them.
+        """
+        if (process := os.getpid()) != self._process:
+            self._process, self._of_parent, self._envs = process, self._envs, {}
         if num_envs not in self._envs:
             envs = self._task_distribution.make(num_envs, self._threads)
             require(envs.num_envs == num_envs, f"lanes of make({num_envs})", envs.num_envs, str(num_envs))
@@ -73,7 +82,7 @@ class Lanes:
 
     def close(self) -> None:
         """Close the environments; they are built again when they are needed."""
-        while self._envs:
+        while self._envs and os.getpid() == self._process:
             self._envs.popitem()[1].close()
 
 

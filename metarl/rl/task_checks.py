@@ -48,7 +48,7 @@ def check(distribution: Any) -> list[str]:
     for count in (TASKS, _DRAWN):
         if defects := protocol_defects(distribution, count):
             return defects
-    missing = record_defects(distribution)
+    missing = record_defects(distribution, TASKS)
     for examine in (_task_defects, _batch_defects, _episode_defects, quick_check):
         if defects := examine(distribution):
             return [*defects, *missing]

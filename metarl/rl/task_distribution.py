@@ -100,8 +100,11 @@ def protocol_defects(distribution: Any, count: int) -> list[str]:
     return defects
 
 
-def record_defects(distribution: Any) -> list[str]:
-    """What the runs of experiments need and a distribution lacks, beyond what `protocol_defects` finds."""
+def record_defects(distribution: Any, count: int) -> list[str]:
+    """What the runs of experiments need and a distribution lacks, as far as sampling `count` tasks shows.
+
+    `protocol_defects` must have found nothing.
+    """
     kind, defects = type(distribution).__name__, []
     if missing := [name for name in _RECORDED if not hasattr(distribution, name)]:
         needed = ", ".join(_RECORDED)
@@ -113,7 +116,7 @@ def record_defects(distribution: Any) -> list[str]:
     if not isinstance(space, dict) or not all(isinstance(box, Box) for box in space.values()):
         return [*defects, f"task_space = {space!r}; allowed: a dict of a Box per task parameter"]
     if hasattr(distribution, "task_space"):
-        tasks = distribution.sample(2, keyed_generator(0, "check/tasks"))
+        tasks = distribution.sample(count, keyed_generator(0, "check/tasks"))
         shapes, expected = (
             {name: of.shape[skip:] for name, of in its.items()} for its, skip in ((tasks, 1), (space, 0))
         )

@@ -85,7 +85,9 @@ def test_bad_input_gets_one_line_and_writes_nothing(capsys, tmp_path, monkeypatc
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
 def test_a_gpu_where_there_is_none(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert error_of(capsys, call, "--device", "cuda").startswith("error: --device = cuda")
+    line = error_of(capsys, call, "--device", "cuda")
+    assert line.startswith("error: --device = cuda, but no CUDA GPU is available")
+    assert line.count("--device") == 1
     assert list(tmp_path.iterdir()) == []
 
 

@@ -26,7 +26,7 @@ KINDS = {
     "r2-d2": RidgeRegression,
     "simple-shot": SimpleShot,
 }
-WORDS = dict.fromkeys(KINDS, ("--training-ways", "3")) | {
+WORDS = dict.fromkeys(KINDS, ("--training-ways", "3", "--queries", "1")) | {
     "siamese": ["--pairs", "2"],
     "simple-shot": ["--batch-size", "6"],
 }
@@ -40,8 +40,6 @@ TINY = [
     "--threads",
     "1",
     "--record-every",
-    "1",
-    "--queries",
     "1",
 ]
 

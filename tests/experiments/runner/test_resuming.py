@@ -9,10 +9,11 @@ import sys
 import time
 
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from metarl.experiments import evaluate, navigation_2d, open_run
-from metarl.runs import Run, load_checkpoint, save_checkpoint
+from metarl.runs import Run, RunError, load_checkpoint, save_checkpoint
 from tests.experiments.runner.helpers import (
     ROOT,
     TINY,
@@ -288,6 +289,40 @@ def test_a_checkpoint_of_parameters_that_do_not_fit_is_refused(tmp_path, capsys)
     assert "checkpoint.pt does not fit the settings of the run" in line
     assert "log_std" in line
     assert parameters(tmp_path / "run").keys() == state["learner"]["theta"].keys()
+
+
+@pytest.mark.parametrize("wrong", ["text", None, [1, "x"], {"a": 1}, torch.ones(3)], ids=lambda of: type(of).__name__)
+@pytest.mark.parametrize(
+    "path",
+    [
+        "learner",
+        "learner/theta",
+        "learner/theta/log_std",
+        "learner/outer",
+        "learner/iteration",
+        "learner/env_steps",
+        "progress",
+        "progress/best_metric",
+        "progress/best_iteration",
+    ],
+)
+def test_a_checkpoint_with_other_content_is_refused_in_one_line(unbroken, tmp_path, path, wrong):
+    if path == "learner/theta/log_std" and isinstance(wrong, torch.Tensor):
+        wrong = torch.ones(2, dtype=torch.int64)  # of the right shape
+    (tmp_path / "config.json").write_bytes((unbroken / "config.json").read_bytes())
+    state = load_checkpoint(unbroken / "checkpoint.pt")
+    *parents, name = path.split("/")
+    holder = state
+    for parent in parents:
+        holder = holder[parent]
+    holder[name] = wrong
+    save_checkpoint(tmp_path / "checkpoint.pt", state)
+    with pytest.raises(RunError) as refusal:
+        open_run(tmp_path)
+    assert str(refusal.value).startswith(str(tmp_path / "checkpoint.pt"))
+    assert "\n" not in str(refusal.value)
+    if len(parents) == 1 and path != "learner/theta":
+        assert {"outer": "outer optimiser"}.get(name, name) in str(refusal.value)
 
 
 @pytest.mark.parametrize("config", ["text", {"experiment": "navigation_2d", "version": 99, "settings": {}}])

@@ -167,6 +167,14 @@ def test_the_best_iterate_can_be_evaluated_in_another_way(run, tmp_path):
     assert "return/step_2" not in best
 
 
+def test_a_best_iterate_that_is_not_trained_is_called_so(tmp_path, capsys):
+    train("--iterations", 1, "--run-dir", tmp_path / "run")  # the first iteration judges what it begins with
+    capsys.readouterr()
+    for flags, untrained in ((["--best"], True), ([], False)):
+        evaluate.main([str(tmp_path / "run"), "--steps", "0", "--tasks", "2", *flags])
+        assert ("after iteration 0 (untrained" in capsys.readouterr().out) is untrained
+
+
 def test_where_an_evaluation_goes_is_looked_at_before_it(run, tmp_path, monkeypatch, capsys):
     (tmp_path / "file").touch()
     monkeypatch.setattr(Learner, "adapt_shard", None)  # so that evaluating would fail

@@ -1,6 +1,9 @@
 """Chunks side by side: results in order, mathematics of one thread, a module for each thread."""
 
+import multiprocessing
+import os
 import threading
+import warnings
 
 import pytest
 import torch
@@ -81,3 +84,24 @@ def test_errors_come_through_and_leave_the_threads_as_they_were():
     with pytest.raises(ZeroDivisionError):
         parallel_map(lambda x: 1 / x, [1, 0])
     assert torch.get_num_threads() == 2
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_forked_child_computes_on_one_thread_and_does_not_wait_for_ever(two_threads):
+    large = torch.randn(400, 400, dtype=torch.float64)
+    expected = float((large @ large).sum())  # on threads that no child has
+    queue = multiprocessing.get_context("fork").SimpleQueue()
+
+    def work():
+        found = parallel_map(lambda of: float((of @ of).sum()), [large, large])
+        queue.put((torch.get_num_threads(), found))
+
+    child = multiprocessing.get_context("fork").Process(target=work)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of Python 3.12, about forks in processes with threads
+        child.start()
+    child.join(60)
+    assert child.exitcode == 0
+    threads, found = queue.get()
+    assert threads == 1
+    assert found == pytest.approx([expected, expected])

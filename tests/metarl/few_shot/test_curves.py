@@ -48,7 +48,7 @@ def test_families_are_mixed_half_and_half():
 
 
 def test_noise_is_absolute_or_a_share_of_the_amplitude():
-    x, clean = draw(2_000)
+    _, clean = draw(2_000)
     _, noisy = draw(2_000, noise_std=0.3)
     assert abs((noisy - clean).std() - 0.3) < 0.01
     _, relative = draw(2_000, relative_noise=0.01)

@@ -121,7 +121,9 @@ def test_mixed_pictures_are_turned_into_one_form_and_the_rest_is_counted_aloud(t
     (folder / "c1" / "notes.txt").touch()
     (folder / "readme.md").touch()
     found = own_images(folder, tmp_path / "cache", PictureForm(5, 5, 1), SplitRule())
-    images = {name: of for split in found.values() for name, of in zip(split.names, split.images.split(list(split.sizes)), strict=True)}  # fmt: skip
+    images = {}
+    for split in found.values():
+        images |= dict(zip(split.names, split.images.split(list(split.sizes)), strict=True))
     assert [len(images[f"c{n}"]) for n in range(3)] == [3, 1, 1]
     assert images["c0"][:, 2, 2, 0].tolist()[1:] == [255, 127]  # by name: 0.JPG, black-and-white.tif, deep.PNG
     said = capsys.readouterr().out

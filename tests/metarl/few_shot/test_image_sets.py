@@ -315,7 +315,7 @@ def test_mini_imagenet_from_folders_reads_pictures_of_every_kind(tmp_path, capsy
     images.mini_imagenet(tmp_path / "data", tmp_path / "cache")
     assert "is not used: it does not hold uint8 validation images" in capsys.readouterr().err
     os.mkfifo(tmp_path / "data" / "test" / "n1" / "pipe.jpg")
-    with pytest.raises(RunError, match="pipe.jpg is not a regular file"):
+    with pytest.raises(RunError, match=r"pipe\.jpg is not a regular file"):
         images.mini_imagenet(tmp_path / "data", tmp_path / "cache")
     (tmp_path / "data" / "test" / "n1" / "pipe.jpg").unlink()
     (tmp_path / "data" / "test" / "n1" / "b.png").unlink()

@@ -78,6 +78,7 @@ GOOD = Examples(X, Y)
         (Given(Examples(X, LABELS), GOOD), r"support targets .* with query targets"),
         (Given(Examples(X.expand(1, 5, 2), Y), GOOD), r"support inputs .* with query inputs"),
         (Given(Examples(X, LABELS - 1), Examples(X, LABELS)), "hold the class -1"),
+        (Given(Examples(X, LABELS), Examples(X, LABELS + 1)), r"query targets hold the class 5; allowed: 0 to 4"),
         (Given(GOOD, GOOD, more=1), r"sample\(2, ...\) returned support examples of 3 tasks"),
     ],
 )
@@ -201,3 +202,65 @@ def test_other_ways_than_in_training_are_refused_for_a_network_with_a_head():
     )
     with pytest.raises(ValueError, match="3 outputs for tasks of 2 ways"):
         replace(learner, task_distribution=ImageEpisodes({"train": images()}, 2, 1, 1))
+
+
+PICTURES = torch.rand(2, 3, 8, 8, 1)
+
+
+def picture_learner():
+    module = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    return FewShotLearner(ImageEpisodes({"train": images()}, 3, 1, 1), MAML(module, CLASSIFICATION))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (PICTURES * 255, r"support inputs are images from .* allowed: from 0 to 1, as images.float\(\) / 255"),
+        ((PICTURES * 255).long(), "support inputs are images from"),
+        ((PICTURES * 255).to(torch.uint8), "support inputs are torch.uint8"),
+        (PICTURES.numpy(), "support inputs are a ndarray; allowed: a tensor, such as torch.from_numpy makes"),
+        (PICTURES[0], r"support inputs .* allowed: \(task, example"),
+    ],
+)
+def test_images_that_are_none_from_0_to_1_are_refused(inputs, message):
+    labels = torch.arange(3).expand(2, 3)
+    with pytest.raises(ValueError, match=message):
+        picture_learner().adapt(Examples(inputs, labels), 1)
+
+
+def test_images_that_were_normalised_otherwise_are_taken():
+    labels = torch.arange(3).expand(2, 3)
+    for inputs in (PICTURES * 1.3, 20 * (PICTURES - 0.5)):
+        assert len(picture_learner().adapt(Examples(inputs, labels), 1)) == 2
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (PICTURES[0], r"inputs have the shape \(3, 8, 8, 1\); allowed: \(task, example, ...\), of 2 tasks"),
+        (PICTURES.expand(2, 3, 8, 8, 1)[:1], r"inputs have the shape \(1, .*, of 2 tasks as the state"),
+        (PICTURES * 255, "inputs are images from"),
+        (PICTURES.numpy(), "inputs are a ndarray"),
+        ((PICTURES * 255).to(torch.uint8), "inputs are torch.uint8"),
+    ],
+)
+def test_inputs_to_predict_are_checked(inputs, message):
+    learner = picture_learner()
+    state = learner.adapt(Examples(PICTURES, torch.arange(3).expand(2, 3)), 1)[-1]
+    assert learner.predict(state, PICTURES).shape == (2, 3, 3)
+    with pytest.raises(ValueError, match=message):
+        learner.predict(state, inputs)
+
+
+def test_query_classes_without_support_are_refused_in_evaluation():
+    learner, labels = picture_learner(), torch.arange(3).expand(2, 3)
+    good = FewShotTasks(Examples(PICTURES, labels), Examples(PICTURES, labels))
+    assert learner.metric(good, 1).shape == (2, 2)
+    for tasks, message in (
+        (replace(good, query=Examples(PICTURES, labels + 5)), "query targets hold the class 7; allowed: 0 to 2"),
+        (replace(good, query=Examples(PICTURES, labels - 1)), "query targets hold the class -1"),
+        (replace(good, query=Examples(PICTURES[0], labels[0])), "query inputs"),
+        ((good.support, good.query), "the tasks are a tuple"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            learner.metric(tasks, 1)

@@ -9,7 +9,7 @@ from torch import nn
 from metarl import Agent, CategoricalMLP, GaussianMLP, NonFiniteError, WithContext
 from metarl.core.parameters import parameters_of
 from metarl.rl.evaluation import held_out_tasks
-from metarl.runs import RunError, save_checkpoint
+from metarl.runs import RunError, load_checkpoint, save_checkpoint
 from tests.builders import navigation_learner
 from tests.probes import CorridorTasks
 
@@ -18,6 +18,7 @@ PUSH, CHOICE = Box(np.array([-2.0, 0.0, 0.0]), np.array([1.0, 3.0, 5.0]), dtype=
 
 
 def randomised(policy):
+    torch.manual_seed(1)
     return {name: torch.randn_like(value) for name, value in parameters_of(policy).items()}
 
 
@@ -125,3 +126,69 @@ def test_a_discrete_agent_acts():
     agent = Agent(policy, {n: v.detach() for n, v in theta.items()}, distribution.action_space, (2,))
     observation = np.array([0.5, 2.0])
     assert agent(observation) == policy(torch.tensor([[0.5, 2.0]])).argmax()
+
+
+@pytest.mark.parametrize("space", [PUSH, CHOICE], ids=["gaussian", "categorical"])
+def test_a_stochastic_agent_draws_from_its_distribution_and_repeats_with_a_seed(space):
+    policy = (GaussianMLP if space is PUSH else CategoricalMLP)(PLANE, space, (4,))
+    parameters = {name: 0.1 * value for name, value in randomised(policy).items()}
+    agent, other = (Agent(policy, parameters, space, (2,)) for _ in range(2))
+    observation = np.array([0.2, -0.3])
+    acts = [agent(observation, deterministic=False, seed=3 if not step else None) for step in range(500)]
+    assert len({np.asarray(act).tobytes() for act in acts}) > (2 if space is CHOICE else 100)
+    assert all(space.contains(np.asarray(act, space.dtype)[()]) for act in acts)
+    again = [other(observation, deterministic=False, seed=3), *(other(observation, False) for _ in range(9))]
+    np.testing.assert_array_equal(again, acts[:10])
+    others = [other(observation, deterministic=False, seed=4), *(other(observation, False) for _ in range(9))]
+    assert not np.array_equal(others, acts[:10])
+    np.testing.assert_array_equal(agent(observation, seed=3), agent(observation))  # the most likely one
+    if space is CHOICE:
+        output = torch.func.functional_call(policy, parameters, (torch.tensor([[0.2, -0.3]]),))
+        shares = np.bincount(np.array(acts) - 7, minlength=4) / len(acts)
+        np.testing.assert_allclose(shares, torch.softmax(output, -1)[0].detach(), atol=0.07)
+
+
+WRONG = ["text", None, 2.5, [1, "x"], {"a": 1}, torch.ones(7)]
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=lambda of: type(of).__name__)
+@pytest.mark.parametrize(
+    "path",
+    [
+        ("agent",),
+        ("agent", "kind"),
+        ("agent", "hidden_sizes"),
+        ("agent", "activation"),
+        ("parameters",),
+        ("parameters", "log_std"),
+        ("constants",),
+        ("observation_shape",),
+        ("action_space",),
+        ("action_space", "low"),
+        ("action_space", "dtype"),
+    ],
+    ids="-".join,
+)
+def test_a_file_with_other_content_is_refused_in_one_line(path, wrong, tmp_path):
+    if path == ("constants",) and wrong is None:
+        return  # files of older versions have none
+    policy = GaussianMLP(PLANE, PUSH, (4,))
+    Agent(policy, randomised(policy), PUSH, (2,)).save(tmp_path / "agent.pt")
+    state = load_checkpoint(tmp_path / "agent.pt")
+    holder = state
+    for name in path[:-1]:
+        holder = holder[name]
+    holder[path[-1]] = wrong
+    save_checkpoint(tmp_path / "agent.pt", state)
+    with pytest.raises(RunError) as refusal:
+        Agent.load(tmp_path / "agent.pt")
+    assert str(refusal.value).startswith(f"{tmp_path / 'agent.pt'}: ")
+    assert "\n" not in str(refusal.value)
+
+
+def test_parameters_that_are_no_floating_point_numbers_are_refused(tmp_path):
+    policy = GaussianMLP(PLANE, PUSH, (4,))
+    whole = {name: torch.ones_like(value, dtype=torch.int64) for name, value in parameters_of(policy).items()}
+    Agent(policy, whole, PUSH, (2,)).save(tmp_path / "agent.pt")
+    with pytest.raises(RunError, match="parameters as other numbers than floating-point ones"):
+        Agent.load(tmp_path / "agent.pt")

@@ -72,3 +72,17 @@ def test_failures_are_shares_of_a_tasks_episodes(monkeypatch):
     monkeypatch.setattr(Sampler, "sample", failing)
     evaluation = evaluate(learner, held_out_tasks(learner, 2), 1, 4)
     assert evaluation.failures.tolist() == [[0.25, 0]] * 2
+
+
+def test_a_learner_evaluates_itself_on_tasks_or_on_a_number_of_held_out_ones():
+    learner = navigation_learner()
+    before = learner.state.theta
+    expected = evaluate(learner, held_out_tasks(learner, 3), 2, 4)
+    found = learner.evaluate(3, inner_steps=2, episodes_per_task=4)
+    np.testing.assert_array_equal(found.per_task, expected.per_task)
+    np.testing.assert_array_equal(found.tasks["goal"], held_out_tasks(learner, 3)["goal"])
+    of_two = {name: values[:2] for name, values in found.tasks.items()}
+    np.testing.assert_array_equal(learner.evaluate(of_two, 2, 4).per_task, expected.per_task[:, :2])
+    assert learner.state.theta is before
+    with pytest.raises(ValueError, match=r"^tasks = 0; allowed: a whole number"):
+        learner.evaluate(0, 1)

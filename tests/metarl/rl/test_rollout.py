@@ -14,6 +14,7 @@ from metarl.rl.action_distributions import Categorical
 from metarl.rl.episodes import to_samples
 from metarl.rl.estimators import surrogate
 from metarl.rl.policies import CategoricalMLP, GaussianMLP
+from metarl.rl.rollout import rounds
 from tests.builders import play, random_parameters
 from tests.probes import Corridor, CorridorTasks
 
@@ -225,3 +226,22 @@ def test_long_rollouts_are_recorded_and_change_nothing(monkeypatch):
     assert bound == [1]
     for name in ("observations", "actions", "dist_params", "log_probs", "rewards"):
         assert torch.equal(getattr(recorded, name), getattr(plain, name)), name
+
+
+@pytest.mark.parametrize(
+    ("num_envs", "shapes"),
+    [(12, [(4, 3)]), (6, [(2, 3)] * 2), (3, [(1, 3)] * 4), (1, [(1, 1)] * 12)],
+)
+def test_rounds_are_equal_and_cover_every_episode_once(num_envs, shapes):
+    played = np.zeros((4, 3), int)
+    found = rounds(4, 3, num_envs)
+    for place in found:
+        played[place] += 1
+    assert (played == 1).all()
+    assert [played[place].shape for place in found] == shapes
+
+
+@pytest.mark.parametrize("num_envs", [2, 5, 9, 24])
+def test_lanes_that_make_no_equal_rounds_are_refused(num_envs):
+    with pytest.raises(ValueError, match=rf"^lanes for 4 tasks x 3 episodes = {num_envs}"):
+        rounds(4, 3, num_envs)

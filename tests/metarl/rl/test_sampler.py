@@ -1,15 +1,17 @@
 """Sampling: budgets of episodes and of steps, and the environments that are opened and closed for them."""
 
 import copy
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 import torch
+from gymnasium.spaces import Discrete
 from gymnasium.vector import AutoresetMode, VectorWrapper
 
-from metarl import CategoricalMLP, Sampling, SettingError
+from metarl import CategoricalMLP, GaussianMLP, Learner, Sampling, SettingError
 from metarl.core.randomness import RolloutKey
+from metarl.envs import GymnasiumTasks, HalfCheetahDirection, Navigation2D
 from metarl.rl.action_distributions import action_distribution_for
 from metarl.rl.rollout import Rollout
 from metarl.rl.sampler import Lanes, Sampler, num_rows
@@ -73,6 +75,64 @@ def test_a_budget_of_episodes_is_one_rollout():
     assert found.lengths.tolist() == [[2] * 3, [6] * 3]
 
 
+class Pendulums(GymnasiumTasks):
+    """Gravities, on gymnasium's own environment."""
+
+    def __init__(self):
+        super().__init__(
+            "Pendulum-v1",
+            lambda count, rng: {"gravity": rng.uniform(5, 15, count)},
+            lambda pendulum, task: setattr(pendulum, "g", task["gravity"]),
+            horizon=7,
+        )
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 3, 5, 12, 20])
+@pytest.mark.parametrize(
+    "distribution",
+    [
+        Navigation2D(60),  # long enough for a recorded policy
+        HalfCheetahDirection("paper", 5),
+        CorridorTasks(6, AutoresetMode.NEXT_STEP, "reports success"),
+        CorridorTasks(6, AutoresetMode.SAME_STEP),
+        Pendulums(),
+    ],
+    ids=["navigation", "cheetah", "corridors", "corridors that autoreset", "gymnasium"],
+)
+@pytest.mark.parametrize("budget", ["episodes", "steps"])
+def test_episodes_in_rounds_are_the_same_to_the_last_bit(distribution, lanes, budget):
+    torch.manual_seed(0)
+    discrete = isinstance(distribution.action_space, Discrete)
+    kind = CategoricalMLP if discrete else GaussianMLP
+    policy = kind(distribution.observation_space, distribution.action_space, (16, 16))
+    tasks = distribution.sample(4, np.random.default_rng(0))
+    rollout = Rollout(policy, action_distribution_for(distribution.action_space), distribution.horizon)
+    phi = random_parameters(policy, 4, scale=0.1)
+    expected, found = (
+        Sampler(Lanes(distribution, 1, most), rollout, budget).sample(phi, tasks, 3, KEY) for most in (0, lanes)
+    )
+    for field in fields(expected):
+        one, other = (getattr(episodes, field.name) for episodes in (expected, found))
+        assert (one is None and other is None) or torch.equal(one, other), field.name
+
+
+@pytest.mark.parametrize(("most", "num_envs"), [(0, 24), (100, 24), (23, 12), (12, 12), (7, 6), (5, 3), (2, 2), (1, 1)])
+def test_as_many_lanes_as_make_equal_rounds_are_opened(most, num_envs):
+    lanes = Lanes(CorridorTasks(), 1, most)
+    assert lanes.for_episodes(4, 6).num_envs == num_envs
+    lanes.close()
+
+
+def test_a_learner_opens_no_more_lanes_than_it_is_allowed():
+    distribution = CountedTasks()
+    policy = CategoricalMLP(distribution.observation_space, distribution.action_space, (4,))
+    with Learner(distribution, policy, Sampling(4, 6, lanes=5), threads=1) as learner:
+        distribution.made.clear()  # by the checks of a new learner
+        learner.step()
+        learner.evaluate(3, inner_steps=1)
+        assert [envs.num_envs for envs in distribution.made] == [3]
+
+
 class Counted(VectorWrapper):
     """Counts how often it was closed."""
 
@@ -116,6 +176,18 @@ def test_a_copy_of_lanes_opens_environments_of_its_own():
     other.close()
     assert lanes.of(4).closed == 0
     lanes.close()
+
+
+def test_a_forked_process_opens_environments_of_its_own_and_leaves_its_parents_alone(monkeypatch):
+    lanes = Lanes(CountedTasks(), 1)
+    of_parent = lanes.of(4)
+    monkeypatch.setattr("os.getpid", lambda: -1)  # as in a child
+    lanes.close()
+    assert of_parent.closed == 0
+    of_child = lanes.of(4)
+    assert of_child is not of_parent
+    lanes.close()
+    assert (of_parent.closed, of_child.closed) == (0, 1)
 
 
 def test_another_number_of_lanes_than_asked_for_is_refused():

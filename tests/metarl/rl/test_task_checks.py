@@ -203,7 +203,7 @@ DEFECTS = [
     (lanes_but(reset=just_once), "in a second round of episodes a reset fails: KeyError: 'again'"),
     (
         sound_but(
-            task_space={},
+            task_space={"goal": Box(-9.0, 9.0, (), np.float64)},
             sample_test=lambda self, n, rng: {"goal": rng.uniform(3, 4, n)},
             lanes=type("Near", (Lanes,), {"reset": near}),
         ),

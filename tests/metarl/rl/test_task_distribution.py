@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from gymnasium.spaces import Box, Discrete
 
-from metarl.rl.task_distribution import describe_array, describe_error, protocol_defects
+from metarl.rl.task_distribution import describe_array, describe_error, protocol_defects, record_defects
 from tests.probes import CorridorTasks
 
 
@@ -62,3 +62,29 @@ def test_descriptions_are_one_line():
     assert describe_array(np.zeros((2, 3), np.float32)) == "(2, 3) of float32"
     assert describe_array([1]) == "as a list"
     assert describe_error(ValueError("a\n  b")) == "ValueError: a b"
+
+
+def test_what_runs_record_is_named_where_it_is_missing():
+    assert record_defects(CorridorTasks(), 5) == []
+
+    class Bare:
+        sample = CorridorTasks.sample
+
+    [defect] = record_defects(Bare(), 5)
+    assert defect.startswith("the task distribution Bare has no name, dynamics, task_space; ")
+
+
+@pytest.mark.parametrize(
+    ("changes", "start"),
+    [
+        ({"name": 3}, "name = 3; allowed: a text"),
+        ({"dynamics": None}, "dynamics = None; allowed: a text"),
+        ({"task_space": [1]}, "task_space = [1]; allowed: a dict of a Box"),
+        ({"task_space": {"length": 3}}, "task_space = {'length': 3}; allowed: a dict of a Box"),
+        ({"task_space": {"size": Box(2, 8, ())}}, "task_space has parameters of shapes {'size': ()}, sampled tasks"),
+        ({"task_space": {"length": Box(2, 8, (1,))}}, "task_space has parameters of shapes {'length': (1,)}"),
+    ],
+)
+def test_what_runs_record_is_of_the_right_kind(changes, start):
+    [defect] = record_defects(corridors_but(**changes), 5)
+    assert defect.startswith(start)

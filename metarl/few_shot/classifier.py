@@ -11,6 +11,7 @@ from torch import Tensor
 from metarl.core.ambient import in_standard_modes
 from metarl.core.errors import NonFiniteError
 from metarl.core.parameters import Parameters, expand_over_tasks, require_alike
+from metarl.core.randomness import keyed_generator
 from metarl.core.validation import require
 from metarl.few_shot.embedding import EmbeddingMethod
 from metarl.few_shot.image_classes import require_channels_last
@@ -81,7 +82,9 @@ class ImageClassifier:
                 f"labels have {len(classes)} classes; allowed: at most {self.most_classes}, as the network was trained"
             )
         targets = torch.tensor([classes.index(name) for name in names])
-        order = targets.argsort(stable=True)  # as in training, images stand in the order of classes
+        order = targets.argsort(stable=True)  # as in training, images stand in the order of classes, or in a random one
+        if self._method.reads_in_order:
+            order = order[torch.from_numpy(keyed_generator(0, "classifier/order").permutation(len(order)))]
         support = Examples(inputs[order].unsqueeze(0), targets[order].unsqueeze(0))
         theta = self._theta
         state = self._method.states(theta, support, self.inner_steps)[-1]

@@ -27,7 +27,7 @@ from metarl.few_shot.learner import FewShotLearner
 from metarl.few_shot.quadratics import QUADRATIC, Quadratics
 from metarl.few_shot.unrolled_optimiser import UnrolledOptimiser
 
-PAPER = {"num_tasks": 128, "iterations": 10_000, "record_every": 10, "checkpoint_every": 100, "evaluate_every": 1_000}
+PAPER = {"num_tasks": 128, "iterations": 4_000, "record_every": 10, "checkpoint_every": 100, "evaluate_every": 1_000}
 # The step sizes of the usual optimisers: the best of 0.001, 0.003, 0.01, 0.03, 0.1 and 0.3 on validation functions.
 TUNED = {"sgd": 0.01, "momentum": 0.01, "rmsprop": 0.03, "adam": 0.1}
 

@@ -38,10 +38,10 @@ def draw_curves(evaluation: FewShotEvaluation) -> dict[str, Any]:
         axes.plot(x, query.targets[task, :, 0].cpu(), color="tab:red", label="truth")
         for (step, fit), style in zip(fits.items(), (":", "--", "-"), strict=False):
             axes.plot(x, fit[task], style, color="tab:green", label=f"{step} step{'s' * (step != 1)}")
-        axes.set(title=f"test curve {task}, K = {len(shown.support.targets[task])}")
+        axes.set_title(f"test curve {task}, K = {len(shown.support.targets[task])}", fontsize=9)
         points = (of[task, :, 0].cpu() for of in (shown.support.inputs, shown.support.targets))
         axes.plot(*points, "^", color="tab:purple", label="support")
-    all_axes[0].legend(fontsize=8)
+    figure.legend(*all_axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
     return {"curves": figure, **draw_masks(evaluation)}
 
 
@@ -53,7 +53,7 @@ def draw_masks(evaluation: FewShotEvaluation) -> dict[str, Any]:
     figure = Figure(figsize=(3.2 * len(found), 2.8), layout="constrained")
     panels = figure.subplots(1, len(found), squeeze=False, sharey=True)[0]
     for (layer, probability), axes in zip(found.items(), panels, strict=True):
-        ordered = probability.sort(descending=True).values.cpu()
+        ordered = probability.sort(descending=True).values.cpu().numpy()
         axes.bar(range(len(ordered)), ordered, width=1.0, color="tab:blue")
         axes.set(title=f"{layer}: {ordered.mean():.2f} on average", xlabel="unit", ylim=(0, 1))
     panels[0].set_ylabel("probability to move")

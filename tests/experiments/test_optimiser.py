@@ -46,4 +46,4 @@ def test_the_paper_recipe_and_the_tuned_optimisers():
     ],
 )
 def test_what_does_not_go_together_is_refused_in_one_line(words, line, capsys):
-    assert line in error_of(lambda: main(optimiser.EXPERIMENT, words), capsys)
+    assert line in error_of(capsys, main, optimiser.EXPERIMENT, words)

@@ -61,4 +61,4 @@ def test_recipes_and_settings():
     ],
 )
 def test_what_does_not_go_together_is_refused_in_one_line(words, line, places, capsys):
-    assert line in error_of(lambda: main(omniglot.EXPERIMENT, [*words, *places]), capsys)
+    assert line in error_of(capsys, main, omniglot.EXPERIMENT, [*words, *places])

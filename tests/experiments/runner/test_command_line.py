@@ -38,7 +38,7 @@ def call(*arguments):
             "--order first",
             "unknown argument --order; here it is --second-order or --no-second-order;",
             "--help lists all",
-        ),  # noqa: E501
+        ),
         ("--meta-lr=0.1", "unknown argument --meta-lr=0.1; here it is --outer-step-size", "--help lists all"),
         ("--num-tasks 0", "--num-tasks = 0; allowed:", "at least 1"),
         ("--episodes-per-task -2", "--episodes-per-task = -2; allowed:", "at least 1"),

@@ -42,8 +42,6 @@ class ImageClassifier:
         form: of the images that the method was trained on.
         inner_steps: that are taken to learn; without effect for methods that take none.
         most_classes: how many classes there may be; None for any number.
-        shuffled: whether labelled images are learned from in random order, and not in that of their classes; so it was
-            in training for methods that read them one after the other.
     """
 
     def __init__(
@@ -53,13 +51,12 @@ class ImageClassifier:
         form: "PictureForm",
         inner_steps: int = 0,
         most_classes: int | None = None,
-        shuffled: bool = False,
     ):
         require_alike("parameters", theta, method.meta_parameters())
         if isinstance(method, EmbeddingMethod) and method.batch_norm == "batch":
             method = replace(method, batch_norm="support")
         self._method, self._theta = method, expand_over_tasks(theta, 1)
-        self.form, self.inner_steps, self.most_classes, self.shuffled = form, inner_steps, most_classes, shuffled
+        self.form, self.inner_steps, self.most_classes = form, inner_steps, most_classes
         self.classes: tuple[Hashable, ...] = ()
         self._state: State = {}
 
@@ -85,8 +82,8 @@ class ImageClassifier:
                 f"labels have {len(classes)} classes; allowed: at most {self.most_classes}, as the network was trained"
             )
         targets = torch.tensor([classes.index(name) for name in names])
-        order = targets.argsort(stable=True)
-        if self.shuffled:
+        order = targets.argsort(stable=True)  # as in training, images stand in the order of classes, or in a random one
+        if self._method.reads_in_order:
             order = order[torch.from_numpy(keyed_generator(0, "classifier/order").permutation(len(order)))]
         support = Examples(inputs[order].unsqueeze(0), targets[order].unsqueeze(0))
         theta = self._theta

@@ -28,10 +28,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--best", action="store_true", help="the best iterate by return in training, not the last one")
     parser.add_argument("--output", type=Path, metavar="FILE", help="of the adapted policy (default: RUN/adapted.pt)")
     parser.add_argument("--script", type=Path, metavar="FILE", help=SCRIPT_HELP)
+    parser.add_argument("--threads", type=int, metavar="INT", help="threads of physics and mathematics")
     chosen = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
     with one_line_errors():
         checkpoint = "best.pt" if chosen.best else "checkpoint.pt"
-        experiment, settings, learner = open_run(chosen.run, checkpoint, script=chosen.script)
+        changes = {} if chosen.threads is None else {"threads": chosen.threads}
+        experiment, settings, learner = open_run(chosen.run, checkpoint, changes, script=chosen.script)
         if not isinstance(learner, metarl.Learner):
             raise SettingError(f"{experiment.name} has no tasks to act in; allowed: a reinforcement-learning run")
         tasks = read_task(chosen.task, learner.task_distribution)

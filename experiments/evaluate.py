@@ -64,25 +64,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _parser() -> OneLineParser:
     parser = OneLineParser("Evaluate a run on held-out tasks; what is not said is as in the run.")
     parser.add_argument("run", type=Path, metavar="RUN", help="directory of the run")
-    parser.add_argument("--steps", type=int, metavar="INT", help="gradient steps")
-    parser.add_argument("--tasks", type=int, metavar="INT", help="test tasks")
-    parser.add_argument("--episodes", type=int, metavar="INT", help="episodes per task and step")
-    parser.add_argument(
-        "--extra-step-scale", type=float, metavar="FLOAT", help="scale of the step size after the trained steps"
-    )
-    parser.add_argument("--shots", type=int, metavar="INT", help="few-shot: support examples of a class")
-    parser.add_argument(
-        "--statistics", metavar="STR", help="few-shot: statistics of batch norm on query data, batch or per-step"
-    )
-    parser.add_argument("--data", metavar="DIR", help="few-shot: folder of the images")
-    parser.add_argument("--cache", metavar="DIR", help="few-shot: folder of the prepared images")
-    parser.add_argument("--best", action="store_true", help="the best iterate, by the selection metric, not the last")
-    parser.add_argument(
-        "--video", type=int, nargs="*", metavar="TASK", help="film these test tasks before and after (default: 0 and 1)"
-    )
-    parser.add_argument("--threads", type=int, metavar="INT", help="threads of physics and mathematics")
-    parser.add_argument("--script", type=Path, metavar="FILE", help=SCRIPT_HELP)
-    parser.add_argument("--output", type=Path, metavar="DIR", help="where results go (default: a folder in the run)")
+    add = parser.add_argument_group("what is evaluated").add_argument
+    add("--best", action="store_true", help="the best iterate, by the selection metric, not the last")
+    add("--steps", type=int, metavar="INT", help="gradient steps")
+    add("--tasks", type=int, metavar="INT", help="test tasks")
+    add("--extra-step-scale", type=float, metavar="FLOAT", help="scale of the step size after the trained steps")
+    add = parser.add_argument_group("reinforcement learning").add_argument
+    add("--episodes", type=int, metavar="INT", help="episodes per task and step")
+    films = "film these test tasks before and after adaptation (default: 0 and 1); needs the extra video"
+    add("--video", type=int, nargs="*", metavar="TASK", help=films)
+    add = parser.add_argument_group("few-shot learning").add_argument
+    add("--shots", type=int, metavar="INT", help="support examples of a class")
+    of_what = "statistics of batch norm on query data: of these data, or per step of training tasks"
+    add("--statistics", metavar="{batch,per-step}", help=of_what)
+    add("--data", metavar="DIR", help="folder of the images")
+    add("--cache", metavar="DIR", help="folder of the prepared images")
+    add = parser.add_argument_group("files and machine").add_argument
+    add("--output", type=Path, metavar="DIR", help="where results go (default: a folder in the run)")
+    add("--script", type=Path, metavar="FILE", help=SCRIPT_HELP)
+    add("--threads", type=int, metavar="INT", help="threads of physics and mathematics")
     return parser
 
 

@@ -64,9 +64,10 @@ def draw_paths(evaluation: ReturnEvaluation) -> dict[str, Any]:
                 path = episodes.observations[task, episodes.valid[task, :, episode], episode].cpu()
                 axes.plot(path[:, 0], path[:, 1], color=color, linewidth=1, label=label if episode == 0 else None)
         axes.plot(*evaluation.tasks["goal"][task], marker="*", markersize=12, color="tab:red", label="goal")
-        axes.set(xlim=(-0.8, 0.8), ylim=(-0.8, 0.8), aspect="equal", title=f"test task {task}")
-    all_axes[0].legend(fontsize=8, loc="upper left")
-    figure.suptitle("paths in the plane, three episodes each")
+        axes.set(xlim=(-0.8, 0.8), ylim=(-0.8, 0.8), aspect="equal")
+        axes.set_title(f"test task {task}", fontsize=9)
+    figure.legend(*all_axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
+    figure.suptitle("paths in the plane, three episodes each", fontsize=10)
     return {"paths": figure}
 
 

@@ -19,19 +19,21 @@ Plain = TypeVar("Plain")
 
 _PATIENCE = 30.0  # seconds
 _GROUPS = ("run and records", "sampling", "inner loop", "outer loop", "policy", "environment", "evaluation", "machine")
-_OTHER_NAMES = {  # former names of ours, and those of other libraries
-    "--tasks": "--num-tasks",
-    "--episodes": "--episodes-per-task",
-    "--order": "--second-order or --no-second-order",
-    "--fomaml": "--no-second-order",
-    "--first-order": "--no-second-order",
-    "--later-factor": "--extra-step-scale",
-    "--product-fraction": "--hvp-sample-fraction",
-    "--num-steps": "--inner-steps",
-    "--fast-lr": "--inner-step-size",
-    "--inner-lr": "--inner-step-size",
-    "--lr": "--outer-step-size",
-    "--meta-lr": "--outer-step-size",
+_OTHER_NAMES = {  # former names of ours and those of other libraries: here those of these that a script has
+    "--tasks": ("--num-tasks",),
+    "--episodes": ("--episodes-per-task",),
+    "--order": ("--second-order", "--no-second-order"),
+    "--fomaml": ("--no-second-order",),
+    "--first-order": ("--no-second-order",),
+    "--later-factor": ("--extra-step-scale",),
+    "--product-fraction": ("--hvp-sample-fraction",),
+    "--num-steps": ("--inner-steps", "--steps"),
+    "--inner-steps": ("--steps",),
+    "--num-tasks": ("--tasks",),
+    "--fast-lr": ("--inner-step-size",),
+    "--inner-lr": ("--inner-step-size",),
+    "--lr": ("--outer-step-size", "--learning-rate"),
+    "--meta-lr": ("--outer-step-size", "--learning-rate"),
 }
 
 
@@ -111,9 +113,8 @@ class OneLineParser(argparse.ArgumentParser):
         if message.startswith("unrecognized arguments: "):
             unknown = message.removeprefix("unrecognized arguments: ").split()[0]
             flags = [flag for action in self._actions for flag in action.option_strings]
-            ours = _OTHER_NAMES.get(unknown.split("=")[0])
-            known = ours is not None and ours.split()[0] in flags
-            hint = f"; here it is {ours}" if known else nearest(unknown, flags)
+            ours = [flag for flag in _OTHER_NAMES.get(unknown.split("=")[0], ()) if flag in flags]
+            hint = f"; here it is {' or '.join(ours)}" if ours else nearest(unknown, flags)
             message = f"unknown argument {unknown}{hint}; --help lists all"
         leave(2, message, patient=local_rank() > 0)
 

@@ -38,10 +38,10 @@ def draw_curves(evaluation: FewShotEvaluation) -> dict[str, Any]:
         axes.plot(x, query.targets[task, :, 0].cpu(), color="tab:red", label="truth")
         for (step, fit), style in zip(fits.items(), (":", "--", "-"), strict=False):
             axes.plot(x, fit[task], style, color="tab:green", label=f"{step} step{'s' * (step != 1)}")
-        axes.set(title=f"test curve {task}, K = {len(shown.support.targets[task])}")
+        axes.set_title(f"test curve {task}, K = {len(shown.support.targets[task])}", fontsize=9)
         points = (of[task, :, 0].cpu() for of in (shown.support.inputs, shown.support.targets))
         axes.plot(*points, "^", color="tab:purple", label="support")
-    all_axes[0].legend(fontsize=8)
+    figure.legend(*all_axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
     return {"curves": figure, **draw_masks(evaluation)}
 
 

@@ -13,6 +13,8 @@ from metarl.core.evaluation import Evaluation, standard_error
 from metarl.experiments.runner.experiment import Experiment
 from metarl.runs import write_atomically
 
+_SIZE = (4.2, 3.0)  # inches; TensorBoard shows a picture about 320 pixels wide, and text has to be readable there
+
 
 def of_evaluation(experiment: Experiment, evaluation: Evaluation) -> dict[str, Figure]:
     """All pictures of an evaluation, by name: `adaptation`, and those that the experiment draws."""
@@ -21,13 +23,14 @@ def of_evaluation(experiment: Experiment, evaluation: Evaluation) -> dict[str, F
 
 def adaptation(evaluation: Evaluation) -> Figure:
     """The metric against gradient steps: the mean with its standard error, over the tasks one by one."""
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    figure = Figure(figsize=_SIZE, layout="constrained")
     axes = figure.subplots()
     steps = range(len(evaluation.mean))
     axes.plot(steps, evaluation.per_task, color="0.85", linewidth=0.8, zorder=1)
     axes.errorbar(steps, evaluation.mean, evaluation.standard_error, marker="o", capsize=3, zorder=2)
     axes.set(xlabel="gradient steps", ylabel=evaluation.metric, xticks=list(steps))
-    axes.set_title(f"mean ± standard error over {evaluation.per_task.shape[1]} held-out tasks (grey: each task)")
+    count = evaluation.per_task.shape[1]
+    axes.set_title(f"mean ± standard error, {count} held-out tasks (grey: each)", fontsize=9)
     return figure
 
 
@@ -39,7 +42,7 @@ def panels(count: int) -> tuple[Figure, list[Axes]]:
     """
     count = min(4, count)
     rows = -(-count // 2)
-    figure = Figure(figsize=(6, 0.4 + 2.9 * rows), layout="constrained")
+    figure = Figure(figsize=(_SIZE[0], 0.6 + 1.9 * rows), layout="constrained")
     all_axes = list(figure.subplots(rows, 2, squeeze=False, sharex=True, sharey=True).flat)
     for unused in all_axes[count:]:
         unused.set_axis_off()

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from metarl.core.evaluation import Evaluation
 from metarl.experiments.runner import plots
 from metarl.experiments.runner.experiment import Experiment
-from metarl.experiments.runner.flat_settings import to_flat
+from metarl.experiments.runner.flat_settings import flat_settings, to_flat
 from metarl.experiments.runner.settings import Settings
 from metarl.experiments.runner.start import BEST, CHECKPOINT, ActiveRun
 
@@ -111,7 +111,8 @@ def add_test_evaluation(
     with _writer(folder, iteration) as writer:
         _draw(experiment, evaluation, writer, iteration, "test")
         # run_name: the events go into the folder itself; the metrics become scalars, too
-        hyper_parameters = {name: _hyper_parameter(value) for name, value in to_flat(settings).items()}
+        known, values = flat_settings(experiment.settings), to_flat(settings)
+        hyper_parameters = {n: _hyper_parameter(v) for n, v in values.items() if known[n].part != "machine"}
         writer.add_hparams(hyper_parameters, metrics, run_name=".", global_step=iteration)
 
 

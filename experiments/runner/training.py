@@ -91,7 +91,7 @@ def evaluate_run(experiment: Experiment, settings: Any, learner: Any, folder: Pa
     record = {"experiment": experiment.name, **experiment.record(settings, learner), **evaluation.to_json()}
     plots.save_json(folder / "evaluation.json", record)
     for name, figure in plots.of_evaluation(experiment, evaluation).items():
-        figure.savefig(folder / f"{name}.png", dpi=120)
+        figure.savefig(folder / f"{name}.png", dpi=160)
     add_test_evaluation(experiment, settings, evaluation, folder, learner.iteration)
     return evaluation
 

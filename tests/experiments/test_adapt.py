@@ -5,6 +5,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
 import metarl
 from metarl.experiments import adapt, evaluate, open_run, sine
@@ -31,6 +32,12 @@ def test_it_prints_returns_and_saves_what_the_learner_adapts_to(run, tmp_path, c
     loaded, agent = metarl.Agent.load(tmp_path / "agent.pt"), learner.agent(adaptation_steps[-1])
     assert all(np.array_equal(loaded(x), agent(x)) for x in np.random.default_rng(0).normal(size=(9, 2)))
     assert not np.array_equal(learner.agent(adaptation_steps[0])(np.ones(2)), agent(np.ones(2)))
+
+
+def test_it_uses_as_many_threads_as_it_is_told(run, tmp_path, capsys, restored_threads):
+    torch.set_num_threads(2)
+    adapt.main([str(run), "--task", '{"goal": [0.3, -0.2]}', "--threads", "1", "--output", str(tmp_path / "agent.pt")])
+    assert torch.get_num_threads() == 1
 
 
 def test_three_lines_act_without_environment_or_run(run, tmp_path, capsys):

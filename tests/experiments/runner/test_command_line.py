@@ -34,7 +34,11 @@ def call(*arguments):
     [
         ("--iteratoins 3", "unknown argument --iteratoins; the nearest is --iterations", "--help lists all"),
         ("--tasks 3", "unknown argument --tasks; here it is --num-tasks", "--help lists all"),
-        ("--order first", "unknown argument --order; here it is --second-order", "--help lists all"),
+        (
+            "--order first",
+            "unknown argument --order; here it is --second-order or --no-second-order;",
+            "--help lists all",
+        ),
         ("--meta-lr=0.1", "unknown argument --meta-lr=0.1; here it is --outer-step-size", "--help lists all"),
         ("--num-tasks 0", "--num-tasks = 0; allowed:", "at least 1"),
         ("--episodes-per-task -2", "--episodes-per-task = -2; allowed:", "at least 1"),
@@ -130,6 +134,22 @@ except SystemExit:
 """
     printed = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True)
     assert printed.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(
+    ("script", "peer", "ours"),
+    [
+        ("navigation_2d", "--lr", "--outer-step-size"),
+        ("navigation_2d", "--fast-lr", "--inner-step-size"),
+        ("navigation_2d", "--num-steps", "--inner-steps"),
+        ("navigation_2d", "--fomaml", "--no-second-order"),
+        ("sine", "--meta-lr", "--learning-rate"),
+        ("sine", "--fomaml", "--no-second-order"),
+    ],
+)
+def test_names_of_other_libraries_lead_to_ours(script, peer, ours, capsys):
+    line = error_of(capsys, read, find_experiment(script), [peer, "1"])
+    assert line == f"error: unknown argument {peer}; here it is {ours}; --help lists all"
 
 
 def test_flags_become_typed_values():

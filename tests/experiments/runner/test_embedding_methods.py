@@ -91,7 +91,7 @@ def test_recipes_have_the_published_settings():
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["--method", "prototypical", "--training-ways", "9"], "9 ways of 3 train classes"),
+        (["--method", "prototypical", "--training-ways", "9", "--queries", "1"], "9 ways of 3 train classes"),
         (["--method", "siamese"], "pairs = 128; allowed: at most the 3 training classes"),
         (["--method", "prototypical", "--evaluation-statistics", "per-step"], "--evaluation-statistics = per-step"),
         (["--method", "prototypical", "--inner-steps", "2"], "--inner-steps has no effect with --method prototypical"),

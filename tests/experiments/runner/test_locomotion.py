@@ -104,6 +104,8 @@ def test_videos_before_and_after(run, tmp_path, capsys):
 
 
 def test_no_renderer_gets_one_line_and_everything_else(run, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("imageio_ffmpeg", reason="needs the extra 'video'")
+
     def fail(batch, lane):
         raise RuntimeError("no renderer (why)")
 

@@ -82,7 +82,7 @@ def test_lambda_one_is_the_return_minus_the_value():
 @pytest.mark.parametrize("terminated", [False, True])
 @pytest.mark.parametrize("baseline", BASELINES)
 def test_batched_and_padded_equals_one_ragged_episode_at_a_time(bootstrap, terminated, baseline):
-    episodes = ragged_episodes([[7, 3, 5], [4, 7, 6]], observations=3, terminated=terminated)
+    episodes = ragged_episodes([[7, 3, 5], [4, 7, 1]], observations=3, terminated=terminated)
     advantages, _, _ = estimate_advantages(episodes, 0.95, 0.8, bootstrap, baseline)
     for task in range(2):
         slow = slow_advantages(episodes, task, 0.95, 0.8, bootstrap, baseline)

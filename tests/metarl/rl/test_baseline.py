@@ -24,6 +24,12 @@ def test_ridge_rises_where_the_normal_equations_cannot_be_solved():
     torch.testing.assert_close(features[0] @ found[0], targets[0], rtol=1e-3, atol=0)
 
 
+def test_the_ridge_rises_five_times():
+    features = torch.full((1, 1, 2), 4e15**0.5, dtype=torch.float64)  # singular in float64 below a ridge of 1
+    found = fit_linear_baseline(features, features[..., 0], torch.ones(1, 1, dtype=torch.bool))
+    torch.testing.assert_close(found.sum(), torch.tensor(1.0, dtype=torch.float64), rtol=1e-3, atol=0)
+
+
 def test_a_hopeless_fit_names_the_task():
     features = torch.ones(2, 4, 2, dtype=torch.float64)
     features[1, 0, 0] = np.nan

@@ -19,6 +19,8 @@ html_title = f"metarl {release}"
 html_theme = "furo"
 html_show_copyright = False
 html_show_sourcelink = False
+html_static_path = ["_static"]
+html_css_files = ["tables.css"]
 html_copy_source = False
 html_theme_options = {"light_css_variables": {"code-font-size": "80%"}, "dark_css_variables": {"code-font-size": "80%"}}
 
@@ -116,7 +118,8 @@ def _skip_defaults(app: Any, what: str, name: str, item: Any, skip: bool, option
 def _link_to_pages(app: Any, docname: str, source: list[str]) -> None:
     """Point links to Markdown files outside of this folder to the pages that include them."""
     for path, page in _INCLUDED.items():
-        source[0] = source[0].replace(f"](../{path}", f"](/{page}")
+        for up in ("../", "../../"):
+            source[0] = source[0].replace(f"]({up}{path}", f"](/{page}")
 
 
 def setup(app: Any) -> None:

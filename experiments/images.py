@@ -3,7 +3,7 @@
 The folder holds a folder per class, or `train/`, `validation/` and `test/` with a folder per class each.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from torch import nn
@@ -19,6 +19,7 @@ from metarl.experiments.runner.few_shot_images import (
     pooled_network,
     training_episodes,
 )
+from metarl.experiments.runner.memory_methods import Statistician
 from metarl.experiments.runner.recipes import RECOMMENDED, Recipe
 from metarl.experiments.runner.settings import part, same_as
 from metarl.experiments.runner.training import main
@@ -26,6 +27,7 @@ from metarl.few_shot.criteria import CLASSIFICATION
 from metarl.few_shot.embedding import EmbeddingMethod
 from metarl.few_shot.image_folders import SplitRule, own_images
 from metarl.few_shot.learner import FewShotLearner
+from metarl.few_shot.method import Method
 from metarl.few_shot.pictures import PictureForm
 from metarl.few_shot.tasks import ImageEpisodes
 
@@ -79,6 +81,20 @@ class OwnPairs(Pairs):
 
 
 @dataclass(frozen=True)
+class OwnSets(Statistician):
+    """The neural statistician, trained on as many sets as there are classes."""
+
+    sets: int | None = same_as(  # type: ignore[assignment]
+        Statistician, "sets", default=None, source="", help="sets of a training task; none for one of each class"
+    )
+
+    def build(self, module: nn.Module, training: ImageEpisodes) -> Method:
+        """As of any of them."""
+        own = {field.name: getattr(self, field.name) for field in fields(Statistician)}
+        return Statistician(**{**own, "sets": self.sets or len(training.images["train"])}).build(module, training)
+
+
+@dataclass(frozen=True)
 class Convolutions:
     """Four convolutions with pooling."""
 
@@ -112,7 +128,9 @@ class OwnFiles(ImageFiles):
 class OwnSettings(ImageSettings):
     """The settings of a run on pictures of one's own."""
 
-    method: Any = image_methods(prototypical=OwnPrototypes, siamese=OwnPairs, **{"r2-d2": OwnRidge})
+    method: Any = image_methods(
+        prototypical=OwnPrototypes, siamese=OwnPairs, **{"r2-d2": OwnRidge, "neural-statistician": OwnSets}
+    )
     network: Convolutions = part(Convolutions, "network")
     files: OwnFiles = part(OwnFiles, "data")
 

@@ -28,8 +28,8 @@ from metarl.few_shot.quadratics import QUADRATIC, Quadratics
 from metarl.few_shot.unrolled_optimiser import UnrolledOptimiser
 
 PAPER = {"num_tasks": 128, "iterations": 4_000, "record_every": 10, "checkpoint_every": 100, "evaluate_every": 1_000}
-# The step sizes of the usual optimisers: the best of 0.001, 0.003, 0.01, 0.03, 0.1 and 0.3 on validation functions.
-TUNED = {"sgd": 0.01, "momentum": 0.01, "rmsprop": 0.03, "adam": 0.1}
+# Of 0.001, 0.003, ... 0.3 and 1 these are the best on 128 validation functions, by f after 100 steps.
+TUNED = {"sgd": 0.01, "momentum": 0.01, "rmsprop": 0.03, "adam": 0.3}
 
 
 @dataclass(frozen=True)

@@ -35,10 +35,9 @@ def classifier_of(run: Path | str, best: bool = False, inner_steps: int | None =
         learned = migration.checkpoint(state)["learner"]
         method = _method(experiment, settings, learned["theta"])
         restore_constants(method.module, learned.get("constants"))
-        takes_any = settings.all_classes or (settings.embeds and not settings.method.shuffled)
-        most = None if takes_any else settings.episodes.ways
-        form, iteration = experiment.form(settings), int(learned["iteration"])
-        return ImageClassifier(method, learned["theta"], form, iteration, steps, most)
+        takes_any = settings.all_classes or (settings.embeds and not settings.method.fixed_ways)
+        most, trained = None if takes_any else settings.episodes.ways, method.at(int(learned["iteration"]))
+        return ImageClassifier(trained, learned["theta"], experiment.form(settings), steps, most)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise RunError(f"{directory / checkpoint} does not fit the settings of the run: {error}") from error
 

@@ -29,6 +29,7 @@ class Embedded:
     inner_steps: ClassVar[int] = 0
     maps: ClassVar[bool] = False  # whether images are embedded as maps
     shuffled: ClassVar[bool] = False  # whether support images are in random order
+    fixed_ways: ClassVar[bool] = False  # whether tasks have no more classes than those of training
     batched: ClassVar[bool] = False  # whether an iteration learns from several tasks
     batch_norm: ClassVar[str] = "none"
 

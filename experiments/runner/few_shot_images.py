@@ -176,7 +176,8 @@ class ImageExperiment(FewShotExperiment):
 def training_episodes(settings: ImageSettings, images: ImagesBySplit, device: str) -> ImageEpisodes:
     """Training tasks, of images per split that go to a device."""
     on_device = {split: of.to(device) for split, of in images.items()}
-    return _episodes(settings, on_device, settings.episodes.shots, settings.episodes.training_queries, "--shots")
+    queries = 1 if "queries" in settings.without_effect else settings.episodes.training_queries
+    return _episodes(settings, on_device, settings.episodes.shots, queries, "--shots")
 
 
 def evaluation_episodes(settings: ImageSettings, training: Any) -> ImageEpisodes:

@@ -26,6 +26,7 @@ class Recurrent(Embedded):
     """An LSTM that reads images and the labels before them: the baseline of MANN."""
 
     shuffled: ClassVar[bool] = True
+    fixed_ways: ClassVar[bool] = True
     batched: ClassVar[bool] = True
 
     hidden_size: int = setting(200, "units of the LSTM", at_least=1, source="paper")
@@ -67,6 +68,8 @@ class SequenceOfEmbeddings(Convolved):
 @dataclass(frozen=True)
 class Attentive(SequenceOfEmbeddings):
     """SNAIL, for tasks of the ways and shots of training."""
+
+    fixed_ways: ClassVar[bool] = True
 
     def build(self, module: nn.Module, training: ImageEpisodes) -> Method:
         """As of any of them."""
@@ -117,6 +120,7 @@ class FastWeights(Embedded):
     """Meta networks."""
 
     shuffled: ClassVar[bool] = True
+    fixed_ways: ClassVar[bool] = True
     batched: ClassVar[bool] = True
 
     fast_filters: int = setting(32, "filters of each convolution", at_least=1)

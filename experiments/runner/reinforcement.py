@@ -185,7 +185,7 @@ class ReinforcementExperiment(Experiment):
 
         return ObservedTasks(distribution)
 
-    def _build_policy(self, settings: ReinforcementSettings, distribution: TaskDistribution) -> nn.Module:
+    def _build_policy(self, settings: ReinforcementSettings, distribution: Any) -> nn.Module:
         """The policy, which for cavia reads a context vector beside the observation."""
         observations, actions = distribution.observation_space, distribution.action_space
         if not isinstance(settings.rule, CAVIA):

@@ -2,7 +2,7 @@
 
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -11,13 +11,16 @@ from torch import Tensor
 from metarl.core.ambient import in_standard_modes
 from metarl.core.errors import NonFiniteError
 from metarl.core.parameters import Parameters, expand_over_tasks, require_alike
+from metarl.core.randomness import keyed_generator
 from metarl.core.validation import require
 from metarl.few_shot.embedding import EmbeddingMethod
 from metarl.few_shot.image_classes import require_channels_last
 from metarl.few_shot.method import Method, State
 from metarl.few_shot.normalisation import batch_norms, batch_statistics
-from metarl.few_shot.pictures import PictureForm
 from metarl.few_shot.tasks import Examples
+
+if TYPE_CHECKING:
+    from metarl.few_shot.pictures import PictureForm  # which imports Pillow
 
 _TOGETHER = 256  # images that are predicted at a time
 
@@ -34,10 +37,9 @@ class ImageClassifier:
     where the method normalises by the batch at hand, it takes the statistics of the labelled images instead.
 
     Args:
-        method: with its module; it must not be used elsewhere.
+        method: with its module, as it is after training; it must not be used elsewhere.
         theta: meta-parameters, without an axis of tasks.
         form: of the images that the method was trained on.
-        iteration: meta-iterations that led to theta.
         inner_steps: that are taken to learn; without effect for methods that take none.
         most_classes: how many classes there may be; None for any number.
     """
@@ -46,15 +48,14 @@ class ImageClassifier:
         self,
         method: Method,
         theta: Parameters,
-        form: PictureForm,
-        iteration: int = 0,
+        form: "PictureForm",
         inner_steps: int = 0,
         most_classes: int | None = None,
     ):
         require_alike("parameters", theta, method.meta_parameters())
         if isinstance(method, EmbeddingMethod) and method.batch_norm == "batch":
             method = replace(method, batch_norm="support")
-        self._method, self._theta = method.at(iteration), expand_over_tasks(theta, 1)
+        self._method, self._theta = method, expand_over_tasks(theta, 1)
         self.form, self.inner_steps, self.most_classes = form, inner_steps, most_classes
         self.classes: tuple[Hashable, ...] = ()
         self._state: State = {}
@@ -81,7 +82,9 @@ class ImageClassifier:
                 f"labels have {len(classes)} classes; allowed: at most {self.most_classes}, as the network was trained"
             )
         targets = torch.tensor([classes.index(name) for name in names])
-        order = targets.argsort(stable=True)  # as in training, images stand in the order of classes
+        order = targets.argsort(stable=True)  # as in training, images stand in the order of classes, or in a random one
+        if self._method.reads_in_order:
+            order = order[torch.from_numpy(keyed_generator(0, "classifier/order").permutation(len(order)))]
         support = Examples(inputs[order].unsqueeze(0), targets[order].unsqueeze(0))
         theta = self._theta
         state = self._method.states(theta, support, self.inner_steps)[-1]

@@ -76,18 +76,20 @@ ImagesBySplit = Mapping[str, Tensor | ImageClasses]
 def classes_of(images: ImagesBySplit) -> dict[str, ImageClasses]:
     """Return the classes of each split; ValueError unless all splits hold uint8 images (H, W, C) of one size."""
     if not isinstance(images, Mapping) or not images:
-        given = "{}" if isinstance(images, Mapping) else f"a {type(images).__name__}"
-        raise ValueError(f"images = {given}; allowed: a dict with a tensor of images for at least one split")
+        found = "{}" if isinstance(images, Mapping) else f"a {type(images).__name__}"
+        raise ValueError(f"images = {found}; allowed: a dict with a tensor of images for at least one split")
     sizes = {}
     for split, given in images.items():
         if not isinstance(given, Tensor | ImageClasses):
             raise ValueError(
                 f"{split} images are a {type(given).__name__}; allowed: a tensor, such as torch.from_numpy makes"
             )
-        tensor, axes = (given, "class, example, H, W, C") if isinstance(given, Tensor) else (given.images, "H, W, C")
-        if tensor.dtype != torch.uint8 or tensor.ndim != (5 if isinstance(given, Tensor) else 4):
+        wanted, tensor = (5, given) if isinstance(given, Tensor) else (4, given.images)
+        if tensor.dtype != torch.uint8 or tensor.ndim != wanted:
+            axes = "class, example, H, W, C" if wanted == 5 else "example, H, W, C"
             raise ValueError(
-                f"{split} images are {tensor.dtype} with {tensor.ndim} axes; allowed: torch.uint8 with 5 ({axes})"
+                f"{split} images are {tensor.dtype} with {tensor.ndim} axes; "
+                f"allowed: torch.uint8 with {wanted} ({axes})"
             )
         require_channels_last(f"{split} images", tensor.shape)
         sizes[split] = tuple(tensor.shape[-3:])

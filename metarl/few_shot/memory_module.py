@@ -54,6 +54,11 @@ class MemoryModule(EmbeddingMethod):
         """Factor of cosines in the probabilities, as in the paper's code."""
         return max(1.0, math.log(0.2 * self.slots) / self.margin)
 
+    @property
+    def reads_in_order(self) -> bool:
+        """True: from first to last."""
+        return True
+
     def training_tasks(self, task_distribution: FewShotDistribution) -> FewShotDistribution:
         """Return the distribution; ValueError if its support images are in the order of classes."""
         require(self.training_ways is None, "training_ways", self.training_ways, "None")

@@ -15,6 +15,7 @@ from metarl.core.parallel import own_copy
 from metarl.core.parameters import Parameters, parameters_of
 from metarl.core.validation import require
 from metarl.few_shot.convolution import Convolution
+from metarl.few_shot.learned_optimisers import log_and_sign
 from metarl.few_shot.matching import cosines
 from metarl.few_shot.method import SharedMethod, State, first_rows
 from metarl.few_shot.sequences import require_shuffled
@@ -54,6 +55,11 @@ class MetaNetworks(SharedMethod):
         """Return the slow weights of both networks, and the parameters of the learners of fast ones."""
         parts = {"": self.module, "key.": self.key, "learners.": self.learners}
         return {f"{prefix}{name}": value for prefix, of in parts.items() for name, value in parameters_of(of).items()}
+
+    @property
+    def reads_in_order(self) -> bool:
+        """True: from first to last."""
+        return True
 
     def training_tasks(self, task_distribution: FewShotDistribution) -> FewShotDistribution:
         """Return the distribution; ValueError if its support images are in the order of classes."""
@@ -217,11 +223,3 @@ class WeightLearners(nn.Module):
             require(memory is not None, "steps", 0, "at least 1")
             found[name] = self.heads[kind](memory[0]).view(of.shape[1:])  # type: ignore[index]
         return found
-
-
-def log_and_sign(values: Tensor, scale: float) -> Tensor:
-    """Return (log |v| / p, sign v), or (-1, e^p v) where |v| < e^-p, on a new last axis (Andrychowicz et al. 2016)."""
-    size, least = values.abs(), float(torch.tensor(-scale).exp())
-    large = size >= least
-    first = torch.where(large, size.clamp(min=least).log() / scale, -1.0)
-    return torch.stack([first, torch.where(large, values.sign(), values / least)], dim=-1)

@@ -102,6 +102,11 @@ class Method(ABC):
         return False
 
     @property
+    def reads_in_order(self) -> bool:
+        """Whether support examples are read one after the other, in an order that must be random."""
+        return False
+
+    @property
     def averages(self) -> Parameters:
         """Initial values of what in theta is a running average, by name; the outer loop does not learn it.
 

@@ -97,12 +97,17 @@ def observed(module: nn.Module) -> Iterator[dict[str, list[Moments]]]:
 
 @torch.no_grad()
 def batch_statistics(module: nn.Module, calls: Iterable[Callable[[], object]]) -> dict[str, Tensor]:
-    """Mean and variance that a module's batch norms see in some calls, averaged, by the names of their buffers."""
+    """Mean and variance that a module's batch norms see in some calls, averaged, by the names of their buffers.
+
+    Batch norms that are not called have none.
+    """
     with observed(module) as seen:
         for call in calls:
             call()
     found = {}
     for name, moments in seen.items():
+        if not moments:
+            continue
         found[f"{name}.mean"] = torch.stack([of.mean for of in moments]).mean(dim=0)
         found[f"{name}.variance"] = torch.stack([of.unbiased for of in moments]).mean(dim=0)
     return found

@@ -56,7 +56,7 @@ class PictureForm:
         """Return a picture as (H, W, C) uint8."""
         converted = picture.convert("L" if self.channels == 1 else "RGB")
         resized = converted.resize((self.width, self.height), Image.Resampling.LANCZOS)
-        array = np.asarray(resized).reshape(self.shape)
+        array = np.atleast_3d(np.asarray(resized))
         return 255 - array if self.inverted else array
 
     def of_array(self, array: np.ndarray) -> np.ndarray:
@@ -168,7 +168,7 @@ def _faithful(image: Image.Image, name: str) -> Image.Image:
     count = getattr(image, "n_frames", 1)
     if count > 1 and image.format != "MPO":
         raise RunError(f"{name} holds {count} pictures; allowed: one, no animation")
-    raw = [str(tile[3]) for tile in image.tile]  # how Pillow reads the numbers in the file
+    raw = [str(tile[3]) for tile in getattr(image, "tile", ())]  # how Pillow reads the numbers in the file
     if image.mode == "RGB" and "transparency" in image.info and any("16" in of for of in raw):
         raise RunError(f"{name} has 16 bits and a transparent colour; allowed: an alpha channel, or 8 bits")
     sixteen = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")

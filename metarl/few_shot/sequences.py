@@ -73,6 +73,11 @@ class SequenceClassifier(SharedMethod):
         """Classes of a task."""
         return int(self.module.ways)  # type: ignore[arg-type]
 
+    @property
+    def reads_in_order(self) -> bool:
+        """True: from first to last."""
+        return True
+
     def tasks_per_chunk(self, support: Examples) -> int:
         """Return the number of all tasks, as every position is a step of its own, however few tasks take it."""
         return len(support.targets)

@@ -35,6 +35,11 @@ class SNAIL(EmbeddingMethod):
         """The embedding, and the network of tokens."""
         return {"": self.module, "network.": self.network}
 
+    @property
+    def reads_in_order(self) -> bool:
+        """True: from first to last."""
+        return True
+
     def training_tasks(self, task_distribution: FewShotDistribution) -> FewShotDistribution:
         """Return the distribution; ValueError if its support images are in the order of classes."""
         require(self.training_ways is None, "training_ways", self.training_ways, "None, as the classes are fixed")
@@ -42,11 +47,10 @@ class SNAIL(EmbeddingMethod):
 
     def learn(self, theta: Parameters, features: Tensor, members: Tensor) -> State:
         """Return the tokens of the support (M, N, F + ways)."""
-        ways = members.shape[2]
-        require(
-            ways == self.network.ways, "classes of a task", ways, f"{self.network.ways}, as the network has outputs"
-        )
-        return {"tokens": torch.cat([features.flatten(2), members.to(features.dtype)], dim=2)}
+        ways, most = members.shape[2], int(self.network.ways)  # type: ignore[arg-type]
+        require(ways <= most, "classes of a task", ways, f"at most {most}, as the network has outputs")
+        labels = F.pad(members.to(features.dtype), (0, most - ways))
+        return {"tokens": torch.cat([features.flatten(2), labels], dim=2)}
 
     def compare(self, theta: Parameters, state: State, features: Tensor) -> Tensor:
         """Return log-probabilities (M, Q, ways)."""

@@ -105,7 +105,7 @@ class Agent:
             raise RunError(f"{path} holds no agent; allowed: what Agent.save or experiments/adapt.py wrote")
         try:
             space, shape = _space_from_data(state.get("action_space")), _shape_from_data(state.get("observation_shape"))
-            parameters = state.get("parameters")
+            parameters: Any = state.get("parameters")
             require(isinstance(parameters, dict), "parameters", parameters, "a dict of tensors")
         except ValueError as error:
             raise RunError(f"{path}: {error}") from error

@@ -90,7 +90,7 @@ class Rollout:
         for place in rounds(*lanes, envs.num_envs):
             # an episode begins in every lane
             own = {name: values[place[0]] for name, values in tasks.items()}
-            raw, _ = envs.reset(seed=seeds[place].flatten().tolist(), options={"tasks": own})
+            raw, _ = envs.reset(seed=seeds[place].flatten().tolist(), options={"tasks": own})  # type: ignore[arg-type]
             record.begin(place, raw)
             forward = forward or self._forward(parameters, record.seen)
             time_steps = max(time_steps, self._play(envs, forward, record, noise, key))

@@ -51,13 +51,16 @@ def test_a_vector_environment_without_a_limit_ends_at_the_horizon(mode, horizon)
     def make_batch(num_envs):
         return SyncVectorEnv([CartPoleEnv] * num_envs, autoreset_mode=mode)
 
+    def draw_length(count, rng):
+        return {"length": draw_cart_pole(count, rng)["length"]}
+
     def set_tasks(batch, tasks):
         batch.set_attr("length", tasks["length"].tolist())
 
-    distribution = envs.VectorTasks(make_batch, draw_cart_pole, set_tasks, horizon)
+    distribution = envs.VectorTasks(make_batch, draw_length, set_tasks, horizon)
     assert check(distribution) == []
     batch = distribution.make(6)
-    observations, _ = batch.reset(seed=list(range(6)), options={"tasks": draw_cart_pole(3, np.random.default_rng(0))})
+    observations, _ = batch.reset(seed=list(range(6)), options={"tasks": draw_length(3, np.random.default_rng(0))})
     ended = np.zeros(6, bool)
     for step in range(horizon):
         assert step == 0 or not ended.all()

@@ -101,10 +101,12 @@ def words_of(name):
     """Flags of a tiny run with a method, which has one iteration."""
     words = [*TINY, "--method", name, *OPTIONS.get(name, []), "--iterations", "1", "--evaluate-every", "0"]
     words += ["--num-tasks", "2"] if name in ("maml", "classifier", "maml++", "mann", "snail") else []
-    return words + (["--queries", "1"] if name not in ("siamese", "simple-shot") else [])
+    return words + (["--queries", "1"] if name not in ("siamese", "simple-shot", "neural-statistician") else [])
 
 
-@pytest.mark.parametrize("name", ["maml", "classifier", "maml++", "mann", "snail", *EMBEDDING_METHODS])
+@pytest.mark.parametrize(
+    "name", ["maml", "classifier", "maml++", "mann", "snail", "neural-statistician", *EMBEDDING_METHODS]
+)
 def test_every_method_trains(name, places, tmp_path):
     main(images.EXPERIMENT, [*words_of(name), *places, "--run-dir", str(tmp_path / "run")], evaluated=False)
     assert all(torch.isfinite(value).all() for value in parameters(tmp_path / "run").values())

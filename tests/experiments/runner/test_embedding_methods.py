@@ -91,7 +91,7 @@ def test_recipes_have_the_published_settings():
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["--method", "prototypical", "--training-ways", "9"], "9 ways of 3 train classes"),
+        (["--method", "prototypical", "--training-ways", "9", "--queries", "1"], "9 ways of 3 train classes"),
         (["--method", "siamese"], "pairs = 128; allowed: at most the 3 training classes"),
         (["--method", "prototypical", "--evaluation-statistics", "per-step"], "--evaluation-statistics = per-step"),
         (["--method", "prototypical", "--inner-steps", "2"], "--inner-steps has no effect with --method prototypical"),
@@ -100,10 +100,12 @@ def test_recipes_have_the_published_settings():
             "--batch-norm = 'eval'; allowed: running, support, batch",
         ),
         (["--method", "protypical"], "the nearest is prototypical"),
+        (["--method", "prototypical", "--num-tasks", "3"], "--num-tasks has no effect with --method prototypical"),
     ],
 )
 def test_what_cannot_be_gets_one_line_before_training(places, tmp_path, capsys, words, line):
-    arguments = [*TINY, *places, *words, "--run-dir", str(tmp_path / "run")]
+    queries = [] if "siamese" in words else ["--queries", "1"]
+    arguments = [*TINY, *queries, *places, *words, "--run-dir", str(tmp_path / "run")]
     assert line in error_of(capsys, main, mini_imagenet.EXPERIMENT, arguments)
     assert not (tmp_path / "run").exists()
 
@@ -121,6 +123,12 @@ def test_results_say_their_characters_and_whether_they_are_transductive(changes,
     settings = omniglot.EXPERIMENT.configure(**changes, split="vinyals")
     found = omniglot.EXPERIMENT.record(settings, SimpleNamespace(iteration=3))
     assert (found["transductive"], found["characters"], found["iteration"]) == (transductive, "vinyals", 3)
+
+
+def test_linear_layers_have_no_stride():
+    with pytest.raises(SettingError, match="--strided has no effect with --network mlp"):
+        omniglot.EXPERIMENT.configure(method="prototypical", network="mlp", strided=True)
+    assert omniglot.EXPERIMENT.configure(method="prototypical", strided=True).method.strided
 
 
 def test_relations_need_maps():

@@ -161,12 +161,13 @@ def test_an_experiment_of_a_notebook_is_found_where_it_is_and_needs_a_script_els
     assert experiment_of_config(config, tmp_path) is experiment
 
 
-def test_a_module_of_a_package_is_imported_as_one(tmp_path):
-    (tmp_path / "mine").mkdir()
+@pytest.mark.parametrize("file", ["mine/plane.py", "mine/plane/__init__.py"])
+def test_a_module_of_a_package_is_imported_as_one(tmp_path, file):
     written(tmp_path / "mine", "", "__init__.py")
     written(tmp_path / "mine", "NAME = 'plane'\n", "names.py")
-    written(tmp_path / "mine", "from .names import NAME\n" + SCRIPT.replace('"plane"', "NAME"))
-    entry = {"path": str(tmp_path / "mine/plane.py"), "relative": "plane.py", "module": "mine.plane"}
+    script = tmp_path / file
+    written(script.parent, "from mine.names import NAME\n" + SCRIPT.replace('"plane"', "NAME"), script.name)
+    entry = {"path": str(script), "relative": file, "module": "mine.plane"}
     experiment = experiment_of_config({"experiment": "plane", "script": entry}, tmp_path)
     assert sys.modules["mine.plane"].EXPERIMENT is experiment
-    assert entry_of(experiment, tmp_path)["script"] == {**entry, "relative": "mine/plane.py"}
+    assert entry_of(experiment, tmp_path)["script"] == entry

@@ -167,6 +167,13 @@ def test_the_best_iterate_can_be_evaluated_in_another_way(run, tmp_path):
     assert "return/step_2" not in best
 
 
+def test_of_equally_good_iterates_the_first_is_the_best(tmp_path, monkeypatch):
+    monkeypatch.setattr(ReinforcementExperiment, "selection_metric", lambda self, settings, metrics: 7.0)
+    train("--iterations", 3, "--run-dir", tmp_path / "run")
+    assert state_of(tmp_path / "run", "best.pt")["iteration"] == 0
+    assert load_checkpoint(tmp_path / "run" / "checkpoint.pt")["progress"] == {"best_metric": 7.0, "best_iteration": 0}
+
+
 def test_a_best_iterate_that_is_not_trained_is_called_so(tmp_path, capsys):
     train("--iterations", 1, "--run-dir", tmp_path / "run")  # the first iteration judges what it begins with
     capsys.readouterr()

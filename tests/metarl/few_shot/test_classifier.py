@@ -9,8 +9,10 @@ from metarl.core.rules import GradientDescent
 from metarl.few_shot.classifier import ImageClassifier
 from metarl.few_shot.criteria import CLASSIFICATION
 from metarl.few_shot.gradient import MAML
+from metarl.few_shot.memory_networks import MemoryNet
 from metarl.few_shot.networks import ConvNet
 from metarl.few_shot.pictures import PictureForm
+from metarl.few_shot.sequences import SequenceClassifier
 from metarl.few_shot.tasks import Examples
 from tests.metarl.few_shot.embedding_methods import fresh, outputs
 
@@ -149,3 +151,26 @@ def test_outputs_that_are_not_finite_are_refused():
     model.learn(SUPPORT, LABELS)
     with pytest.raises(NonFiniteError, match="image 0"):
         model.probabilities(QUERY)
+
+
+@pytest.mark.parametrize("name", ["snail", "memory-module", "mann"])
+def test_methods_that_read_in_order_see_the_images_in_a_random_one(name):
+    torch.manual_seed(0)
+    network = MemoryNet(FORM.shape, 4, hidden=5, memory=(6, 3), reads=1)
+    method = SequenceClassifier(network, CLASSIFICATION) if name == "mann" else fresh(name, dtype=torch.float32, ways=4)
+    model = of_method(method, most_classes=4)
+    seen = []
+
+    class Watched(type(method)):
+        def adapt(self, theta, support):
+            seen.append(support.targets[0].tolist())
+            return super().adapt(theta, support)
+
+    model._method = Watched(**vars(method))
+    model.learn(SUPPORT, LABELS)  # three classes, where the network has outputs for four
+    assert sorted(seen[0]) == [0, 0, 1, 1, 2, 2]
+    assert seen[0] != sorted(seen[0])
+    found = model.probabilities(QUERY)
+    assert found.shape == (4, 3)
+    torch.testing.assert_close(found.sum(dim=1), torch.ones(4))
+    torch.testing.assert_close(found, torch.cat([model.probabilities(QUERY[i : i + 1]) for i in range(4)]))

@@ -86,6 +86,13 @@ def test_a_task_that_diverges_after_more_steps_than_trained_shows_in_its_metric(
     assert record["mse/step_0"]["mean"] > 0
 
 
+def test_a_task_that_diverges_within_the_trained_steps_is_refused():
+    learners = [sine_learner(GradientDescent(1e300, steps, extra_step_scale=1.0)) for steps in (1, 2)]
+    assert not np.isfinite(evaluate(learners[0], 3, 2).per_task[2]).any()
+    with pytest.raises(NonFiniteError, match="after inner step 2"):
+        evaluate(learners[1], 3, 2)
+
+
 def test_what_a_metric_would_hide_is_refused_after_any_step():
     outputs, hidden = torch.zeros(3, 2, 5), torch.tensor([0.2, 0.2, 0.2])
     outputs[1, 0, 3] = float("nan")

@@ -82,6 +82,12 @@ def test_a_class_with_too_few_images_is_refused_by_name():
         ImagePairs({"train": empty}, 2)
 
 
+def test_drawn_images_go_from_0_to_1():
+    images = ImageClasses(torch.tensor([0, 51, 255], dtype=torch.uint8).view(3, 1, 1, 1), (1, 2))
+    drawn = images.drawn(np.array([0, 1, 1]), np.array([0, 0, 1]))
+    torch.testing.assert_close(drawn.flatten(), torch.tensor([0, 0.2, 1.0]), atol=0, rtol=0)
+
+
 def test_sizes_and_names_must_fit_the_images():
     images = torch.zeros(5, 2, 2, 1, dtype=torch.uint8)
     with pytest.raises(ValueError, match="sizes = "):

@@ -230,7 +230,7 @@ def test_images_that_are_none_from_0_to_1_are_refused(inputs, message):
 
 def test_images_that_were_normalised_otherwise_are_taken():
     labels = torch.arange(3).expand(2, 3)
-    for inputs in (PICTURES * 1.3, 20 * (PICTURES - 0.5)):
+    for inputs in (PICTURES * 1.3, 60 * (PICTURES - 0.5)):
         assert len(picture_learner().adapt(Examples(inputs, labels), 1)) == 2
 
 

@@ -1,7 +1,5 @@
 """Meta networks: their fast weights by hand, weights of their own for every query, and a gradient with constants."""
 
-import math
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,8 +8,9 @@ from torch.func import functional_call
 from metarl.core.parameters import expand_over_tasks, ravel, unravel
 from metarl.core.randomness import keyed_generator
 from metarl.few_shot.criteria import CLASSIFICATION
+from metarl.few_shot.learned_optimisers import log_and_sign
 from metarl.few_shot.learner import FewShotLearner
-from metarl.few_shot.meta_networks import AugmentedNet, MetaNetworks, WeightLearners, log_and_sign
+from metarl.few_shot.meta_networks import AugmentedNet, MetaNetworks, WeightLearners
 from metarl.few_shot.outer import OuterLoop
 from metarl.few_shot.sequences import ShuffledEpisodes
 from metarl.few_shot.tasks import ImageEpisodes
@@ -44,12 +43,6 @@ def plain(slow, fast, images):
         )
     compared = apply("first", hidden.flatten(1), lambda out: out)
     return apply("last", apply("first", hidden.flatten(1), F.relu), lambda out: out)[0], compared[0]
-
-
-def test_gradients_are_seen_as_logarithm_and_sign():
-    found = log_and_sign(torch.tensor([math.exp(-3.5), -math.exp(-3.5), 1e-5, 0.0, -2.0], dtype=torch.float64), 7.0)
-    expected = [[-0.5, 1], [-0.5, -1], [-1, 1e-5 * math.exp(7)], [-1, 0], [math.log(2) / 7, -1]]
-    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64), rtol=1e-6, atol=1e-7)
 
 
 def test_fast_weights_are_made_of_gradients_coordinate_by_coordinate():

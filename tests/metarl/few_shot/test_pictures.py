@@ -221,6 +221,12 @@ def test_pictures_take_a_form():
     assert (PictureForm(4, 5, channels=1, inverted=True).of(RED) == 255 - luminance).all()
     assert (PictureForm(4, 5).of(RED) == [200, 10, 30]).all()
     assert (PictureForm(4, 5).of(Image.new("L", (9, 9), 7)) == 7).all()
+    wide = np.zeros((8, 12, 3), np.uint8)
+    wide[:, 6:] = 255  # dark on the left, bright on the right
+    found = PictureForm(4, 6).of_array(wide)
+    assert found.shape == (4, 6, 3)
+    assert (found[:, :2] < 50).all()
+    assert (found[:, 4:] > 200).all()
     half = np.zeros((8, 8, 1), np.uint8)
     half[:, 4:] = 200
     found = PictureForm(4, 4).of_array(half)

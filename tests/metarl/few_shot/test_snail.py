@@ -6,10 +6,13 @@ import torch.nn.functional as F
 
 from metarl.core.parameters import expand_over_tasks
 from metarl.few_shot.criteria import CLASSIFICATION
+from metarl.few_shot.embedding_networks import EmbeddingNet
+from metarl.few_shot.learner import FewShotLearner
+from metarl.few_shot.outer import OuterLoop
 from metarl.few_shot.sequences import ShuffledEpisodes
 from metarl.few_shot.snail import SNAIL, CausalAttention, DenseBlock, SNAILNet
 from metarl.few_shot.tasks import ImageEpisodes
-from tests.metarl.few_shot.embedding_methods import embedding, make, numbered, tasks
+from tests.metarl.few_shot.embedding_methods import SIZE, embedding, make, numbered, tasks
 
 CHANNELS, LENGTH = 5, 6
 
@@ -113,3 +116,17 @@ def test_what_cannot_be_is_refused():
         SNAIL(embedding(), CLASSIFICATION, training_ways=5, network=method.network).training_tasks(
             ShuffledEpisodes({"train": numbered()}, 3, 1, 1)
         )
+
+
+def test_it_learns_classes_whose_numbers_are_new_in_each_task():
+    generator = torch.Generator().manual_seed(3)
+    base = torch.randint(0, 256, (6, 1, *SIZE), generator=generator)
+    noise = torch.randint(0, 256, (6, 8, *SIZE), generator=generator)
+    pictures = ((3 * base + noise) // 4).to(torch.uint8)
+    source = ShuffledEpisodes({"train": pictures, "test": pictures}, ways=2, shots=1, queries=2)
+    torch.manual_seed(0)
+    network = SNAILNet(8, 2, 3, filters=16, heads=((8, 8), (8, 8)))
+    module = EmbeddingNet(SIZE, 8, EmbeddingNet.STRIDED)
+    learner = FewShotLearner(source, SNAIL(module, CLASSIFICATION, network=network), num_tasks=8, outer=OuterLoop(0.01))
+    lines = [learner.step() for _ in range(80)]
+    assert sum(line["accuracy/step_0"] for line in lines[-10:]) / 10 > 0.8

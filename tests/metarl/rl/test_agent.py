@@ -55,6 +55,17 @@ def test_an_agent_that_has_diverged_does_not_act(space):
         agent(np.zeros(2))
 
 
+@pytest.mark.parametrize("space", [PUSH, CHOICE])
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_a_single_number_that_is_none_is_enough_for_that(space, deterministic):
+    policy = (GaussianMLP if space is PUSH else CategoricalMLP)(PLANE, space, (4,))
+    parameters = randomised(policy)
+    last = [name for name in parameters if name.endswith("bias")][-1]
+    parameters[last][1] = torch.nan
+    with pytest.raises(NonFiniteError, match="output of the policy"):
+        Agent(policy, parameters, space, (2,))(np.zeros(2), deterministic)
+
+
 def test_a_module_of_ones_own_must_be_given(tmp_path):
     policy = nn.Sequential(nn.Flatten(), nn.Linear(6, 4))
     agent = Agent(policy, randomised(policy), CHOICE, (2, 3))

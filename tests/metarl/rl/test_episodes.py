@@ -39,6 +39,12 @@ def test_samples_keep_step_and_episode_together():
     assert chosen.weights.tolist() == [[0.5, 0.5]]
 
 
+def test_the_weights_of_a_few_of_many_samples_sum_to_one():
+    episodes = ragged_episodes([[3000], [2000]], horizon=3000)
+    chosen = to_samples(episodes, episodes.rewards).at(torch.tensor([7]))
+    torch.testing.assert_close(chosen.weights, torch.ones_like(chosen.weights))
+
+
 def test_unknown_weighting_is_refused():
     episodes = ragged_episodes([[3, 3]])
     with pytest.raises(ValueError, match=r"^weighting = 'task'"):

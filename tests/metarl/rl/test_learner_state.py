@@ -250,15 +250,16 @@ def test_a_learner_closes_the_environments_that_it_opened():
     distribution = ClosingTasks()
     policy = CategoricalMLP(distribution.observation_space, distribution.action_space, (4,))
     with make_learner(distribution, policy, num_tasks=3, episodes_per_task=2) as learner:
+        assert (distribution.opened, distribution.closed) == (1, 1)  # by the checks of a new learner
         for _ in range(2):
             learner.step()
         learner.adapt({"length": np.array([2, 3])}, 1)
-        assert (distribution.opened, distribution.closed) == (2, 0)  # of 6 and of 4 lanes
-    assert distribution.closed == 2
-    learner.step()
-    assert distribution.opened == 3  # it opens others when it needs them
-    learner.close()
+        assert (distribution.opened, distribution.closed) == (3, 1)  # of 6 and of 4 lanes
     assert distribution.closed == 3
+    learner.step()
+    assert distribution.opened == 4  # it opens others when it needs them
+    learner.close()
+    assert distribution.closed == 4
 
 
 def test_environments_are_closed_after_an_error_too():
@@ -268,4 +269,4 @@ def test_environments_are_closed_after_an_error_too():
     learner.step()
     with pytest.raises(ZeroDivisionError), learner:
         _ = 1 / 0
-    assert (distribution.opened, distribution.closed) == (1, 1)
+    assert (distribution.opened, distribution.closed) == (2, 2)

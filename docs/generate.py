@@ -25,7 +25,17 @@ ROOMS = {  # of the API: folder, package and introduction
     "few_shot": (
         "metarl/few_shot",
         "metarl.few_shot",
-        "Few-shot supervised learning: the learner, its methods, tasks, networks and image sets.",
+        "Few-shot supervised learning: the learner, tasks, networks, and what a method is.",
+    ),
+    "few_shot_methods": (
+        "metarl/few_shot/methods",
+        "metarl.few_shot.methods",
+        "The few-shot methods, a file for each family.",
+    ),
+    "few_shot_images": (
+        "metarl/few_shot/images",
+        "metarl.few_shot.images",
+        "Images for few-shot learning: how files are read, the image sets, and a classifier of images of one's own.",
     ),
     "metarl": (
         "metarl",

@@ -24,11 +24,11 @@ from metarl.experiments.runner.recipes import RECOMMENDED, Recipe
 from metarl.experiments.runner.settings import part, same_as
 from metarl.experiments.runner.training import main
 from metarl.few_shot.criteria import CLASSIFICATION
-from metarl.few_shot.embedding import EmbeddingMethod
-from metarl.few_shot.image_folders import SplitRule, own_images
+from metarl.few_shot.images.image_folders import SplitRule, own_images
+from metarl.few_shot.images.pictures import PictureForm
 from metarl.few_shot.learner import FewShotLearner
 from metarl.few_shot.method import Method
-from metarl.few_shot.pictures import PictureForm
+from metarl.few_shot.methods.embedding import EmbeddingMethod
 from metarl.few_shot.tasks import ImageEpisodes
 
 RECIPES = {  # nothing is published about pictures of one's own

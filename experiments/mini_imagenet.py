@@ -15,7 +15,7 @@ from metarl.experiments.runner.recipes import Recipe
 from metarl.experiments.runner.settings import part, same_as
 from metarl.experiments.runner.training import main
 from metarl.few_shot.criteria import CLASSIFICATION
-from metarl.few_shot.image_sets import MINI_IMAGENET_FORM, mini_imagenet
+from metarl.few_shot.images.image_sets import MINI_IMAGENET_FORM, mini_imagenet
 from metarl.few_shot.tasks import ImageEpisodes
 
 PAPER = {

@@ -24,9 +24,9 @@ from metarl.experiments.runner.recipes import Recipe
 from metarl.experiments.runner.settings import part, same_as, variants
 from metarl.experiments.runner.training import main
 from metarl.few_shot.criteria import CLASSIFICATION
-from metarl.few_shot.image_sets import OMNIGLOT_FORM, omniglot
+from metarl.few_shot.images.image_sets import OMNIGLOT_FORM, omniglot
+from metarl.few_shot.images.omniglot_splits import SPLITS
 from metarl.few_shot.networks import MLP, ConvNet
-from metarl.few_shot.omniglot_splits import SPLITS
 from metarl.few_shot.tasks import ImageEpisodes
 
 PAPER = {"num_tasks": 32, "inner_step_size": 2.0, "extra_step_scale": 1.0, "evaluation_steps": 3}

@@ -22,10 +22,10 @@ from metarl.experiments.runner.settings import EVALUATION, RUN, part, same_as, v
 from metarl.experiments.runner.training import main
 from metarl.few_shot.criteria import Criterion
 from metarl.few_shot.evaluation import FewShotEvaluation
-from metarl.few_shot.learned_optimisers import CoordinateLSTM, LearnedOptimiser, TunedOptimiser
 from metarl.few_shot.learner import FewShotLearner
+from metarl.few_shot.methods.learned_optimisers import CoordinateLSTM, LearnedOptimiser, TunedOptimiser
+from metarl.few_shot.methods.unrolled_optimiser import UnrolledOptimiser
 from metarl.few_shot.quadratics import QUADRATIC, Quadratics
-from metarl.few_shot.unrolled_optimiser import UnrolledOptimiser
 
 PAPER = {"num_tasks": 128, "iterations": 4_000, "record_every": 10, "checkpoint_every": 100, "evaluate_every": 1_000}
 # Of 0.001, 0.003, ... 0.3 and 1 these are the best on 128 validation functions, by f after 100 steps.

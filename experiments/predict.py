@@ -10,7 +10,7 @@ import metarl
 from metarl.core.settings import SettingError
 from metarl.experiments.runner.command_line import OneLineParser
 from metarl.experiments.runner.training import one_line_errors
-from metarl.few_shot.pictures import read_picture
+from metarl.few_shot.images.pictures import read_picture
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -17,8 +17,8 @@ from metarl.experiments.runner.settings import part
 from metarl.experiments.runner.training import main
 from metarl.few_shot.criteria import REGRESSION, Criterion
 from metarl.few_shot.curves import Curves, FixedTasks
+from metarl.few_shot.methods.subspaces import TransformedMLP
 from metarl.few_shot.networks import MLP
-from metarl.few_shot.subspaces import TransformedMLP
 from metarl.few_shot.tasks import FewShotDistribution, Sine
 
 SHOTS = {

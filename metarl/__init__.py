@@ -12,37 +12,37 @@ if TYPE_CHECKING:
     from metarl.core.randomness import keyed_generator
     from metarl.core.rules import GradientDescent, LayerStepSizes, MetaSGD
     from metarl.core.settings import SettingError
-    from metarl.few_shot.centroids import Prototypical, SimpleShot
-    from metarl.few_shot.classifier import ImageClassifier
     from metarl.few_shot.criteria import CLASSIFICATION, REGRESSION, Criterion, nearest_neighbour
     from metarl.few_shot.curves import Curves, FixedTasks
-    from metarl.few_shot.embedding import EmbeddingMethod
     from metarl.few_shot.embedding_networks import EmbeddingNet
-    from metarl.few_shot.gradient import MAML, Classifier, FewShotReptile
-    from metarl.few_shot.image_classes import ImageClasses
-    from metarl.few_shot.implicit import IMAML
-    from metarl.few_shot.laplace import Llama
-    from metarl.few_shot.learned_optimisers import CoordinateLSTM, LearnedOptimiser, TunedOptimiser
+    from metarl.few_shot.images.classifier import ImageClassifier
+    from metarl.few_shot.images.image_classes import ImageClasses
     from metarl.few_shot.learner import FewShotLearner
     from metarl.few_shot.learner_state import FewShotState
-    from metarl.few_shot.matching import ContextEmbeddings, FullContextMatching, Matching
-    from metarl.few_shot.memory_module import MemoryModule
-    from metarl.few_shot.memory_networks import LSTMNet, MemoryNet
-    from metarl.few_shot.meta_lstm import GateLSTM, MetaLSTM
-    from metarl.few_shot.meta_networks import AugmentedNet, MetaNetworks, WeightLearners
     from metarl.few_shot.method import Method
+    from metarl.few_shot.methods.centroids import Prototypical, SimpleShot
+    from metarl.few_shot.methods.embedding import EmbeddingMethod
+    from metarl.few_shot.methods.gradient import MAML, Classifier, FewShotReptile
+    from metarl.few_shot.methods.implicit import IMAML
+    from metarl.few_shot.methods.laplace import Llama
+    from metarl.few_shot.methods.learned_optimisers import CoordinateLSTM, LearnedOptimiser, TunedOptimiser
+    from metarl.few_shot.methods.matching import ContextEmbeddings, FullContextMatching, Matching
+    from metarl.few_shot.methods.memory_module import MemoryModule
+    from metarl.few_shot.methods.memory_networks import LSTMNet, MemoryNet
+    from metarl.few_shot.methods.meta_lstm import GateLSTM, MetaLSTM
+    from metarl.few_shot.methods.meta_networks import AugmentedNet, MetaNetworks, WeightLearners
+    from metarl.few_shot.methods.particles import BMAML, EMAML
+    from metarl.few_shot.methods.platipus import Platipus
+    from metarl.few_shot.methods.relation import Relation, RelationNet
+    from metarl.few_shot.methods.ridge import RidgeRegression
+    from metarl.few_shot.methods.sequences import SequenceClassifier, ShuffledEpisodes
+    from metarl.few_shot.methods.siamese import Siamese
+    from metarl.few_shot.methods.snail import SNAIL, SNAILNet
+    from metarl.few_shot.methods.statistician import NeuralStatistician, StatisticianNet
+    from metarl.few_shot.methods.subspaces import MaskedDescent, MTNet, TransformedMLP
     from metarl.few_shot.outer import OuterLoop
-    from metarl.few_shot.particles import BMAML, EMAML
-    from metarl.few_shot.platipus import Platipus
     from metarl.few_shot.predictive import Mixture
     from metarl.few_shot.quadratics import QUADRATIC, Quadratics
-    from metarl.few_shot.relation import Relation, RelationNet
-    from metarl.few_shot.ridge import RidgeRegression
-    from metarl.few_shot.sequences import SequenceClassifier, ShuffledEpisodes
-    from metarl.few_shot.siamese import Siamese
-    from metarl.few_shot.snail import SNAIL, SNAILNet
-    from metarl.few_shot.statistician import NeuralStatistician, StatisticianNet
-    from metarl.few_shot.subspaces import MaskedDescent, MTNet, TransformedMLP
     from metarl.few_shot.tasks import Examples, FewShotTasks, ImageBatches, ImageEpisodes, Sine
     from metarl.rl.adaptation_step import AdaptationStep
     from metarl.rl.advantages import Advantages
@@ -61,37 +61,37 @@ _EXPORTS = {
     "metarl.core.errors": ("NonFiniteError", "SimulationError"),
     "metarl.core.randomness": ("keyed_generator",),
     "metarl.core.settings": ("SettingError",),
-    "metarl.few_shot.centroids": ("Prototypical", "SimpleShot"),
-    "metarl.few_shot.classifier": ("ImageClassifier",),
+    "metarl.few_shot.methods.centroids": ("Prototypical", "SimpleShot"),
+    "metarl.few_shot.images.classifier": ("ImageClassifier",),
     "metarl.few_shot.criteria": ("CLASSIFICATION", "REGRESSION", "Criterion", "nearest_neighbour"),
-    "metarl.few_shot.embedding": ("EmbeddingMethod",),
+    "metarl.few_shot.methods.embedding": ("EmbeddingMethod",),
     "metarl.few_shot.embedding_networks": ("EmbeddingNet",),
-    "metarl.few_shot.gradient": ("MAML", "Classifier", "FewShotReptile"),
-    "metarl.few_shot.image_classes": ("ImageClasses",),
+    "metarl.few_shot.methods.gradient": ("MAML", "Classifier", "FewShotReptile"),
+    "metarl.few_shot.images.image_classes": ("ImageClasses",),
     "metarl.few_shot.curves": ("Curves", "FixedTasks"),
-    "metarl.few_shot.implicit": ("IMAML",),
-    "metarl.few_shot.laplace": ("Llama",),
-    "metarl.few_shot.learned_optimisers": ("CoordinateLSTM", "LearnedOptimiser", "TunedOptimiser"),
-    "metarl.few_shot.meta_lstm": ("GateLSTM", "MetaLSTM"),
-    "metarl.few_shot.particles": ("BMAML", "EMAML"),
-    "metarl.few_shot.platipus": ("Platipus",),
+    "metarl.few_shot.methods.implicit": ("IMAML",),
+    "metarl.few_shot.methods.laplace": ("Llama",),
+    "metarl.few_shot.methods.learned_optimisers": ("CoordinateLSTM", "LearnedOptimiser", "TunedOptimiser"),
+    "metarl.few_shot.methods.meta_lstm": ("GateLSTM", "MetaLSTM"),
+    "metarl.few_shot.methods.particles": ("BMAML", "EMAML"),
+    "metarl.few_shot.methods.platipus": ("Platipus",),
     "metarl.few_shot.predictive": ("Mixture",),
     "metarl.few_shot.quadratics": ("QUADRATIC", "Quadratics"),
-    "metarl.few_shot.subspaces": ("MaskedDescent", "MTNet", "TransformedMLP"),
+    "metarl.few_shot.methods.subspaces": ("MaskedDescent", "MTNet", "TransformedMLP"),
     "metarl.few_shot.learner": ("FewShotLearner",),
     "metarl.few_shot.learner_state": ("FewShotState",),
-    "metarl.few_shot.matching": ("ContextEmbeddings", "FullContextMatching", "Matching"),
-    "metarl.few_shot.memory_module": ("MemoryModule",),
-    "metarl.few_shot.memory_networks": ("LSTMNet", "MemoryNet"),
-    "metarl.few_shot.meta_networks": ("AugmentedNet", "MetaNetworks", "WeightLearners"),
+    "metarl.few_shot.methods.matching": ("ContextEmbeddings", "FullContextMatching", "Matching"),
+    "metarl.few_shot.methods.memory_module": ("MemoryModule",),
+    "metarl.few_shot.methods.memory_networks": ("LSTMNet", "MemoryNet"),
+    "metarl.few_shot.methods.meta_networks": ("AugmentedNet", "MetaNetworks", "WeightLearners"),
     "metarl.few_shot.method": ("Method",),
     "metarl.few_shot.outer": ("OuterLoop",),
-    "metarl.few_shot.relation": ("Relation", "RelationNet"),
-    "metarl.few_shot.ridge": ("RidgeRegression",),
-    "metarl.few_shot.sequences": ("SequenceClassifier", "ShuffledEpisodes"),
-    "metarl.few_shot.siamese": ("Siamese",),
-    "metarl.few_shot.snail": ("SNAIL", "SNAILNet"),
-    "metarl.few_shot.statistician": ("NeuralStatistician", "StatisticianNet"),
+    "metarl.few_shot.methods.relation": ("Relation", "RelationNet"),
+    "metarl.few_shot.methods.ridge": ("RidgeRegression",),
+    "metarl.few_shot.methods.sequences": ("SequenceClassifier", "ShuffledEpisodes"),
+    "metarl.few_shot.methods.siamese": ("Siamese",),
+    "metarl.few_shot.methods.snail": ("SNAIL", "SNAILNet"),
+    "metarl.few_shot.methods.statistician": ("NeuralStatistician", "StatisticianNet"),
     "metarl.few_shot.tasks": ("Examples", "FewShotTasks", "ImageBatches", "ImageEpisodes", "Sine"),
     "metarl.rl.adaptation_step": ("AdaptationStep",),
     "metarl.rl.advantages": ("Advantages",),

@@ -7,7 +7,7 @@ opened. Nothing else in the library needs it.
 import importlib
 from pathlib import Path
 
-from metarl.few_shot.classifier import ImageClassifier
+from metarl.few_shot.images.classifier import ImageClassifier
 
 __all__ = ["open_classifier"]
 

@@ -19,7 +19,7 @@ ALLOWED = {
     "metarl/core": {"metarl.core", *LIBRARY},
     "metarl/rl": {"metarl.core", "metarl.rl", "metarl.runs", *LIBRARY},
     "metarl/few_shot": {"metarl.core", "metarl.few_shot", "metarl.runs", *LIBRARY},
-    "metarl/few_shot/pictures.py": {"metarl.core", "metarl.few_shot", "metarl.runs", "PIL", *LIBRARY},
+    "metarl/few_shot/images/pictures.py": {"metarl.core", "metarl.few_shot", "metarl.runs", "PIL", *LIBRARY},
     "envs": {"numpy", "gymnasium", "mujoco", "metaworld"},
 }
 

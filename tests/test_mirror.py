@@ -12,8 +12,10 @@ WITHOUT = {
 }  # nothing in them does anything, or tests of the learner show it
 
 
-@pytest.mark.parametrize("room", ["metarl/core", "metarl/rl", "metarl/few_shot"])
+@pytest.mark.parametrize(
+    "room", ["metarl/core", "metarl/rl", "metarl/few_shot", "metarl/few_shot/methods", "metarl/few_shot/images"]
+)
 def test_every_module_has_its_test_file(room):
-    modules = {path.name for path in (ROOT / room).glob("*.py")} - WITHOUT
-    missing = [name for name in sorted(modules) if not (ROOT / "tests" / room / f"test_{name}").exists()]
+    modules = {path.name for path in (ROOT / "metarl" / room).glob("*.py")} - WITHOUT
+    missing = [name for name in sorted(modules) if not (ROOT / "tests" / "metarl" / room / f"test_{name}").exists()]
     assert missing == []

@@ -11,8 +11,8 @@ from metarl.core.validation import require_whole
 from metarl.experiments.runner import migration
 from metarl.experiments.runner.few_shot_images import ImageExperiment
 from metarl.experiments.runner.start import BEST, CHECKPOINT, read_run
-from metarl.few_shot.classifier import ImageClassifier
-from metarl.few_shot.image_classes import ImageClasses
+from metarl.few_shot.images.classifier import ImageClassifier
+from metarl.few_shot.images.image_classes import ImageClasses
 from metarl.few_shot.method import Method
 from metarl.few_shot.tasks import ImageEpisodes
 from metarl.runs import RunError

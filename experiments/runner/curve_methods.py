@@ -10,11 +10,11 @@ from metarl.core.settings import setting
 from metarl.experiments.runner.few_shot import BuildsMethod, MakeModule
 from metarl.experiments.runner.settings import same_as
 from metarl.few_shot.criteria import Criterion
-from metarl.few_shot.gradient import MAML
-from metarl.few_shot.laplace import Llama
-from metarl.few_shot.particles import BMAML, EMAML
-from metarl.few_shot.platipus import Platipus
-from metarl.few_shot.subspaces import MaskedDescent, MTNet
+from metarl.few_shot.methods.gradient import MAML
+from metarl.few_shot.methods.laplace import Llama
+from metarl.few_shot.methods.particles import BMAML, EMAML
+from metarl.few_shot.methods.platipus import Platipus
+from metarl.few_shot.methods.subspaces import MaskedDescent, MTNet
 
 _ADAPTED = ("*weight", "*bias")  # all but the matrices T
 

@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 
 from metarl.experiments.runner.plots import panels
 from metarl.few_shot.evaluation import FewShotEvaluation
+from metarl.few_shot.methods.subspaces import mask_probabilities
 from metarl.few_shot.predictive import Mixture
-from metarl.few_shot.subspaces import mask_probabilities
 from metarl.few_shot.tasks import Examples
 
 

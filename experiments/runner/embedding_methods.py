@@ -10,15 +10,15 @@ from torch import nn
 
 from metarl.core.settings import check_settings, setting
 from metarl.experiments.runner.settings import same_as
-from metarl.few_shot.centroids import Prototypical, SimpleShot
 from metarl.few_shot.criteria import CLASSIFICATION
-from metarl.few_shot.embedding import EmbeddingMethod
 from metarl.few_shot.embedding_networks import EmbeddingNet
-from metarl.few_shot.matching import ContextEmbeddings, FullContextMatching, Matching
 from metarl.few_shot.method import Method
-from metarl.few_shot.relation import Relation, RelationNet
-from metarl.few_shot.ridge import RidgeRegression
-from metarl.few_shot.siamese import Siamese
+from metarl.few_shot.methods.centroids import Prototypical, SimpleShot
+from metarl.few_shot.methods.embedding import EmbeddingMethod
+from metarl.few_shot.methods.matching import ContextEmbeddings, FullContextMatching, Matching
+from metarl.few_shot.methods.relation import Relation, RelationNet
+from metarl.few_shot.methods.ridge import RidgeRegression
+from metarl.few_shot.methods.siamese import Siamese
 from metarl.few_shot.tasks import ImageEpisodes
 
 

@@ -25,9 +25,9 @@ from metarl.experiments.runner.settings import (
 )
 from metarl.few_shot.criteria import Criterion
 from metarl.few_shot.evaluation import FewShotEvaluation, evaluate
-from metarl.few_shot.gradient import MAML, FewShotReptile
 from metarl.few_shot.learner import FewShotLearner
 from metarl.few_shot.method import Method
+from metarl.few_shot.methods.gradient import MAML, FewShotReptile
 from metarl.few_shot.normalisation import BatchNorm
 from metarl.few_shot.outer import OuterLoop
 from metarl.few_shot.tasks import FewShotDistribution

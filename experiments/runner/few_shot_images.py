@@ -22,14 +22,14 @@ from metarl.experiments.runner.image_evaluation import ImageEvaluation, accuracy
 from metarl.experiments.runner.image_methods import IMAGE_METHODS
 from metarl.experiments.runner.memory_methods import MEMORY_METHODS, FastWeights, Recurrent
 from metarl.experiments.runner.settings import part
-from metarl.few_shot.gradient import Classifier
-from metarl.few_shot.image_cache import default_cache
-from metarl.few_shot.image_classes import ImagesBySplit
+from metarl.few_shot.images.image_cache import default_cache
+from metarl.few_shot.images.image_classes import ImagesBySplit
+from metarl.few_shot.images.pictures import PictureForm
 from metarl.few_shot.learner import FewShotLearner
 from metarl.few_shot.method import Method
+from metarl.few_shot.methods.gradient import Classifier
+from metarl.few_shot.methods.sequences import ShuffledEpisodes
 from metarl.few_shot.networks import ConvNet
-from metarl.few_shot.pictures import PictureForm
-from metarl.few_shot.sequences import ShuffledEpisodes
 from metarl.few_shot.tasks import ImageEpisodes
 
 

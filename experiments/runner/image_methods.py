@@ -9,8 +9,8 @@ from metarl.core.settings import check_settings
 from metarl.experiments.runner.few_shot import BuildsMethod, MakeModule
 from metarl.experiments.runner.settings import same_as
 from metarl.few_shot.criteria import Criterion
-from metarl.few_shot.implicit import IMAML
-from metarl.few_shot.meta_lstm import GateLSTM, MetaLSTM
+from metarl.few_shot.methods.implicit import IMAML
+from metarl.few_shot.methods.meta_lstm import GateLSTM, MetaLSTM
 
 
 @dataclass(frozen=True)

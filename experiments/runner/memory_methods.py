@@ -11,13 +11,13 @@ from metarl.core.settings import setting
 from metarl.experiments.runner.embedding_methods import Convolved, Embedded, embedded_shape
 from metarl.experiments.runner.settings import same_as
 from metarl.few_shot.criteria import CLASSIFICATION
-from metarl.few_shot.memory_module import MemoryModule
-from metarl.few_shot.memory_networks import LSTMNet, MemoryNet
-from metarl.few_shot.meta_networks import AugmentedNet, MetaNetworks, WeightLearners
 from metarl.few_shot.method import Method
-from metarl.few_shot.sequences import SequenceClassifier
-from metarl.few_shot.snail import SNAIL, SNAILNet
-from metarl.few_shot.statistician import NeuralStatistician, StatisticianNet
+from metarl.few_shot.methods.memory_module import MemoryModule
+from metarl.few_shot.methods.memory_networks import LSTMNet, MemoryNet
+from metarl.few_shot.methods.meta_networks import AugmentedNet, MetaNetworks, WeightLearners
+from metarl.few_shot.methods.sequences import SequenceClassifier
+from metarl.few_shot.methods.snail import SNAIL, SNAILNet
+from metarl.few_shot.methods.statistician import NeuralStatistician, StatisticianNet
 from metarl.few_shot.tasks import ImageEpisodes
 
 

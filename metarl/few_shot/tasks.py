@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from metarl.core.validation import require_whole
-from metarl.few_shot.image_classes import ImagesBySplit, classes_of, split_of
+from metarl.few_shot.images.image_classes import ImagesBySplit, classes_of, split_of
 
 _CHUNK_VALUES = 63_000  # input numbers that a CPU's cache likes to see at a time: 80 Omniglot images
 

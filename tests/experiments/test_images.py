@@ -12,7 +12,7 @@ from metarl.experiments import evaluate, images, open_run
 from metarl.experiments.runner.config_file import settings_of
 from metarl.experiments.runner.embedding_methods import EMBEDDING_METHODS
 from metarl.experiments.runner.training import main
-from metarl.few_shot.image_classes import ImageClasses
+from metarl.few_shot.images.image_classes import ImageClasses
 from tests.experiments.runner.helpers import assert_same_run, error_of, parameters
 
 SIZES = {

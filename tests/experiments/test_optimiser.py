@@ -6,7 +6,7 @@ import pytest
 
 from metarl.experiments import evaluate, open_run, optimiser
 from metarl.experiments.runner.training import main
-from metarl.few_shot.learned_optimisers import LearnedOptimiser, TunedOptimiser
+from metarl.few_shot.methods.learned_optimisers import LearnedOptimiser, TunedOptimiser
 from tests.experiments.runner.helpers import error_of
 
 TINY = ["--num-tasks", "2", "--optimisation-steps", "4", "--unroll", "2", "--threads", "1", "--record-every", "1"]

@@ -10,7 +10,7 @@ from PIL import Image
 import metarl
 from metarl.experiments import images, omniglot, predict
 from metarl.experiments.runner.training import main
-from metarl.few_shot.pictures import PictureForm
+from metarl.few_shot.images.pictures import PictureForm
 from metarl.runs import RunError
 from tests.experiments.runner.few_shot_runs import train_sine
 from tests.experiments.runner.helpers import error_of, train

@@ -9,11 +9,11 @@ from metarl.experiments import evaluate, open_run, sine
 from metarl.experiments.runner.curve_methods import CURVE_METHODS
 from metarl.experiments.runner.training import main
 from metarl.few_shot.curves import Curves, FixedTasks
-from metarl.few_shot.gradient import MAML
-from metarl.few_shot.laplace import Llama
-from metarl.few_shot.particles import BMAML, EMAML
-from metarl.few_shot.platipus import Platipus
-from metarl.few_shot.subspaces import MTNet, TransformedMLP
+from metarl.few_shot.methods.gradient import MAML
+from metarl.few_shot.methods.laplace import Llama
+from metarl.few_shot.methods.particles import BMAML, EMAML
+from metarl.few_shot.methods.platipus import Platipus
+from metarl.few_shot.methods.subspaces import MTNet, TransformedMLP
 from metarl.few_shot.tasks import Sine
 from tests.experiments.runner.few_shot_runs import small_settings, train_sine
 from tests.experiments.runner.helpers import error_of

@@ -9,11 +9,11 @@ from metarl.core.settings import SettingError
 from metarl.experiments import evaluate, mini_imagenet, omniglot, open_run
 from metarl.experiments.runner.embedding_methods import EMBEDDING_METHODS
 from metarl.experiments.runner.training import main
-from metarl.few_shot.centroids import Prototypical, SimpleShot
-from metarl.few_shot.matching import FullContextMatching, Matching
-from metarl.few_shot.relation import Relation
-from metarl.few_shot.ridge import RidgeRegression
-from metarl.few_shot.siamese import Siamese
+from metarl.few_shot.methods.centroids import Prototypical, SimpleShot
+from metarl.few_shot.methods.matching import FullContextMatching, Matching
+from metarl.few_shot.methods.relation import Relation
+from metarl.few_shot.methods.ridge import RidgeRegression
+from metarl.few_shot.methods.siamese import Siamese
 from tests.experiments.runner.few_shot_runs import make_photographs
 from tests.experiments.runner.helpers import error_of
 

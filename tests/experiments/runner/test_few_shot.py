@@ -17,8 +17,8 @@ from metarl.experiments.runner.experiment import DeviceMemoryError
 from metarl.experiments.runner.few_shot import METHODS
 from metarl.experiments.runner.flat_settings import to_flat
 from metarl.experiments.runner.training import main
-from metarl.few_shot.gradient import MAML, FewShotReptile
 from metarl.few_shot.learner import FewShotLearner
+from metarl.few_shot.methods.gradient import MAML, FewShotReptile
 from metarl.runs import load_checkpoint, save_checkpoint
 from tests.experiments.runner.few_shot_runs import TINY, small_settings, train_sine
 from tests.experiments.runner.helpers import ROOT, assert_same_run, error_of, timeless_metrics

@@ -6,10 +6,10 @@ import torch
 
 from metarl.experiments.runner import image_evaluation
 from metarl.experiments.runner.image_evaluation import ImageEvaluation, accuracy_curves, draw_curves, draw_predictions
-from metarl.few_shot.centroids import Prototypical
 from metarl.few_shot.criteria import CLASSIFICATION
 from metarl.few_shot.evaluation import evaluate
 from metarl.few_shot.learner import FewShotLearner
+from metarl.few_shot.methods.centroids import Prototypical
 from metarl.few_shot.tasks import Examples, ImageEpisodes
 
 

@@ -7,8 +7,8 @@ import pytest
 from metarl.experiments import mini_imagenet, omniglot, open_run
 from metarl.experiments.runner.image_methods import IMAGE_METHODS
 from metarl.experiments.runner.training import main
-from metarl.few_shot.implicit import IMAML
-from metarl.few_shot.meta_lstm import MetaLSTM
+from metarl.few_shot.methods.implicit import IMAML
+from metarl.few_shot.methods.meta_lstm import MetaLSTM
 from tests.experiments.runner.few_shot_runs import make_photographs
 from tests.experiments.runner.helpers import error_of
 

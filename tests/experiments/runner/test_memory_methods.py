@@ -11,12 +11,12 @@ from metarl.experiments.runner.memory_methods import MEMORY_METHODS
 from metarl.experiments.runner.report import instance_lines
 from metarl.experiments.runner.result_plots import by_instance
 from metarl.experiments.runner.training import main
-from metarl.few_shot.memory_module import MemoryModule
-from metarl.few_shot.memory_networks import LSTMNet, MemoryNet
-from metarl.few_shot.meta_networks import MetaNetworks
-from metarl.few_shot.sequences import SequenceClassifier, ShuffledEpisodes
-from metarl.few_shot.snail import SNAIL, SNAILNet
-from metarl.few_shot.statistician import NeuralStatistician
+from metarl.few_shot.methods.memory_module import MemoryModule
+from metarl.few_shot.methods.memory_networks import LSTMNet, MemoryNet
+from metarl.few_shot.methods.meta_networks import MetaNetworks
+from metarl.few_shot.methods.sequences import SequenceClassifier, ShuffledEpisodes
+from metarl.few_shot.methods.snail import SNAIL, SNAILNet
+from metarl.few_shot.methods.statistician import NeuralStatistician
 from tests.experiments.runner.few_shot_runs import make_photographs
 from tests.experiments.runner.helpers import error_of
 

@@ -4,17 +4,17 @@ import torch
 from torch import nn
 
 from metarl.core.randomness import keyed_generator
-from metarl.few_shot.centroids import Prototypical, SimpleShot
 from metarl.few_shot.criteria import CLASSIFICATION
-from metarl.few_shot.embedding import one_hot
 from metarl.few_shot.embedding_networks import EmbeddingNet
-from metarl.few_shot.matching import ContextEmbeddings, FullContextMatching, Matching
-from metarl.few_shot.memory_module import MemoryModule
-from metarl.few_shot.relation import Relation, RelationNet
-from metarl.few_shot.ridge import RidgeRegression
-from metarl.few_shot.siamese import Siamese
-from metarl.few_shot.snail import SNAIL, SNAILNet
-from metarl.few_shot.statistician import NeuralStatistician, StatisticianNet, with_noise
+from metarl.few_shot.methods.centroids import Prototypical, SimpleShot
+from metarl.few_shot.methods.embedding import one_hot
+from metarl.few_shot.methods.matching import ContextEmbeddings, FullContextMatching, Matching
+from metarl.few_shot.methods.memory_module import MemoryModule
+from metarl.few_shot.methods.relation import Relation, RelationNet
+from metarl.few_shot.methods.ridge import RidgeRegression
+from metarl.few_shot.methods.siamese import Siamese
+from metarl.few_shot.methods.snail import SNAIL, SNAILNet
+from metarl.few_shot.methods.statistician import NeuralStatistician, StatisticianNet, with_noise
 from metarl.few_shot.tasks import Examples, FewShotTasks
 
 SIZE, FILTERS, CLASSES = (16, 16, 1), 4, 6

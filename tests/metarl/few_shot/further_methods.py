@@ -10,15 +10,15 @@ from metarl.core.randomness import keyed_generator
 from metarl.core.rules import GradientDescent
 from metarl.few_shot.criteria import REGRESSION
 from metarl.few_shot.curves import Curves
-from metarl.few_shot.implicit import IMAML
-from metarl.few_shot.laplace import Llama
-from metarl.few_shot.learned_optimisers import CoordinateLSTM, LearnedOptimiser, TunedOptimiser
-from metarl.few_shot.meta_lstm import GateLSTM, MetaLSTM
-from metarl.few_shot.noise import NoisyExamples
-from metarl.few_shot.particles import BMAML, EMAML
-from metarl.few_shot.platipus import Platipus
+from metarl.few_shot.methods.implicit import IMAML
+from metarl.few_shot.methods.laplace import Llama
+from metarl.few_shot.methods.learned_optimisers import CoordinateLSTM, LearnedOptimiser, TunedOptimiser
+from metarl.few_shot.methods.meta_lstm import GateLSTM, MetaLSTM
+from metarl.few_shot.methods.noise import NoisyExamples
+from metarl.few_shot.methods.particles import BMAML, EMAML
+from metarl.few_shot.methods.platipus import Platipus
+from metarl.few_shot.methods.subspaces import MaskedDescent, MTNet, TransformedMLP
 from metarl.few_shot.quadratics import QUADRATIC, Quadratics
-from metarl.few_shot.subspaces import MaskedDescent, MTNet, TransformedMLP
 from metarl.few_shot.tasks import Examples, FewShotTasks
 from tests.metarl.few_shot.learners import SmoothMLP
 

@@ -6,8 +6,8 @@ import torch
 
 from metarl.core.rules import GradientDescent, LayerStepSizes, MetaSGD
 from metarl.few_shot.criteria import CLASSIFICATION, REGRESSION
-from metarl.few_shot.gradient import MAML
 from metarl.few_shot.learner import FewShotLearner
+from metarl.few_shot.methods.gradient import MAML
 from metarl.few_shot.networks import ConvNet
 from metarl.few_shot.tasks import Examples, FewShotTasks, ImageEpisodes, Sine
 

@@ -7,8 +7,8 @@ from torch import nn
 
 from metarl.core.parameters import expand_over_tasks, parameters_of
 from metarl.few_shot.embedding_networks import EmbeddingNet
+from metarl.few_shot.methods.relation import RelationNet
 from metarl.few_shot.normalisation import observed
-from metarl.few_shot.relation import RelationNet
 
 BLOCKS = {"pooled": EmbeddingNet.POOLED[:3], "strided": EmbeddingNet.STRIDED[:3], "unpadded": EmbeddingNet.UNPADDED}
 

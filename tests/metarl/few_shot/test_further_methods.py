@@ -8,7 +8,7 @@ import torch
 from metarl.core.parameters import expand_over_tasks
 from metarl.few_shot.evaluation import evaluate
 from metarl.few_shot.learner import FewShotLearner
-from metarl.few_shot.noise import NoisyExamples
+from metarl.few_shot.methods.noise import NoisyExamples
 from metarl.few_shot.tasks import Sine
 from tests.metarl.few_shot.further_methods import (
     MAKERS,

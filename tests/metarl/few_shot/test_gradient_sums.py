@@ -10,8 +10,8 @@ import torch
 from metarl.core import recording
 from metarl.core.rules import GradientDescent
 from metarl.few_shot import gradient_sums
-from metarl.few_shot.gradient import MAML, FewShotReptile
 from metarl.few_shot.gradient_sums import GradientSums
+from metarl.few_shot.methods.gradient import MAML, FewShotReptile
 from tests.metarl.few_shot.learners import image_learner, sine_learner
 
 

@@ -12,8 +12,8 @@ from metarl.core.errors import NonFiniteError
 from metarl.core.randomness import keyed_generator
 from metarl.core.rules import GradientDescent, MetaSGD
 from metarl.few_shot.criteria import REGRESSION, Criterion, squared_error
-from metarl.few_shot.gradient import MAML
 from metarl.few_shot.learner import FewShotLearner
+from metarl.few_shot.methods.gradient import MAML
 from metarl.few_shot.networks import MLP
 from metarl.few_shot.outer import OuterLoop
 from metarl.few_shot.tasks import Sine

@@ -9,8 +9,8 @@ from torch import nn
 from metarl.core.distributed import Processes
 from metarl.core.rules import GradientDescent
 from metarl.few_shot.criteria import CLASSIFICATION, REGRESSION, Criterion, accuracy
-from metarl.few_shot.gradient import MAML
 from metarl.few_shot.learner import FewShotLearner
+from metarl.few_shot.methods.gradient import MAML
 from metarl.few_shot.tasks import Examples, FewShotTasks, ImageEpisodes, Sine
 from tests.metarl.few_shot.learners import images, sine_learner
 

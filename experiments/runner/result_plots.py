@@ -78,7 +78,7 @@ def arrivals(rows: Sequence[tuple[str, str, Sequence[Arrival | None]]]) -> Figur
     names = list(dict.fromkeys(name for _, name, _ in rows))
     most = 2 * max(of.env_steps for *_, seeds in rows for of in seeds if of is not None) / 1e6
     for height, (_, name, seeds) in enumerate(rows):
-        style = {"color": f"C{names.index(name)}", "linestyle": "", "alpha": 0.7}
+        style: dict[str, Any] = {"color": f"C{names.index(name)}", "linestyle": "", "alpha": 0.7}
         arrived = [of.env_steps / 1e6 for of in seeds if of is not None]
         axes.plot(arrived, [height] * len(arrived), marker="o", **style)
         missing = len(seeds) - len(arrived)

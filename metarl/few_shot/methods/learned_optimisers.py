@@ -1,6 +1,6 @@
 """Optimisers of a module's parameters on a task: one that is an LSTM and learned, and the usual ones.
 
-Both are `UnrolledOptimiser`s (Andrychowicz et al. 2016). Axes: M tasks, n coordinates, R = M n rows.
+Both derive from `UnrolledOptimiser` (Andrychowicz et al. 2016). Axes: M tasks, n coordinates, R = M n rows.
 """
 
 from collections.abc import Sequence

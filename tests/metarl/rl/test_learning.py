@@ -66,6 +66,7 @@ class Indifferent(gymnasium.Env):
         return np.ones(1, np.float32), 0.0, False, False, {}
 
 
+@pytest.mark.filterwarnings("ignore:.*changes nothing")  # its tasks are one and the same
 @pytest.mark.parametrize(("penalty", "within"), [(0.0, False), (1.0, True)])
 def test_a_penalty_brings_a_policy_back_within_the_bounds_of_its_actions(penalty, within):
     distribution = GymnasiumTasks(Indifferent, choose_from({"task": np.arange(2)}), lambda env, task: None, horizon=4)
@@ -97,6 +98,7 @@ class Toil(gymnasium.Env):
         return np.ones(1, np.float32), -1.0, bool(action == 1), False, {}
 
 
+@pytest.mark.filterwarnings("ignore:.*changes nothing")  # its tasks are one and the same
 @pytest.mark.parametrize(("bonus", "longest"), [(0.0, False), (2.0, True)])
 def test_a_bonus_for_survival_makes_ending_an_episode_early_unattractive(bonus, longest):
     distribution = GymnasiumTasks(Toil, choose_from({"task": np.arange(2)}), lambda env, task: None, horizon=8)

@@ -9,6 +9,7 @@ import numpy as np
 import metarl
 from metarl.core.settings import SettingError
 from metarl.experiments.runner.command_line import OneLineParser
+from metarl.experiments.runner.scripts import SCRIPT_HELP
 from metarl.experiments.runner.training import one_line_errors
 from metarl.few_shot.images.pictures import read_picture
 
@@ -27,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--query", nargs="+", required=True, type=Path, metavar="FILE", help="pictures to classify")
     parser.add_argument("--steps", type=int, metavar="INT", help="gradient steps (default: the run's evaluation_steps)")
     parser.add_argument("--best", action="store_true", help="the best iterate, by the selection metric, not the last")
+    parser.add_argument("--script", type=Path, metavar="FILE", help=SCRIPT_HELP)
     chosen = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
     with one_line_errors():
         labelled = [pair for text in chosen.support for pair in labelled_files(text)]
@@ -35,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         names = [name for name, _ in labelled]
         if len(set(names)) < 2:
             raise SettingError(f"--support = {' '.join(chosen.support)}; allowed: two classes or more")
-        model = metarl.open_classifier(chosen.run, chosen.best, chosen.steps)
+        model = metarl.open_classifier(chosen.run, chosen.best, chosen.steps, chosen.script)
         pictures = [_read(file) for _, file in labelled]
         new = [_read(file) for file in chosen.query]
         try:

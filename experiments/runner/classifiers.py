@@ -20,12 +20,14 @@ from metarl.runs import RunError
 _KNOWN = "images, omniglot or mini_imagenet"
 
 
-def classifier_of(run: Path | str, best: bool = False, inner_steps: int | None = None) -> ImageClassifier:
+def classifier_of(
+    run: Path | str, best: bool = False, inner_steps: int | None = None, script: Path | str | None = None
+) -> ImageClassifier:
     """Open the classifier of a run; arguments and errors as of `metarl.open_classifier`."""
     if inner_steps is not None:
         require_whole("inner_steps", inner_steps, at_least=0)
     directory, checkpoint = Path(run), BEST if best else CHECKPOINT
-    experiment, settings, state = read_run(directory, checkpoint)
+    experiment, settings, state = read_run(directory, checkpoint, script=script)
     if not isinstance(experiment, ImageExperiment):
         raise RunError(
             f"{directory} is a run of {experiment.name}, which classifies no images; allowed: a run of {_KNOWN}"

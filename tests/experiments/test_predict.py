@@ -1,5 +1,6 @@
 """Classifying new pictures with saved runs, from the command line and in Python, without the training images."""
 
+import json
 import shutil
 
 import numpy as np
@@ -11,7 +12,7 @@ import metarl
 from metarl.experiments import images, omniglot, predict
 from metarl.experiments.runner.training import main
 from metarl.few_shot.images.pictures import PictureForm
-from metarl.runs import RunError
+from metarl.runs import RunError, load_checkpoint, save_checkpoint
 from tests.experiments.runner.few_shot_runs import train_sine
 from tests.experiments.runner.helpers import error_of, train
 from tests.experiments.test_images import TINY, make_pictures
@@ -156,3 +157,21 @@ def test_a_checkpoint_of_another_network_is_refused(runs, tmp_path):
     (tmp_path / "changed" / "config.json").write_text(config.replace('"filters": 4', '"filters": 5'))
     with pytest.raises(RunError, match=r"checkpoint.pt does not fit the settings of the run"):
         metarl.open_classifier(tmp_path / "changed")
+
+
+def test_a_run_of_one_s_own_script_is_opened_and_where_the_script_moved_it_is_named(runs, pictures, capsys, tmp_path):
+    run, script = tmp_path / "run", tmp_path / "pets.py"
+    shutil.copytree(runs / "prototypical", run)
+    lines = "import dataclasses\nfrom metarl.experiments import images\n"
+    script.write_text(lines + 'EXPERIMENT = dataclasses.replace(images.EXPERIMENT, name="pets")\n')
+    config = json.loads((run / "config.json").read_text())
+    entry = {"path": str(tmp_path / "gone.py"), "relative": "gone.py", "module": None}
+    (run / "config.json").write_text(json.dumps({**config, "experiment": "pets", "script": entry}))
+    state = load_checkpoint(run / "checkpoint.pt")
+    state["config"]["experiment"] = "pets"
+    save_checkpoint(run / "checkpoint.pt", state)
+    assert "gone.py" in error_of(capsys, predict.main, [str(run), *words_of(pictures)])
+    predict.main([str(run), *words_of(pictures), "--script", str(script)])
+    shown = capsys.readouterr().out
+    predict.main([str(runs / "prototypical"), *words_of(pictures)])
+    assert capsys.readouterr().out == shown

@@ -31,8 +31,8 @@ _PATIENCE = 10  # calls before a recording is made, which takes as long as hundr
 class RecordedFunction:
     """A function of tensors that computes its own derivatives, if any: a faster one, after ten calls.
 
-    The operations are recorded once per shapes, derivatives included, and from then on replayed without graph or
-    Python code. Whatever the function depends on beside its tensors must not change.
+    The operations are recorded once per layout of the tensors, derivatives included, and from then on replayed without
+    graph or Python code. Whatever the function depends on beside its tensors must not change.
 
     Args:
         function: maps tensors to tensors that need no graph.
@@ -47,7 +47,7 @@ class RecordedFunction:
 
     def __call__(self, *tensors: Tensor) -> Sequence[Tensor]:
         """Return what the function returns."""
-        key = tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in tensors)
+        key = _layout(tensors)
         if (replay := self._recorded.get(key, self._function)) is not self._function:
             with torch.no_grad():
                 return replay(*tensors)
@@ -81,7 +81,7 @@ class RecordedFunction:
 
 
 class RecordedModule:
-    """A module whose calls without gradients are recorded, once per shapes.
+    """A module whose calls without gradients are recorded, once per layout of parameters and inputs.
 
     What does not depend on the inputs, such as transposed weights, is computed once per `bind`.
 
@@ -107,7 +107,7 @@ class RecordedModule:
         """
         plain = partial(call_per_task, self._module, parameters)
         expected, values = plain(inputs), list(parameters.values())
-        key = (inputs.shape, inputs.device, *(value.shape for value in values))
+        key = _layout([inputs, *values])
         if key not in self._recorded:
             self._recorded[key] = self._record(parameters, inputs)
         if (recorded := self._recorded[key]) is None:
@@ -126,6 +126,11 @@ class RecordedModule:
         except Exception as error:  # user code may raise anything
             _warn(type(self._module).__name__, f"{type(error).__name__}: {error}")
             return None
+
+
+def _layout(tensors: Sequence[Tensor]) -> tuple:
+    """What a recording depends on beside numbers: shapes, and strides, as a view that suits some fails with others."""
+    return tuple((tensor.shape, tensor.stride(), tensor.dtype, tensor.device) for tensor in tensors)
 
 
 def _split_recording(module: nn.Module, parameters: Parameters, inputs: Tensor) -> tuple[GraphModule, GraphModule]:

@@ -86,7 +86,7 @@ class FewShotLearner:
     device: str = "cpu"
     task_chunk: int | None = None
     processes: Processes = field(default_factory=current)
-    state: FewShotState = None  # type: ignore[assignment]  # None becomes a new state
+    state: FewShotState = field(default=None, repr=False)  # type: ignore[assignment]  # None becomes a new state
 
     _training_tasks: FewShotDistribution = field(init=False, repr=False)
     _gradient_sums: GradientSums = field(init=False, repr=False, default_factory=GradientSums)

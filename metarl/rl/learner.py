@@ -121,7 +121,7 @@ class Learner:
     device: str = "cpu"
     task_chunk: int | None = None
     processes: Processes = field(default_factory=current)
-    state: LearnerState = None  # type: ignore[assignment]  # None becomes a new state
+    state: LearnerState = field(default=None, repr=False)  # type: ignore[assignment]  # None becomes a new state
 
     _model: PolicyModel = field(init=False, repr=False)
     _sampler: Sampler = field(init=False, repr=False)

@@ -9,10 +9,22 @@ from torch import nn
 
 from metarl import GaussianMLP
 from metarl.core import recording
-from metarl.core.parameters import call_per_task
+from metarl.core.parameters import call_per_task, expand_over_tasks, parameters_of
 from metarl.core.recording import RecordedFunction, RecordedModule
 from metarl.envs import Navigation2D
 from tests.builders import random_parameters
+
+
+class Attending(nn.Module):
+    """Attention over the numbers of an input, whose operations depend on how tensors lie in memory."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention, self.linear = nn.MultiheadAttention(1, 1, batch_first=True), nn.Linear(3, 2)
+
+    def forward(self, inputs):
+        sequence = inputs.unsqueeze(-1)
+        return self.linear(self.attention(sequence, sequence, sequence)[0].squeeze(-1))
 
 
 def navigation_policy():
@@ -70,6 +82,18 @@ def test_a_module_has_the_same_outputs_for_any_parameters_and_inputs(module, sha
 
 
 @torch.no_grad()
+def test_parameters_of_all_tasks_may_be_one_tensor_or_several():
+    """As before and after adaptation: the strides differ, and views that are recorded for some fail with others."""
+    module, inputs = Attending(), torch.randn(3, 5, 3)
+    recorded = RecordedModule(module)
+    shared = expand_over_tasks(parameters_of(module), 3)
+    for phi in (shared, random_parameters(module, 3), shared):
+        replay = recorded.bind(phi, inputs)
+        assert replay.func is not call_per_task
+        assert torch.equal(replay(inputs), call_per_task(module, phi, inputs))
+
+
+@torch.no_grad()
 def test_only_what_depends_on_the_inputs_is_done_again():
     policy = navigation_policy()
     run = recording._split_recording(policy, random_parameters(policy, 3), torch.randn(3, 4, 2))[1]
@@ -77,7 +101,7 @@ def test_only_what_depends_on_the_inputs_is_done_again():
 
 
 @torch.no_grad()
-def test_a_recording_is_made_once_per_shapes(monkeypatch):
+def test_a_recording_is_made_once_per_layout(monkeypatch):
     made = []
     split = recording._split_recording
     monkeypatch.setattr(recording, "_split_recording", lambda *arguments: made.append(1) or split(*arguments))

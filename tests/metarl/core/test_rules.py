@@ -23,6 +23,14 @@ def test_step_sizes_at_test_time_are_alpha_then_half_of_it():
     assert -trained.update(THETA, zero, gradients, 1)["x"][0, 0].item() == pytest.approx(0.2)
 
 
+def test_averaged_steps_have_the_sizes_alpha_over_s_trained_or_not():
+    gradients, zero = {"x": torch.ones(2, 2)}, {"x": torch.zeros(2, 2)}
+    for trained in (1, 3):
+        rule = GradientDescent(0.6, inner_steps=trained, averaged=True)
+        sizes = [-rule.update(THETA, zero, gradients, step)["x"][0, 0].item() for step in range(4)]
+        assert sizes == pytest.approx([0.6, 0.3, 0.2, 0.15])
+
+
 THETA_2 = {**THETA, "y": torch.tensor([0.4], dtype=torch.float64)}
 
 ROWS_2 = expand_over_tasks(THETA_2, 2)

@@ -18,6 +18,14 @@ def test_batch_norm_uses_the_batch_at_hand():
     assert torch.autograd.gradgradcheck(lambda x: layer(x).sin(), (small,))
 
 
+def test_fixed_statistics_are_used_as_torchs_evaluation_uses_them():
+    layer, torchs = BatchNorm(2).double(), torch.nn.BatchNorm1d(2, affine=False).double().eval()
+    torchs.running_mean, torchs.running_var = torch.tensor([[1.0, 2.0], [0.0, 3e-5]], dtype=torch.float64)
+    layer.mean, layer.variance = torchs.running_mean, torchs.running_var
+    inputs = torch.randn(3, 2, dtype=torch.float64)
+    torch.testing.assert_close(layer(inputs), torchs(inputs))
+
+
 @pytest.mark.parametrize("tasks", [None, 3])
 def test_batch_norm_is_torchs_with_derivatives_of_both_orders(tasks):
     layer, lead = BatchNorm(4).double(), () if tasks is None else (tasks,)

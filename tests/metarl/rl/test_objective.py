@@ -10,6 +10,7 @@ from torch.func import functional_call
 from metarl.core.errors import NonFiniteError
 from metarl.core.parameters import ravel, unravel
 from metarl.rl.estimators import surrogate
+from metarl.rl.objective import _thin
 from tests.metarl.rl.problems import NUM_TASKS, PLANE, StepProblem
 from tests.probes import finite_differences, random_samples, tiny_theta
 
@@ -48,6 +49,14 @@ def test_chunks_change_nothing(chunk):
     for fraction in (1.0, 0.5):
         products = [p.objective.kl_products(p.vector, fraction, np.random.default_rng(0))(v) for p in (parts, whole)]
         torch.testing.assert_close(*products)
+
+
+@pytest.mark.parametrize(("share", "kept"), [(0.01, 1), (1.4, 1), (1.6, 2), (3.5, 4)])
+def test_a_fraction_of_the_samples_is_rounded_to_the_nearest_number_but_one_at_least(share, kept):
+    samples = StepProblem(0).query
+    count = samples.weights.shape[1]
+    thinned = _thin(samples, share / count, np.random.default_rng(0))
+    assert thinned.weights.shape[1] == kept
 
 
 @pytest.mark.parametrize("weights", [{1: 1 / 3, 2: 1 / 3, 3: 1 / 3}, {1: 0.1, 3: 0.9}], ids=["alike", "uneven"])

@@ -165,7 +165,7 @@ def test_the_training_loss_weighs_reconstruction_and_divergence():
     features = joined[:, : drawn.support.targets.shape[1]]
     state = method.learn(own, features, drawn.support.targets.unsqueeze(2) == torch.arange(3))
     reconstruction, divergence, _ = method.bound_terms(own, drawn.support, features, state)
-    assert [method.schedule(of)["reconstruction"] for of in (0, 10, 30)] == [1.0, 0.5, 0.125]
+    assert [method.schedule(of)["reconstruction"] for of in (0, 5, 10, 30)] == [1.0, 0.5**0.5, 0.5, 0.125]
     rows = expand_over_tasks(theta, 3)
     for iteration, a in ((0, 1.0), (10, 0.5)):
         loss, _ = method.loss(rows, drawn, scheduled(method, iteration))

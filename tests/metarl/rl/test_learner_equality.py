@@ -72,10 +72,10 @@ def test_a_copy_of_a_learner_continues_identically_and_apart(duplicate, outer):
     assert same(other.theta, learner.theta)
 
 
-def test_a_policy_is_recorded_once_for_all_iterations(monkeypatch):
+def test_a_policy_is_recorded_for_shared_and_for_adapted_parameters_once_for_all_iterations(monkeypatch):
     made, split = [], recording._split_recording
     monkeypatch.setattr(recording, "_split_recording", lambda *arguments: made.append(1) or split(*arguments))
     learner = navigation_learner(horizon=60)
     for _ in range(3):
         learner.step()
-    assert len(made) == 1
+    assert len(made) == 2

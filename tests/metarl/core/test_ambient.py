@@ -1,29 +1,10 @@
 """Torch's global modes: switched off inside, and as they were afterwards."""
 
-from contextlib import contextmanager
-
 import pytest
 import torch
 
 from metarl.core.ambient import in_standard_modes, standard_modes
-
-
-@contextmanager
-def default_dtype(dtype):
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(torch.float32)
-
-
-MODES = {
-    "no_grad": torch.no_grad,
-    "inference_mode": torch.inference_mode,
-    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
-    "default_dtype": lambda: default_dtype(torch.float64),
-    "default_device": lambda: torch.device("meta"),
-}
+from tests.modes import MODES, default_dtype
 
 
 def modes():

@@ -9,17 +9,9 @@ import torch
 
 from metarl import GaussianMLP, Learner, Sampling
 from metarl.envs import Navigation2D
+from tests.modes import MODES as GLOBAL_MODES
 
 GOALS = {"goal": np.array([[0.2, 0.1], [-0.3, 0.4]])}
-
-
-@contextmanager
-def default_dtype(dtype):
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(torch.float32)
 
 
 @contextmanager
@@ -32,11 +24,7 @@ def deterministic():
 
 
 MODES = {
-    "no_grad": torch.no_grad,
-    "inference_mode": torch.inference_mode,
-    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
-    "default_dtype": lambda: default_dtype(torch.float64),
-    "default_device": lambda: torch.device("meta"),
+    **GLOBAL_MODES,
     "deterministic": deterministic,
 }
 

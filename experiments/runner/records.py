@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
+from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -73,7 +74,7 @@ class Records:
         active, experiment, iteration = self._active, self._experiment, self._active.learner.iteration
         if evaluation is not None:
             metrics = metrics | {f"evaluation/{name}": value for name, value in evaluation.metrics.items()}
-            _draw(experiment, evaluation, self._writer, iteration, "evaluation")
+            _draw(plots.of_evaluation(experiment, evaluation), self._writer, iteration, "evaluation")
         active.run.append_metrics(metrics)
         metric = experiment.selection_metric(active.settings, metrics)
         if metric > active.progress.best_metric:
@@ -96,7 +97,12 @@ class Records:
 
 
 def add_test_evaluation(
-    experiment: Experiment, settings: Settings, evaluation: Evaluation, folder: Path, iteration: int
+    experiment: Experiment,
+    settings: Settings,
+    evaluation: Evaluation,
+    figures: Mapping[str, Figure],
+    folder: Path,
+    iteration: int,
 ) -> None:
     """Add an evaluation on test tasks to TensorBoard: metrics and plots, and with the settings a row of HPARAMS.
 
@@ -104,12 +110,13 @@ def add_test_evaluation(
         experiment: of the run.
         settings: of the run and of the evaluation.
         evaluation: on test tasks.
+        figures: the plots of it, by name.
         folder: of the events, such as the run's directory.
         iteration: meta-iterations that led to what was evaluated.
     """
     metrics = {f"test/{name}": value for name, value in evaluation.metrics.items()}
     with _writer(folder, iteration) as writer:
-        _draw(experiment, evaluation, writer, iteration, "test")
+        _draw(figures, writer, iteration, "test")
         # run_name: the events go into the folder itself; the metrics become scalars, too
         known, values = flat_settings(experiment.settings), to_flat(settings)
         hyper_parameters = {n: _hyper_parameter(v) for n, v in values.items() if known[n].part != "machine"}
@@ -120,8 +127,8 @@ def _writer(folder: Path, iteration: int) -> SummaryWriter:
     return SummaryWriter(str(folder), purge_step=iteration + 1)
 
 
-def _draw(experiment: Experiment, evaluation: Evaluation, writer: SummaryWriter, iteration: int, group: str) -> None:
-    for name, figure in plots.of_evaluation(experiment, evaluation).items():
+def _draw(figures: Mapping[str, Figure], writer: SummaryWriter, iteration: int, group: str) -> None:
+    for name, figure in figures.items():
         writer.add_figure(f"{group}/{name}", figure, iteration)
 
 

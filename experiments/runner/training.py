@@ -90,9 +90,10 @@ def evaluate_run(experiment: Experiment, settings: Any, learner: Any, folder: Pa
     folder.mkdir(parents=True, exist_ok=True)
     record = {"experiment": experiment.name, **experiment.record(settings, learner), **evaluation.to_json()}
     plots.save_json(folder / "evaluation.json", record)
-    for name, figure in plots.of_evaluation(experiment, evaluation).items():
+    figures = plots.of_evaluation(experiment, evaluation)
+    for name, figure in figures.items():
         figure.savefig(folder / f"{name}.png", dpi=160)
-    add_test_evaluation(experiment, settings, evaluation, folder, learner.iteration)
+    add_test_evaluation(experiment, settings, evaluation, figures, folder, learner.iteration)
     return evaluation
 
 

@@ -8,17 +8,19 @@ import metarl.experiments  # noqa: F401  # before torch: see there
 
 # isort: split
 import json
-import platform
-import resource
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-import torch
-
 from metarl.core.settings import SettingError, nearest
-from metarl.experiments.runner.benchmarks import Timings, few_shot_parts, flops_of, learner_parts, simulator_parts
+from metarl.experiments.runner.benchmarks import (
+    few_shot_parts,
+    flops_of,
+    learner_parts,
+    machine,
+    simulator_parts,
+    timed,
+)
 from metarl.experiments.runner.command_line import OneLineParser, read
 from metarl.experiments.runner.experiment import find_experiment
 from metarl.experiments.runner.results import REINFORCEMENT
@@ -69,28 +71,6 @@ def measure(name: str, flags: Sequence[str], repeats: int) -> dict[str, Any]:
     sampling, horizon = learner.sampling, learner.task_distribution.horizon
     sizes = f"{sampling.num_tasks} tasks x {sampling.episodes_per_task} episodes x {horizon} steps"
     return {**found, "sizes": sizes, "machine": machine()}
-
-
-def timed(parts: Timings, repeats: int, warm_ups: int = 1) -> dict[str, Any]:
-    """Median, min and max of each part, and the memory that the process has taken."""
-    for _ in range(warm_ups):
-        for timing in parts.values():
-            timing()  # builds lanes, fills caches, records
-    measured: dict[str, list[float]] = {part: [] for part in parts}
-    for _ in range(repeats):
-        for part, timing in parts.items():
-            measured[part].append(timing())
-    summary = {
-        part: {"median": float(np.median(values)), "min": min(values), "max": max(values)}
-        for part, values in measured.items()
-    }
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {**summary, "peak_memory_mb": round(peak)}
-
-
-def machine() -> str:
-    """What was measured on."""
-    return f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
 def _shown(value: Any) -> str:

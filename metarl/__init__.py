@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from metarl.few_shot.methods.meta_networks import AugmentedNet, MetaNetworks, WeightLearners
     from metarl.few_shot.methods.particles import BMAML, EMAML
     from metarl.few_shot.methods.platipus import Platipus
+    from metarl.few_shot.methods.proto_maml import ProtoMAML
     from metarl.few_shot.methods.relation import Relation, RelationNet
     from metarl.few_shot.methods.ridge import RidgeRegression
     from metarl.few_shot.methods.sequences import SequenceClassifier, ShuffledEpisodes
@@ -75,6 +76,7 @@ _EXPORTS = {
     "metarl.few_shot.methods.meta_lstm": ("GateLSTM", "MetaLSTM"),
     "metarl.few_shot.methods.particles": ("BMAML", "EMAML"),
     "metarl.few_shot.methods.platipus": ("Platipus",),
+    "metarl.few_shot.methods.proto_maml": ("ProtoMAML",),
     "metarl.few_shot.predictive": ("Mixture",),
     "metarl.few_shot.quadratics": ("QUADRATIC", "Quadratics"),
     "metarl.few_shot.methods.subspaces": ("MaskedDescent", "MTNet", "TransformedMLP"),

@@ -1,7 +1,8 @@
 """Time an experiment's parts: `python experiments/benchmark.py navigation_2d --hidden-sizes 64 64 [--json]`.
 
 The flags of the experiment's own script choose what is timed. Parts are measured in turn, several times over, so that a
-slow moment of the machine hits all of them; medians are printed with their spread. Run it with nothing else running.
+slow moment of the machine hits all of them; medians are printed with their spread, and how near they are to what the
+machine can do: the physics alone, and the speed of a large matrix product. Run it with nothing else running.
 """
 
 import metarl.experiments  # noqa: F401  # before torch: see there
@@ -15,11 +16,11 @@ from typing import Any
 from metarl.core.settings import SettingError, nearest
 from metarl.experiments.runner.benchmarks import (
     few_shot_parts,
-    flops_of,
     learner_parts,
     machine,
     simulator_parts,
     timed,
+    with_floors,
 )
 from metarl.experiments.runner.command_line import OneLineParser, read
 from metarl.experiments.runner.experiment import find_experiment
@@ -54,20 +55,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def measure(name: str, flags: Sequence[str], repeats: int) -> dict[str, Any]:
-    """Time all parts of an experiment with these flags; by name, each with median, min and max, and the machine."""
+    """Time all parts of an experiment with these flags; by name, each with median, min and max, and the machine.
+
+    Parts whose least time is known have `floor` as well: their operations at the speed of a large matrix product, and
+    their environment steps at that of the physics alone; and `share_of_floor`, that time over the median.
+    """
     experiment = find_experiment(name)
     request = read(experiment, flags)
     settings = experiment.configure(request.recipe, **request.given)
     if name in FEW_SHOT:
         parts, sizes = few_shot_parts(name, settings)
         found = timed(parts, repeats, warm_ups=12)  # of which the tenth records
-        return {**found, "sizes": sizes, "machine": machine()}
+        return {**with_floors(found, parts, 0), "sizes": sizes, "machine": machine()}
     with experiment.build(settings) as learner:
         parts = {**learner_parts(learner), **simulator_parts(learner)}
-        found = timed(parts, repeats)
-        found["update_flops"] = flops_of(parts["update_seconds"])
-    achieved = found["update_flops"] / found["update_seconds"]["median"]
-    found["update_share_of_matrix_product"] = achieved / found["matrix_product_flops"]["median"]
+        before = learner.env_steps
+        learner.step()
+        found = with_floors(timed(parts, repeats), parts, learner.env_steps - before)
     sampling, horizon = learner.sampling, learner.task_distribution.horizon
     sizes = f"{sampling.num_tasks} tasks x {sampling.episodes_per_task} episodes x {horizon} steps"
     return {**found, "sizes": sizes, "machine": machine()}
@@ -75,7 +79,8 @@ def measure(name: str, flags: Sequence[str], repeats: int) -> dict[str, Any]:
 
 def _shown(value: Any) -> str:
     if isinstance(value, dict):
-        return f"{value['median']:>12,.4g}   ({value['min']:,.4g} to {value['max']:,.4g})"
+        measured = f"{value['median']:>12,.4g}   ({value['min']:,.4g} to {value['max']:,.4g})"
+        return measured + (f", {value['share_of_floor']:.2f} of what is possible" if "floor" in value else "")
     return f"{value:>12,.4g}" if isinstance(value, float) else str(value)
 
 

@@ -228,6 +228,34 @@ def timed(parts: Timings, repeats: int, warm_ups: int = 1) -> dict[str, Any]:
     return {**summary, "peak_memory_mb": round(peak)}
 
 
+def with_floors(found: dict[str, Any], parts: Timings, env_steps: int) -> dict[str, Any]:
+    """Add to what was measured how fast the machine could be: `flops`, `floor` and `share_of_floor` of each part.
+
+    The least time of seconds is that of their matrix products and convolutions at the speed of a large product; a
+    meta-iteration's environment steps come on top of it, at the speed of the physics alone, with which steps per second
+    are compared, too.
+
+    Args:
+        found: as `timed` returns it.
+        parts: that were timed.
+        env_steps: of a meta-iteration.
+    """
+    speed = found["matrix_product_flops"]["median"]
+    physics = found.get("physics_open_loop_steps_per_s", {}).get("median")
+    complete = dict(found)
+    for name in parts:
+        if name.endswith("seconds") and "task_by_task" not in name and "plain" not in name:
+            flops = flops_of(parts[name])
+            floor = flops / speed + (env_steps / physics if physics and name == "meta_iteration_seconds" else 0)
+            own = {"flops": flops, "floor": floor, "share_of_floor": floor / found[name]["median"]}
+        elif physics and name in ("batch_steps_per_s", "rollout_steps_per_s"):
+            own = {"floor": physics, "share_of_floor": found[name]["median"] / physics}
+        else:
+            continue
+        complete[name] = {**found[name], **own}
+    return complete
+
+
 def machine() -> str:
     """What was measured on."""
     return f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"

@@ -155,7 +155,7 @@ MTL = {
     **EMBEDDED,
     "method": "mtl",
     "queries": 15,
-    "iterations": 6_500,
+    "iterations": 8_500,
     "pretraining_iterations": 2_500,
     "evaluate_every": 500,
 }

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from metarl.few_shot.methods.memory_networks import LSTMNet, MemoryNet
     from metarl.few_shot.methods.meta_lstm import GateLSTM, MetaLSTM
     from metarl.few_shot.methods.meta_networks import AugmentedNet, MetaNetworks, WeightLearners
+    from metarl.few_shot.methods.meta_transfer import MetaTransfer
     from metarl.few_shot.methods.particles import BMAML, EMAML
     from metarl.few_shot.methods.platipus import Platipus
     from metarl.few_shot.methods.relation import Relation, RelationNet
@@ -73,6 +74,7 @@ _EXPORTS = {
     "metarl.few_shot.methods.laplace": ("Llama",),
     "metarl.few_shot.methods.learned_optimisers": ("CoordinateLSTM", "LearnedOptimiser", "TunedOptimiser"),
     "metarl.few_shot.methods.meta_lstm": ("GateLSTM", "MetaLSTM"),
+    "metarl.few_shot.methods.meta_transfer": ("MetaTransfer",),
     "metarl.few_shot.methods.particles": ("BMAML", "EMAML"),
     "metarl.few_shot.methods.platipus": ("Platipus",),
     "metarl.few_shot.predictive": ("Mixture",),

@@ -20,11 +20,12 @@ class ImplicitSteps(GradientDescent, BuildsMethod):
     inner_steps: int = same_as(GradientDescent, "inner_steps", default=16)
     regularisation: float = same_as(IMAML, "regularisation")
     cg_iterations: int = same_as(IMAML, "cg_iterations")
+    damping: float = same_as(IMAML, "damping")
 
     def build(self, criterion: Criterion, module: nn.Module, make: MakeModule) -> IMAML:
         """As of any method that is built so; the shifts of batch norms are adapted, too."""
         rule = GradientDescent(**{name: getattr(self, name) for name in GradientDescent.__dataclass_fields__})
-        return IMAML(module, criterion, rule, 0, self.regularisation, self.cg_iterations)
+        return IMAML(module, criterion, rule, 0, self.regularisation, self.cg_iterations, self.damping)
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ def test_all_methods_are_tried():
 
 def test_recipes_and_settings():
     implicit = omniglot.EXPERIMENT.configure("5-way 1-shot, iMAML")
-    assert (implicit.method.inner_steps, implicit.method.regularisation, implicit.method.cg_iterations) == (16, 2.0, 5)
+    assert (implicit.method.inner_steps, implicit.method.regularisation, implicit.method.cg_iterations) == (16, 0.5, 5)
     learned = omniglot.EXPERIMENT.configure("5-way 1-shot, LSTM meta-learner")
     assert (learned.method.inner_steps, learned.network.filters, learned.episodes.training_queries) == (12, 32, 15)
 

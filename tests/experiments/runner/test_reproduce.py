@@ -29,6 +29,7 @@ RECIPES = {
     "random": Recipe({"iterations": 0}, (-80.0,)),
     "oracle": Recipe(ORACLE),
     "first-order": Recipe({"second_order": False}),
+    "maml, four test tasks": Recipe({"evaluation_tasks": 4}, trained_as="maml"),
 }
 
 
@@ -97,6 +98,17 @@ def test_what_is_done_is_not_done_again_and_what_was_stopped_goes_on(tiny, monke
     run("--recipes", "maml", "--seeds", "1", "--iterations", "3")
     assert summary(tiny)["maml"]["command"].endswith('--seed 0 && python experiments/navigation_2d.py --recipe "maml" '
                                                      "--seed 1 --iterations 3")  # fmt: skip
+
+
+def test_recipes_that_are_trained_alike_share_a_run(tiny, monkeypatch):
+    run("--recipes", "maml", "--seeds", "0")
+    monkeypatch.setattr(training, "main", None)
+    run("--recipes", "maml, four test tasks", "--seeds", "0")
+    rows = [results.load_row(results.row_path("navigation_2d", name)) for name in ("maml", "maml, four test tasks")]
+    assert [row["settings"]["evaluation_tasks"] for row in rows] == [3, 4]
+    assert [len(row["seeds"][0]["last"]["return/step_1"]["per_task"]) for row in rows] == [3, 4]
+    assert rows[1]["command"] == 'python experiments/navigation_2d.py --recipe "maml, four test tasks" --seed 0'
+    assert rows[0]["seeds"][0]["curve"] == rows[1]["seeds"][0]["curve"]
 
 
 def test_the_weights_of_the_leading_row_give_its_numbers_again(tiny):

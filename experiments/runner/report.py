@@ -13,12 +13,13 @@ from metarl.experiments.runner import result_plots, results, tables
 from metarl.experiments.runner.arrival import Arrival, arrival
 from metarl.experiments.runner.digest import digest
 from metarl.experiments.runner.experiment import Experiment, find_experiment
+from metarl.experiments.runner.method_table import FAMILIES, INSTANCES, PUBLISHED_INSTANCES, MethodEntry
 from metarl.experiments.runner.result_plots import MOST_LINES, Line
 from metarl.experiments.runner.results import EXPERIMENTS, REINFORCEMENT, SUPERVISED
 from metarl.runs import write_atomically
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("docs/results.md", "README.md")  # in which markers name tables
+PAGES = ("docs/results.md", "docs/guides/few_shot_methods.md", "README.md")  # in which markers name tables
 
 Entries = dict[str, dict[str, Any]]  # of an experiment, by row
 
@@ -63,6 +64,8 @@ class Report:
                 known = {name: self._published(of, name) for name in self.summary[of]}
                 for table, entries in self._by_tasks(of).items():
                     found[table] = tables.supervised(entries, metric, steps, known)
+        found["few-shot methods"] = tables.few_shot_methods(list(self._methods()))
+        found["instances"] = tables.instances(self.summary.get("omniglot", {}), INSTANCES, PUBLISHED_INSTANCES)
         return found
 
     def pictures(self) -> Iterator[tuple[str, Figure]]:
@@ -99,6 +102,17 @@ class Report:
                 for name in filter(None, (leading, tables.best_row(others))):
                     found.append((of, name, [arrival(seed, published[1]) for seed in self.rows[of][name]["seeds"]]))
         return found
+
+    def _methods(self) -> Iterator[tuple[str, MethodEntry, Mapping[str, Any] | None, str, Sequence[float]]]:
+        """Every few-shot method with its family, the entry of its row, the metric there, and what was published."""
+        for family, methods in FAMILIES.items():
+            for method in methods:
+                experiment: Any = find_experiment(method.script)
+                settings = experiment.configure(method.recipe)
+                metric = method.metric or f"{experiment.criterion.name}/step_{experiment.judged_step(settings)}"
+                published = method.published or (experiment.recipes[method.recipe].published if method.recipe else ())
+                entry = self.summary.get(method.script, {}).get(method.recipe)
+                yield family, method, entry, metric, published
 
     @property
     def _reinforcement(self) -> list[str]:

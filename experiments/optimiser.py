@@ -36,10 +36,11 @@ from metarl.few_shot.methods.unrolled_optimiser import UnrolledOptimiser
 from metarl.few_shot.quadratics import QUADRATIC, Quadratics
 
 PAPER = {"num_tasks": 128, "iterations": 4_000, "record_every": 10, "checkpoint_every": 100, "evaluate_every": 1_000}
-# Of 0.001, 0.003, ... these step sizes are the best on validation functions, by f after 100 steps.
+# Of 0.001, 0.003, ... 10 and 30 these step sizes are the best on 128 validation quadratics, and on 16 validation
+# classifiers, by f after 100 steps.
 TUNED = {
     "quadratics": {"sgd": 0.01, "momentum": 0.01, "rmsprop": 0.03, "adam": 0.3},
-    "classifiers": {"sgd": 1.0, "momentum": 1.0, "rmsprop": 0.01, "adam": 0.03},
+    "classifiers": {"sgd": 10.0, "momentum": 3.0, "rmsprop": 0.03, "adam": 0.1},
 }
 CLASSIFIERS = {"functions": "classifiers", "num_tasks": 2, "evaluation_tasks": 32}
 LSTM_OF_CLASSIFIERS = {**CLASSIFIERS, "iterations": 1_500, "log_scale": 10.0, "output_scale": 0.1}

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from metarl.core.randomness import keyed_generator
     from metarl.core.rules import GradientDescent, LayerStepSizes, MetaSGD
     from metarl.core.settings import SettingError
+    from metarl.few_shot.classifier_functions import CLASSIFIER_LOSS, ClassifierFunctions
     from metarl.few_shot.criteria import CLASSIFICATION, REGRESSION, Criterion, nearest_neighbour
     from metarl.few_shot.curves import Curves, FixedTasks
     from metarl.few_shot.embedding_networks import EmbeddingNet
@@ -64,6 +65,7 @@ _EXPORTS = {
     "metarl.core.settings": ("SettingError",),
     "metarl.few_shot.methods.centroids": ("Prototypical", "SimpleShot"),
     "metarl.few_shot.images.classifier": ("ImageClassifier",),
+    "metarl.few_shot.classifier_functions": ("CLASSIFIER_LOSS", "ClassifierFunctions"),
     "metarl.few_shot.criteria": ("CLASSIFICATION", "REGRESSION", "Criterion", "nearest_neighbour"),
     "metarl.few_shot.methods.embedding": ("EmbeddingMethod",),
     "metarl.few_shot.embedding_networks": ("EmbeddingNet",),

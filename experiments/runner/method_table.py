@@ -102,6 +102,13 @@ FAMILIES: dict[str, tuple[MethodEntry, ...]] = {
             "optimiser",
             "lstm",
         ),
+        MethodEntry(
+            "the same, on small classifiers",
+            "the weights of a classifier, by an LSTM",
+            "the weights",
+            "optimiser",
+            "lstm, classifiers",
+        ),
     ),
     "subspaces": (
         MethodEntry("T-net", f"{ALL}, not the matrices behind them", PHI, SINE, "t-net, frequencies"),

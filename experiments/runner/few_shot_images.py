@@ -86,7 +86,8 @@ class ImageSettings(FewShotSettings):
     def __post_init__(self) -> None:
         if self.embeds and self.evaluation.statistics == "per-step":
             raise SettingError("--evaluation-statistics = per-step; allowed with a method that embeds: batch")
-        pretraining, iterations = self.method.pretraining_iterations if self.embeds else 0, self.run.iterations
+        method, iterations = self.method, self.run.iterations
+        pretraining = method.pretraining_iterations if isinstance(method, Embedded) else 0
         if pretraining and 0 < iterations <= pretraining:
             allowed = f"fewer than --iterations = {iterations}"
             raise SettingError(f"--pretraining-iterations = {pretraining}; allowed: {allowed}")
@@ -113,12 +114,13 @@ class ImageSettings(FewShotSettings):
     @property
     def any_ways(self) -> bool:
         """Whether the method takes tasks of any number of classes after training; else of those of training at most."""
-        return self.all_classes or (self.embeds and not self.method.fixed_ways)
+        return not self.method.fixed_ways if isinstance(self.method, Embedded) else self.all_classes
 
     @property
     def kind_of_episodes(self) -> type[ImageEpisodes]:
         """The tasks of the method: those that read the support in order get it in a random order."""
-        return ShuffledEpisodes if self.embeds and self.method.shuffled else ImageEpisodes
+        shuffled = isinstance(self.method, Embedded) and self.method.shuffled
+        return ShuffledEpisodes if shuffled else ImageEpisodes
 
 
 @dataclass(frozen=True)

@@ -45,11 +45,21 @@ IMAML = {
     "method": "imaml",
     "num_tasks": 16,
     "inner_steps": 16,
-    "inner_step_size": 0.4,
-    "regularisation": 0.5,
+    "inner_step_size": 0.1,
+    "queries": 5,
     "iterations": 1_000,
     "evaluate_every": 200,
     "evaluation_steps": 16,
+}
+PROTO_MAML = {
+    "method": "proto-maml",
+    "num_tasks": 8,
+    "queries": 5,
+    "inner_steps": 3,
+    "inner_step_size": 0.1,
+    "iterations": 4_000,
+    "final_learning_rate": 1e-5,
+    "evaluation_steps": 5,
 }
 META_LSTM = {
     "method": "meta-lstm",
@@ -190,6 +200,11 @@ RECIPES = {  # published: accuracy
         MAML_PLUS_PLUS, (0.9947,), "an hour of one core; five steps together are as long as the paper's one"
     ),
     "5-way 1-shot, iMAML": Recipe(IMAML, (0.995,)),
+    **{
+        f"{ways}-way {shots}-shot, Proto-MAML": Recipe({**PROTO_MAML, "ways": ways, "shots": shots})
+        for ways in (5, 20)
+        for shots in (1, 5)
+    },
     "5-way 1-shot, LSTM meta-learner": Recipe(META_LSTM),
     "5-way 1-shot, MTL": Recipe(MTL),
     "5-way 1-shot, MTL without scales": Recipe({**MTL, "scales_and_shifts": False}),

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from metarl.few_shot.methods.meta_transfer import MetaTransfer
     from metarl.few_shot.methods.particles import BMAML, EMAML
     from metarl.few_shot.methods.platipus import Platipus
+    from metarl.few_shot.methods.proto_maml import ProtoMAML
     from metarl.few_shot.methods.relation import Relation, RelationNet
     from metarl.few_shot.methods.ridge import RidgeRegression
     from metarl.few_shot.methods.sequences import SequenceClassifier, ShuffledEpisodes
@@ -79,6 +80,7 @@ _EXPORTS = {
     "metarl.few_shot.methods.meta_transfer": ("MetaTransfer",),
     "metarl.few_shot.methods.particles": ("BMAML", "EMAML"),
     "metarl.few_shot.methods.platipus": ("Platipus",),
+    "metarl.few_shot.methods.proto_maml": ("ProtoMAML",),
     "metarl.few_shot.predictive": ("Mixture",),
     "metarl.few_shot.quadratics": ("QUADRATIC", "Quadratics"),
     "metarl.few_shot.methods.subspaces": ("MaskedDescent", "MTNet", "TransformedMLP"),

@@ -1,4 +1,4 @@
-"""iMAML and the LSTM meta-learner on images, from the command line."""
+"""Proto-MAML, iMAML and the LSTM meta-learner on images, from the command line."""
 
 import json
 
@@ -9,10 +9,11 @@ from metarl.experiments.runner.image_methods import IMAGE_METHODS
 from metarl.experiments.runner.training import main
 from metarl.few_shot.methods.implicit import IMAML
 from metarl.few_shot.methods.meta_lstm import MetaLSTM
+from metarl.few_shot.methods.proto_maml import ProtoMAML
 from tests.experiments.runner.few_shot_runs import make_photographs
 from tests.experiments.runner.helpers import error_of
 
-KINDS = {"imaml": IMAML, "meta-lstm": MetaLSTM}
+KINDS = {"proto-maml": ProtoMAML, "imaml": IMAML, "meta-lstm": MetaLSTM}
 TINY = ["--ways", "2", "--filters", "4", "--evaluation-tasks", "3", "--evaluation-steps", "2", "--threads", "1"]
 TINY += ["--record-every", "1", "--queries", "1", "--num-tasks", "2", "--inner-steps", "2", "--checkpoint-every", "1"]
 
@@ -45,7 +46,7 @@ def test_all_methods_are_tried():
 
 def test_recipes_and_settings():
     implicit = omniglot.EXPERIMENT.configure("5-way 1-shot, iMAML")
-    assert (implicit.method.inner_steps, implicit.method.regularisation, implicit.method.cg_iterations) == (16, 0.5, 5)
+    assert (implicit.method.inner_steps, implicit.method.regularisation, implicit.method.cg_iterations) == (16, 2.0, 5)
     learned = omniglot.EXPERIMENT.configure("5-way 1-shot, LSTM meta-learner")
     assert (learned.method.inner_steps, learned.network.filters, learned.episodes.training_queries) == (12, 32, 15)
 

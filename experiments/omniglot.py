@@ -179,6 +179,15 @@ def memory_recipes() -> dict[str, Recipe]:
     return found
 
 
+MTL = {
+    **EMBEDDED,
+    "method": "mtl",
+    "queries": 15,
+    "iterations": 8_500,
+    "pretraining_iterations": 2_500,
+    "evaluate_every": 500,
+}
+
 RECIPES = {  # published: accuracy
     "5-way 1-shot": Recipe(PAPER, (0.987,), "step size of 0.4 in the paper's code is of N times the mean loss"),
     "5-way 5-shot": Recipe({"shots": 5}, (0.999,)),
@@ -197,6 +206,8 @@ RECIPES = {  # published: accuracy
         for shots in (1, 5)
     },
     "5-way 1-shot, LSTM meta-learner": Recipe(META_LSTM),
+    "5-way 1-shot, MTL": Recipe(MTL),
+    "5-way 1-shot, MTL without scales": Recipe({**MTL, "scales_and_shifts": False}),
     **embedding_recipes(),
     **memory_recipes(),
 }

@@ -51,12 +51,16 @@ SUPERVISED = {  # metric, and gradient steps that have a column
     "mini_imagenet": ("accuracy", (0, 1, 5, 10)),
     "optimiser": ("mse", (0, 20, 50, 100)),
 }
+OTHER_TASKS = {  # the setting whose rows have a table of their own, and the metric there
+    "sine": ("curves", "mse"),
+    "optimiser": ("functions", "cross_entropy"),
+}
 EXPERIMENTS = (*REINFORCEMENT, "meta_world", *SUPERVISED)  # whose results are kept, in the order of tables
 FORMAT = 1
 CURVE_POINTS = 200
 _COUNTS = ("iteration", "env_steps")
 _EVALUATION = "evaluation/"
-_METRICS = ("return/", "success/", "accuracy/", "mse/")
+_METRICS = ("return/", "success/", "accuracy/", "mse/", "cross_entropy/")
 
 
 def slug(name: str) -> str:

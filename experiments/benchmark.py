@@ -71,7 +71,8 @@ def measure(name: str, flags: Sequence[str], repeats: int) -> dict[str, Any]:
         parts = {**learner_parts(learner), **simulator_parts(learner)}
         before = learner.env_steps
         learner.step()
-        found = with_floors(timed(parts, repeats), parts, learner.env_steps - before)
+        env_steps = learner.env_steps - before
+        found = with_floors(timed(parts, repeats), parts, env_steps)
     sampling, horizon = learner.sampling, learner.task_distribution.horizon
     sizes = f"{sampling.num_tasks} tasks x {sampling.episodes_per_task} episodes x {horizon} steps"
     return {**found, "sizes": sizes, "machine": machine()}

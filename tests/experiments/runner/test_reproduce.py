@@ -7,11 +7,12 @@ import signal
 import numpy as np
 import pytest
 
-from metarl.experiments import navigation_2d, reproduce, sine
+from metarl.experiments import mini_imagenet, navigation_2d, reproduce, sine
 from metarl.experiments.runner import reinforcement, report, reproduction, results, training
 from metarl.experiments.runner.experiment import find_experiment
 from metarl.experiments.runner.recipes import ORACLE, Recipe
 from metarl.runs import Run, load_checkpoint
+from tests.experiments.runner.few_shot_runs import make_photographs
 
 TINY = {
     "num_tasks": 2,
@@ -221,3 +222,26 @@ def test_a_supervised_run_is_evaluated_with_every_number_of_shots(tiny, monkeypa
     assert f"| maml, K = 5 | {entry['mse/step_0']['mean']:.3f} ± " in page
     assert "| maml, K = 10 |" in page
     assert "| 0.67 |" in page
+
+
+def test_a_run_on_images_keeps_its_curves_and_has_a_table(tiny, monkeypatch):
+    make_photographs(tiny / "images")
+    small = {"method": "prototypical", "ways": 2, "training_ways": 3, "queries": 1, "filters": 4, "iterations": 1}
+    small |= {"record_every": 1, "checkpoint_every": 1, "evaluate_every": 0, "threads": 1, "evaluation_tasks": 3}
+    recipes = {"5-way 1-shot": Recipe(), "prototypical": Recipe({**small, "shots": 1})}
+    experiment = dataclasses.replace(mini_imagenet.EXPERIMENT, recipes=recipes)
+    monkeypatch.setattr(mini_imagenet, "EXPERIMENT", experiment)
+    (tiny / "docs" / "results.md").write_text("<!-- table: mini_imagenet -->\n<!-- end -->\n")
+    words = ["--data", str(tiny / "images"), "--cache", str(tiny / "cache")]
+    reproduce.main(["mini_imagenet", "--recipes", "prototypical", "--seeds", "0", *words])
+    entry = json.loads((tiny / "results" / "summary.json").read_text())["mini_imagenet"]["prototypical"]
+    [seed] = results.load_row(results.row_path("mini_imagenet", "prototypical"))["seeds"]
+    assert {name: curve["counts"] for name, curve in seed["last"]["curves"].items()} == {
+        "shots": [1, 2, 3],
+        "ways": [2],
+    }
+    assert entry["accuracy/step_0"]["mean"] == pytest.approx(seed["last"]["accuracy/step_0"]["mean"], abs=1e-5)
+    assert (
+        f"| prototypical | {100 * entry['accuracy/step_0']['mean']:.1f} ± "
+        in (tiny / "docs" / "results.md").read_text()
+    )

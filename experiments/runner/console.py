@@ -18,6 +18,7 @@ COMMANDS = {  # by module of metarl.experiments; its other modules are launchers
     "predict": "classify new pictures, given a few of each class",
     "benchmark": "time the parts of an experiment",
     "reproduce": "train recipes, evaluate them and keep the results",
+    "compare": "compare rows of results: seeds, intervals, probability of improvement",
 }
 CHECK = "say what is wrong with a task distribution, MODULE:OBJECT"
 

@@ -1,9 +1,9 @@
 """Meta-World's environments, faster: the same trajectories to the last bit, with less Python per step and per reset.
 
-A step of Meta-World 3.1.1 spends a quarter of its time in the physics. The rest looks names up (`data.body("hand")`), makes
-small arrays, and turns rotation matrices into quaternions through scipy's checks. `faster(cls)` is a subclass of one of its
-environments in which names are looked up once and what `SawyerXYZEnv` does at every step is written out. Rewards remain
-Meta-World's own code.
+A step of Meta-World 3.1.1 spends a quarter of its time in the physics. The rest looks names up (`data.body("hand")`),
+makes small arrays, and turns rotation matrices into quaternions through scipy's checks. `faster(cls)` is a subclass of
+one of its environments in which names are looked up once and what `SawyerXYZEnv` does at every step is written out.
+Rewards remain Meta-World's own code.
 
 A reset is a function of the task: it moves the hand for a hundred time steps, as long as a fifth of an episode.
 `Snapshots` keeps what it leads to.
@@ -91,7 +91,8 @@ def _is_orthogonal(rows: list[list[float]]) -> bool:
     (a, b, c), (d, e, f), (g, h, i) = rows
     errors = (a * a + b * b + c * c - 1, d * d + e * e + f * f - 1, g * g + h * h + i * i - 1)
     products = (a * d + b * e + c * f, a * g + b * h + c * i, d * g + e * h + f * i)
-    return max(map(abs, errors + products)) < 1e-13 and a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g) > 0
+    determinant = a * (e * i - f * h) - b * (d * i - f * g) + c * (d * h - e * g)
+    return determinant > 0 and max(map(abs, errors + products)) < 1e-13
 
 
 class _Faster:
@@ -117,7 +118,7 @@ class _Faster:
                 for side, pad in enumerate(pads):
                     if pad in pair:
                         force[side] += data.efc_force[contacts.efc_address[number]]
-        return 0 < force[0] and 0 < force[1]
+        return min(force) > 0
 
     def _get_curr_obs_combined_no_goal(self: Any) -> np.ndarray:
         data = self.data
@@ -161,7 +162,7 @@ class _Faster:
 
 
 def faster(cls: type[SawyerXYZEnv]) -> type[SawyerXYZEnv]:
-    """A subclass that makes the same trajectories; what the class itself has in place of inherited methods, it keeps."""
+    """A subclass that makes the same trajectories; methods that the class has in place of inherited ones remain."""
     methods: dict[str, Any] = {
         name: method
         for name, method in vars(_Faster).items()

@@ -89,7 +89,7 @@ def test_lanes_change_between_environments_as_tasks_do(monkeypatch):
 
 
 def test_unknown_names_get_one_line():
-    with pytest.raises(ValueError, match=r"^benchmark = 'ML2'; allowed: ML1, ML10, ML45$"):
+    with pytest.raises(ValueError, match=r"^benchmark = 'ML2'; allowed: ML1, ML10, ML25, ML45$"):
         MetaWorld("ML2")
     with pytest.raises(
         ValueError, match=r"^env = 'raech-v3'; allowed: Meta-World's 50 names; the nearest is reach-v3$"

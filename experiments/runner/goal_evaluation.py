@@ -1,6 +1,6 @@
 """How Meta-World counts successes, and without its bias: adaptation to each goal, then episodes of the adapted policy.
 
-Adaptation samples episodes of full length from the policy as it is; the adapted policy then takes its most likely actions.
+Adaptation samples episodes of full length from the policy as it is; the adapted policy takes its most likely actions.
 Resets, actions and physics are then functions of the goal, so all episodes of a goal are alike: one is played.
 """
 

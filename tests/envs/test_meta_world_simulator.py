@@ -1,5 +1,7 @@
 """Meta-World's environments, faster, against its own: every bit of the trajectories."""
 
+import time
+
 import numpy as np
 import pytest
 
@@ -89,6 +91,33 @@ def test_trajectories_equal_meta_worlds_with_the_first_reward():
 @pytest.mark.parametrize("name", ALL)
 def test_trajectories_of_all_environments(name, reward_version):
     assert_same_trajectories(name, 150, reward_version)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["reach-v3", "push-v3", "pick-place-v3", "door-open-v3"])
+def test_steps_per_second_against_meta_worlds(name, capsys):
+    """Episodes with their resets, in turns, in time of the processor; medians."""
+    benchmark = metaworld.ML1(name, seed=0)
+    cls, snapshots = benchmark.train_classes[name], Snapshots()
+    envs = [cls(), faster(cls)()]
+    actions = np.random.default_rng(0).uniform(-1, 1, (500, 4)).astype(np.float32)
+    seconds = [[], []]
+    for env in envs:
+        env.set_task(benchmark.train_tasks[0])
+    for _ in range(4):
+        for env, taken in zip(envs, seconds, strict=True):
+            start = time.process_time()
+            if env is envs[0]:
+                env.reset()
+            else:
+                snapshots.reset(env, 0)
+            for action in actions:
+                env.step(action)
+            taken.append(time.process_time() - start)
+    plain, quick = (np.median(taken[1:]) for taken in seconds)  # the first reset is no snapshot's
+    with capsys.disabled():
+        print(f"\n{name}: {500 / plain:.0f} and {500 / quick:.0f} steps/s, {plain / quick:.1f} times as many")
+    assert plain / quick > 1.7
 
 
 def test_quaternions_equal_scipys():

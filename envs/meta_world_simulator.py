@@ -105,7 +105,8 @@ class _Faster:
 
     def _initialize_simulation(self: Any) -> tuple[mujoco.MjModel, mujoco.MjData]:
         if not self._shared:
-            self._shared.append(super(SawyerXYZEnv, self)._initialize_simulation()[0])
+            made, _ = super(SawyerXYZEnv, self)._initialize_simulation()  # type: ignore[misc]  # of MujocoEnv
+            self._shared.append(made)
         return self._shared[0], NamedData(self._shared[0])
 
     def touching_object(self: Any, object_geom_id: int) -> bool:

@@ -146,7 +146,7 @@ def test_whole_episodes_are_chosen_with_all_their_steps():
 
 
 def test_one_episode_of_every_trial_by_task():
-    played = ragged_episodes([[1, 3, 2], [2, 2, 1], [4, 1, 1], [3, 2, 4]])  # four trials, two of each task
+    played = ragged_episodes([[1, 3, 2], [2, 2, 1], [4, 1, 1], [3, 2, 4]], horizon=4)  # four trials, two of each task
     second = played.episode(1, num_trials=2)
     assert second.valid.shape == (2, 4, 2)
     for task in range(2):

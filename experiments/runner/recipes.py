@@ -56,9 +56,18 @@ def recommended(num_tasks: int, iterations: int, **changes: Any) -> Recipe:
     return Recipe({**settings, "num_tasks": num_tasks, "iterations": iterations, "evaluate_every": 50, **changes})
 
 
-def for_both_dynamics(recipe: Recipe) -> dict[str, Recipe]:
-    """The recommended recipe, and the same on gymnasium's own bodies with episodes as short as in other libraries."""
-    return {RECOMMENDED: recipe, f"{RECOMMENDED}, gymnasium": recipe | {"dynamics": "gymnasium", "horizon": 100}}
+def memory(num_tasks: int, iterations: int, **changes: Any) -> Recipe:
+    """RL^2 with trials of two episodes, on as many environment steps as the other recipes of its environment.
+
+    The penalty is that of the recommended recipe. An evaluation plays the two episodes of a trial.
+    """
+    settings = {"method": "rl2", "episodes_per_task": 2, "evaluation_steps": 1, "gae_lambda": 0.95, **PENALTY}
+    return Recipe({**settings, "num_tasks": num_tasks, "iterations": iterations, "evaluate_every": 50, **changes})
+
+
+def for_both_dynamics(recipe: Recipe, name: str = RECOMMENDED) -> dict[str, Recipe]:
+    """A recipe of this name, and the same on gymnasium's own bodies with episodes as short as in other libraries."""
+    return {name: recipe, f"{name}, gymnasium": recipe | {"dynamics": "gymnasium", "horizon": 100}}
 
 
 def schedule(sizes: Mapping[int, float]) -> dict[str, Any]:

@@ -57,6 +57,7 @@ FIRST = ("learner", "method", "tasks", "rules")  # modules that stand at the hea
 OF_THE_LEARNER_ALONE = ("learner_checks",)
 DATA = {
     "CLASSIFICATION": "Cross-entropy as loss, accuracy as metric.",
+    "CLASSIFIER_LOSS": "Cross-entropy as loss and as metric: small classifiers as functions to be minimised.",
     "QUADRATIC": "Sum of squared errors as loss, their mean as metric: random quadratics.",
     "REGRESSION": "Mean squared error as loss and metric.",
 }

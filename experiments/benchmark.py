@@ -1,24 +1,27 @@
 """Time an experiment's parts: `python experiments/benchmark.py navigation_2d --hidden-sizes 64 64 [--json]`.
 
 The flags of the experiment's own script choose what is timed. Parts are measured in turn, several times over, so that a
-slow moment of the machine hits all of them; medians are printed with their spread. Run it with nothing else running.
+slow moment of the machine hits all of them; medians are printed with their spread, and how near they are to what the
+machine can do: the physics alone, and the speed of a large matrix product. Run it with nothing else running.
 """
 
 import metarl.experiments  # noqa: F401  # before torch: see there
 
 # isort: split
 import json
-import platform
-import resource
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-import torch
-
 from metarl.core.settings import SettingError, nearest
-from metarl.experiments.runner.benchmarks import Timings, few_shot_parts, flops_of, learner_parts, simulator_parts
+from metarl.experiments.runner.benchmarks import (
+    few_shot_parts,
+    learner_parts,
+    machine,
+    simulator_parts,
+    timed,
+    with_floors,
+)
 from metarl.experiments.runner.command_line import OneLineParser, read
 from metarl.experiments.runner.experiment import find_experiment
 from metarl.experiments.runner.results import REINFORCEMENT
@@ -52,50 +55,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def measure(name: str, flags: Sequence[str], repeats: int) -> dict[str, Any]:
-    """Time all parts of an experiment with these flags; by name, each with median, min and max, and the machine."""
+    """Time all parts of an experiment with these flags; by name, each with median, min and max, and the machine.
+
+    Parts whose least time is known have `floor` as well: their operations at the speed of a large matrix product, and
+    their environment steps at that of the physics alone; and `share_of_floor`, that time over the median.
+    """
     experiment = find_experiment(name)
     request = read(experiment, flags)
     settings = experiment.configure(request.recipe, **request.given)
     if name in FEW_SHOT:
         parts, sizes = few_shot_parts(name, settings)
         found = timed(parts, repeats, warm_ups=12)  # of which the tenth records
-        return {**found, "sizes": sizes, "machine": machine()}
+        return {**with_floors(found, parts, 0), "sizes": sizes, "machine": machine()}
     with experiment.build(settings) as learner:
         parts = {**learner_parts(learner), **simulator_parts(learner)}
-        found = timed(parts, repeats)
-        found["update_flops"] = flops_of(parts["update_seconds"])
-    achieved = found["update_flops"] / found["update_seconds"]["median"]
-    found["update_share_of_matrix_product"] = achieved / found["matrix_product_flops"]["median"]
+        before = learner.env_steps
+        learner.step()
+        env_steps = learner.env_steps - before
+        found = with_floors(timed(parts, repeats), parts, env_steps)
     sampling, horizon = learner.sampling, learner.task_distribution.horizon
     sizes = f"{sampling.num_tasks} tasks x {sampling.episodes_per_task} episodes x {horizon} steps"
     return {**found, "sizes": sizes, "machine": machine()}
 
 
-def timed(parts: Timings, repeats: int, warm_ups: int = 1) -> dict[str, Any]:
-    """Median, min and max of each part, and the memory that the process has taken."""
-    for _ in range(warm_ups):
-        for timing in parts.values():
-            timing()  # builds lanes, fills caches, records
-    measured: dict[str, list[float]] = {part: [] for part in parts}
-    for _ in range(repeats):
-        for part, timing in parts.items():
-            measured[part].append(timing())
-    summary = {
-        part: {"median": float(np.median(values)), "min": min(values), "max": max(values)}
-        for part, values in measured.items()
-    }
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {**summary, "peak_memory_mb": round(peak)}
-
-
-def machine() -> str:
-    """What was measured on."""
-    return f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-
-
 def _shown(value: Any) -> str:
     if isinstance(value, dict):
-        return f"{value['median']:>12,.4g}   ({value['min']:,.4g} to {value['max']:,.4g})"
+        measured = f"{value['median']:>12,.4g}   ({value['min']:,.4g} to {value['max']:,.4g})"
+        return measured + (f", {value['share_of_floor']:.2f} of what is possible" if "floor" in value else "")
     return f"{value:>12,.4g}" if isinstance(value, float) else str(value)
 
 

@@ -46,9 +46,20 @@ IMAML = {
     "num_tasks": 16,
     "inner_steps": 16,
     "inner_step_size": 0.1,
+    "queries": 5,
     "iterations": 1_000,
     "evaluate_every": 200,
     "evaluation_steps": 16,
+}
+PROTO_MAML = {
+    "method": "proto-maml",
+    "num_tasks": 8,
+    "queries": 5,
+    "inner_steps": 3,
+    "inner_step_size": 0.1,
+    "iterations": 4_000,
+    "final_learning_rate": 1e-5,
+    "evaluation_steps": 5,
 }
 META_LSTM = {
     "method": "meta-lstm",
@@ -70,32 +81,49 @@ EMBEDDED = {
 PUBLISHED = {  # of methods that embed: 5-way 1-shot, 5-way 5-shot, 20-way 1-shot, 20-way 5-shot
     "prototypical": (0.988, 0.997, 0.960, 0.989),
     "matching": (0.981, 0.989, 0.938, 0.985),
+    "matching, cosine": (),
+    "matching, cosine times 1": (),
     "matching-fce": (),
     "relation": (0.996, 0.998, 0.976, 0.991),
+    "relation, batch statistics": (),
     "siamese": (),
     "r2-d2": (0.986, 0.997, 0.947, 0.989),
     "simple-shot": (),
 }
+TWENTY_IN_TRAINING = {"training_ways": 20}
+AS_IN_THE_PAPER = {"iterations": 10_000, "split": "mixed"}  # of relation networks
 OWN_SETTINGS: dict[str, dict[str, Any]] = {
-    "matching": {"queries": 15},
-    "matching-fce": {"queries": 15},
-    "relation": {"iterations": 10_000, "split": "mixed"},  # as in the paper
+    "matching": TWENTY_IN_TRAINING,
+    "matching, cosine": {**TWENTY_IN_TRAINING, "distance": "cosine", "attention_scale": 10.0},
+    "matching, cosine times 1": {**TWENTY_IN_TRAINING, "distance": "cosine", "attention_scale": 1.0},
+    "matching-fce": TWENTY_IN_TRAINING,
+    "relation": AS_IN_THE_PAPER,
+    "relation, batch statistics": {**AS_IN_THE_PAPER, "batch_norm": "batch"},
     "siamese": {"iterations": 5_000},
     "r2-d2": {"learning_rate": 0.005},  # authors' settings
     "simple-shot": {"iterations": 2_500},  # about five times all training images: longer training is known to hurt
 }
+ANY_SHOTS = ("siamese", "simple-shot")  # trained on pairs or plain batches, so once for all tasks
 
 
 def embedding_recipes() -> dict[str, Recipe]:
-    """The recipes of methods that embed, with 5 and 20 ways, 1 and 5 shots."""
+    """The recipes of methods that embed, with 5 and 20 ways, 1 and 5 shots.
+
+    But for relation networks they are trained alike for 5 and for 20 ways.
+    """
     found = {}
     tasks = [(ways, shots) for ways in (5, 20) for shots in (1, 5)]
     for name, published in PUBLISHED.items():
+        method = name.split(",")[0]
         for number, (ways, shots) in enumerate(tasks):
-            settings = {**EMBEDDED, **OWN_SETTINGS.get(name, {}), "method": name, "ways": ways, "shots": shots}
-            if name == "relation":
+            settings = {**EMBEDDED, **OWN_SETTINGS.get(name, {}), "method": method, "ways": ways, "shots": shots}
+            trained_as = f"5-way {1 if method in ANY_SHOTS else shots}-shot, {name}"
+            if method == "relation":
                 settings["queries"] = {5: (19, 15), 20: (10, 5)}[ways][shots == 5]  # authors' code
-            found[f"{ways}-way {shots}-shot, {name}"] = Recipe(settings, published[number : number + 1])
+                trained_as = ""
+            own = f"{ways}-way {shots}-shot, {name}"
+            known = published[number : number + 1]
+            found[own] = Recipe(settings, known, trained_as=trained_as if trained_as != own else "")
     return found
 
 
@@ -151,6 +179,15 @@ def memory_recipes() -> dict[str, Recipe]:
     return found
 
 
+MTL = {
+    **EMBEDDED,
+    "method": "mtl",
+    "queries": 15,
+    "iterations": 8_500,
+    "pretraining_iterations": 2_500,
+    "evaluate_every": 500,
+}
+
 RECIPES = {  # published: accuracy
     "5-way 1-shot": Recipe(PAPER, (0.987,), "step size of 0.4 in the paper's code is of N times the mean loss"),
     "5-way 5-shot": Recipe({"shots": 5}, (0.999,)),
@@ -163,7 +200,14 @@ RECIPES = {  # published: accuracy
         MAML_PLUS_PLUS, (0.9947,), "an hour of one core; five steps together are as long as the paper's one"
     ),
     "5-way 1-shot, iMAML": Recipe(IMAML, (0.995,)),
+    **{
+        f"{ways}-way {shots}-shot, Proto-MAML": Recipe({**PROTO_MAML, "ways": ways, "shots": shots})
+        for ways in (5, 20)
+        for shots in (1, 5)
+    },
     "5-way 1-shot, LSTM meta-learner": Recipe(META_LSTM),
+    "5-way 1-shot, MTL": Recipe(MTL),
+    "5-way 1-shot, MTL without scales": Recipe({**MTL, "scales_and_shifts": False}),
     **embedding_recipes(),
     **memory_recipes(),
 }

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from metarl.core.randomness import keyed_generator
     from metarl.core.rules import GradientDescent, LayerStepSizes, MetaSGD
     from metarl.core.settings import SettingError
+    from metarl.few_shot.classifier_functions import CLASSIFIER_LOSS, ClassifierFunctions
     from metarl.few_shot.criteria import CLASSIFICATION, REGRESSION, Criterion, nearest_neighbour
     from metarl.few_shot.curves import Curves, FixedTasks
     from metarl.few_shot.embedding_networks import EmbeddingNet
@@ -31,8 +32,10 @@ if TYPE_CHECKING:
     from metarl.few_shot.methods.memory_networks import LSTMNet, MemoryNet
     from metarl.few_shot.methods.meta_lstm import GateLSTM, MetaLSTM
     from metarl.few_shot.methods.meta_networks import AugmentedNet, MetaNetworks, WeightLearners
+    from metarl.few_shot.methods.meta_transfer import MetaTransfer
     from metarl.few_shot.methods.particles import BMAML, EMAML
     from metarl.few_shot.methods.platipus import Platipus
+    from metarl.few_shot.methods.proto_maml import ProtoMAML
     from metarl.few_shot.methods.relation import Relation, RelationNet
     from metarl.few_shot.methods.ridge import RidgeRegression
     from metarl.few_shot.methods.sequences import SequenceClassifier, ShuffledEpisodes
@@ -66,6 +69,7 @@ _EXPORTS = {
     "metarl.core.settings": ("SettingError",),
     "metarl.few_shot.methods.centroids": ("Prototypical", "SimpleShot"),
     "metarl.few_shot.images.classifier": ("ImageClassifier",),
+    "metarl.few_shot.classifier_functions": ("CLASSIFIER_LOSS", "ClassifierFunctions"),
     "metarl.few_shot.criteria": ("CLASSIFICATION", "REGRESSION", "Criterion", "nearest_neighbour"),
     "metarl.few_shot.methods.embedding": ("EmbeddingMethod",),
     "metarl.few_shot.embedding_networks": ("EmbeddingNet",),
@@ -76,8 +80,10 @@ _EXPORTS = {
     "metarl.few_shot.methods.laplace": ("Llama",),
     "metarl.few_shot.methods.learned_optimisers": ("CoordinateLSTM", "LearnedOptimiser", "TunedOptimiser"),
     "metarl.few_shot.methods.meta_lstm": ("GateLSTM", "MetaLSTM"),
+    "metarl.few_shot.methods.meta_transfer": ("MetaTransfer",),
     "metarl.few_shot.methods.particles": ("BMAML", "EMAML"),
     "metarl.few_shot.methods.platipus": ("Platipus",),
+    "metarl.few_shot.methods.proto_maml": ("ProtoMAML",),
     "metarl.few_shot.predictive": ("Mixture",),
     "metarl.few_shot.quadratics": ("QUADRATIC", "Quadratics"),
     "metarl.few_shot.methods.subspaces": ("MaskedDescent", "MTNet", "TransformedMLP"),

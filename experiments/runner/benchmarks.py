@@ -1,6 +1,8 @@
 """The parts that `experiments/benchmark.py` times, each as a function that returns what it measured."""
 
 import importlib.util
+import platform
+import resource
 import time
 from collections.abc import Callable
 from functools import partial
@@ -45,9 +47,9 @@ def learner_parts(learner: metarl.Learner) -> Timings:
 
     return {
         "rollout_steps_per_s": rollout,
-        "adapt_seconds": lambda: _seconds(lambda: learner.inner_step(support.parameters, support.samples, 0)),
-        "update_seconds": lambda: _seconds(update),
-        "meta_iteration_seconds": lambda: _seconds(learner.step),
+        "adapt_seconds": lambda: seconds_of(lambda: learner.inner_step(support.parameters, support.samples, 0)),
+        "update_seconds": lambda: seconds_of(update),
+        "meta_iteration_seconds": lambda: seconds_of(learner.step),
         "matrix_product_flops": matrix_product(learner.device),
     }
 
@@ -72,7 +74,7 @@ def simulator_parts(learner: metarl.Learner) -> Timings:
     engine, scratch = Rollout(nthread=learner.threads), [mujoco.MjData(model) for _ in range(learner.threads)]
 
     def open_loop() -> float:
-        seconds = _seconds(lambda: engine.rollout(model, scratch, initial, controls, state=states))
+        seconds = seconds_of(lambda: engine.rollout(model, scratch, initial, controls, state=states))
         return lanes * horizon / seconds
 
     def ours() -> float:
@@ -119,9 +121,9 @@ def few_shot_parts(name: str, settings: Any) -> tuple[Timings, str]:
     device, num_tasks = prepare_process(settings), settings.episodes.num_tasks
     parts: Timings = {"matrix_product_flops": matrix_product(device)}
     for inner_steps in (1, 5):
-        learner = _few_shot_learner(name, inner_steps, num_tasks, device)
-        parts[f"{inner_steps}_steps/seconds"] = partial(_seconds, learner.step)
-        parts[f"{inner_steps}_steps/task_by_task_seconds"] = partial(_seconds, _task_by_task(learner))
+        learner = few_shot_learner(name, inner_steps, num_tasks, device)
+        parts[f"{inner_steps}_steps/seconds"] = partial(seconds_of, learner.step)
+        parts[f"{inner_steps}_steps/task_by_task_seconds"] = partial(seconds_of, _task_by_task(learner))
     if name == "omniglot":
         parts |= _embedding_parts(device)
     return parts, f"{num_tasks} tasks"
@@ -138,9 +140,9 @@ def _embedding_parts(device: str) -> Timings:
     for name, kind in EMBEDDING_METHODS.items():
         method = kind().build(embedding(kind(), (28, 28, 1), 64), episodes)
         learner = metarl.FewShotLearner(episodes, method, num_tasks=1, device=device)
-        parts[f"{name}/seconds"] = partial(_seconds, learner.step)
+        parts[f"{name}/seconds"] = partial(seconds_of, learner.step)
         if name == "prototypical":
-            parts[f"{name}/plain_seconds"] = partial(_seconds, _plain_prototypes(learner))
+            parts[f"{name}/plain_seconds"] = partial(seconds_of, _plain_prototypes(learner))
     return parts
 
 
@@ -163,7 +165,8 @@ def _plain_prototypes(learner: metarl.FewShotLearner) -> Callable[[], None]:
     return iteration
 
 
-def _few_shot_learner(name: str, inner_steps: int, num_tasks: int, device: str) -> metarl.FewShotLearner:
+def few_shot_learner(name: str, inner_steps: int, num_tasks: int, device: str) -> metarl.FewShotLearner:
+    """MAML on sine curves or on random images as large as Omniglot's, 5-way 1-shot with 15 queries a class."""
     if name == "sine":
         rule = metarl.GradientDescent(0.01, inner_steps)
         method = metarl.MAML(MLP((1, 40, 40, 1)), metarl.REGRESSION, rule)
@@ -208,6 +211,56 @@ def _task_by_task(learner: metarl.FewShotLearner) -> Callable[[], None]:
     return iteration
 
 
+def timed(parts: Timings, repeats: int, warm_ups: int = 1) -> dict[str, Any]:
+    """Median, min and max of each part, and the memory that the process has taken."""
+    for _ in range(warm_ups):
+        for timing in parts.values():
+            timing()  # builds lanes, fills caches, records
+    measured: dict[str, list[float]] = {part: [] for part in parts}
+    for _ in range(repeats):
+        for part, timing in parts.items():
+            measured[part].append(timing())
+    summary = {
+        part: {"median": float(np.median(values)), "min": min(values), "max": max(values)}
+        for part, values in measured.items()
+    }
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {**summary, "peak_memory_mb": round(peak)}
+
+
+def with_floors(found: dict[str, Any], parts: Timings, env_steps: int) -> dict[str, Any]:
+    """Add to what was measured how fast the machine could be: `flops`, `floor` and `share_of_floor` of each part.
+
+    The least time of seconds is that of their matrix products and convolutions at the speed of a large product; a
+    meta-iteration's environment steps come on top of it, at the speed of the physics alone, with which steps per second
+    are compared, too.
+
+    Args:
+        found: as `timed` returns it.
+        parts: that were timed.
+        env_steps: of a meta-iteration.
+    """
+    speed = found["matrix_product_flops"]["median"]
+    physics = found.get("physics_open_loop_steps_per_s", {}).get("median")
+    complete = dict(found)
+    for name in parts:
+        if name.endswith("seconds") and "task_by_task" not in name and "plain" not in name:
+            flops = flops_of(parts[name])
+            floor = flops / speed + (env_steps / physics if physics and name == "meta_iteration_seconds" else 0)
+            own = {"flops": flops, "floor": floor, "share_of_floor": floor / found[name]["median"]}
+        elif physics and name in ("batch_steps_per_s", "rollout_steps_per_s"):
+            own = {"floor": physics, "share_of_floor": found[name]["median"] / physics}
+        else:
+            continue
+        complete[name] = {**found[name], **own}
+    return complete
+
+
+def machine() -> str:
+    """What was measured on."""
+    return f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
 def flops_of(call: Callable[[], Any]) -> int:
     """Floating-point operations of a call's matrix products and convolutions.
 
@@ -226,12 +279,13 @@ def matrix_product(device: str) -> Callable[[], float]:
 
     def measure() -> float:
         a = torch.randn(2000, 2000, device=device)
-        return 2 * 2000**3 / _seconds(lambda: (a @ a).sum().item())
+        return 2 * 2000**3 / seconds_of(lambda: (a @ a).sum().item())
 
     return measure
 
 
-def _seconds(call: Callable[[], Any]) -> float:
+def seconds_of(call: Callable[[], Any]) -> float:
+    """How long a call takes, with what a GPU still has to do after it."""
     start = time.perf_counter()
     call()
     if torch.cuda.is_available():
@@ -240,5 +294,5 @@ def _seconds(call: Callable[[], Any]) -> float:
 
 
 def _per_second(call: Callable[[], Any], count: Callable[[], int]) -> float:
-    seconds = _seconds(call)
+    seconds = seconds_of(call)
     return count() / seconds

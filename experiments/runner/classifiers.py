@@ -37,8 +37,8 @@ def classifier_of(
         learned = migration.checkpoint(state)["learner"]
         method = _method(experiment, settings, learned["theta"])
         restore_constants(method.module, learned.get("constants"))
-        takes_any = settings.all_classes or (settings.embeds and not settings.method.fixed_ways)
-        most, trained = None if takes_any else settings.episodes.ways, method.at(int(learned["iteration"]))
+        most = None if settings.any_ways else settings.episodes.ways
+        trained = method.at(int(learned["iteration"]))
         return ImageClassifier(trained, learned["theta"], experiment.form(settings), steps, most)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise RunError(f"{directory / checkpoint} does not fit the settings of the run: {error}") from error
@@ -59,4 +59,4 @@ def _like_training(experiment: ImageExperiment, settings: Any, theta: dict[str, 
     examples = episodes.shots + episodes.training_queries
     black = torch.zeros(1, *experiment.form(settings).shape, dtype=torch.uint8).expand(classes * examples, -1, -1, -1)
     images = {"train": ImageClasses(black, (examples,) * classes)}
-    return ImageEpisodes(images, episodes.ways, episodes.shots, episodes.training_queries)
+    return settings.kind_of_episodes(images, episodes.ways, episodes.shots, episodes.training_queries)

@@ -17,6 +17,7 @@ COMMANDS = {  # by module of metarl.experiments; its other modules are launchers
     "adapt": "adapt a run's policy to one task, and save it",
     "predict": "classify new pictures, given a few of each class",
     "benchmark": "time the parts of an experiment",
+    "gpu_report": "compare a GPU with the CPU: the same numbers, times, memory",
     "reproduce": "train recipes, evaluate them and keep the results",
 }
 CHECK = "say what is wrong with a task distribution, MODULE:OBJECT"

@@ -36,7 +36,7 @@ def summarise(row: Mapping[str, Any]) -> dict[str, Any]:
     for part, prefix in (("last", ""), ("best", "best/")):
         kept = [seed[part] for seed in seeds if part in seed]
         for name, value in (kept[0] if kept else {}).items():
-            if isinstance(value, Mapping):
+            if isinstance(value, Mapping) and "per_task" in value:
                 entry[prefix + name] = _metric(name, [of[name] for of in kept])
             elif name in _ITERATE:
                 entry[prefix + name] = common([of[name] for of in kept])

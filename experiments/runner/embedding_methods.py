@@ -16,6 +16,7 @@ from metarl.few_shot.method import Method
 from metarl.few_shot.methods.centroids import Prototypical, SimpleShot
 from metarl.few_shot.methods.embedding import EmbeddingMethod
 from metarl.few_shot.methods.matching import ContextEmbeddings, FullContextMatching, Matching
+from metarl.few_shot.methods.meta_transfer import MetaTransfer
 from metarl.few_shot.methods.relation import Relation, RelationNet
 from metarl.few_shot.methods.ridge import RidgeRegression
 from metarl.few_shot.methods.siamese import Siamese
@@ -31,6 +32,8 @@ class Embedded:
     shuffled: ClassVar[bool] = False  # whether support images are in random order
     fixed_ways: ClassVar[bool] = False  # whether tasks have no more classes than those of training
     batched: ClassVar[bool] = False  # whether an iteration learns from several tasks
+    episodic: ClassVar[bool] = False  # whether training has query images, although it is not batched
+    pretraining_iterations: ClassVar[int] = 0
     batch_norm: ClassVar[str] = "none"
 
     def __post_init__(self) -> None:
@@ -52,6 +55,8 @@ class Convolved(Embedded):
 @dataclass(frozen=True)
 class Episodic(Convolved):
     """A method that is trained with episodes, one per iteration."""
+
+    episodic: ClassVar[bool] = True
 
     training_ways: int | None = same_as(EmbeddingMethod, "training_ways")
 
@@ -147,6 +152,31 @@ class CentredMeans(Convolved):
         return SimpleShot(module, CLASSIFICATION, self.batch_norm, head=head, batch_size=self.batch_size)
 
 
+@dataclass(frozen=True)
+class Transferred(Convolved):
+    """Meta-transfer learning: a classifier of all training classes, and then episodes of the ways of the test."""
+
+    fixed_ways: ClassVar[bool] = True
+    episodic: ClassVar[bool] = True
+
+    pretraining_iterations: int = same_as(MetaTransfer, "pretraining_iterations")  # type: ignore[misc]
+    batch_size: int = same_as(MetaTransfer, "batch_size")
+    scaled: bool = same_as(MetaTransfer, "scaled", flag="scales_and_shifts")
+    head_steps: int = same_as(MetaTransfer, "head_steps")
+    head_step_size: float = same_as(MetaTransfer, "head_step_size")
+
+    def build(self, module: nn.Module, training: ImageEpisodes) -> EmbeddingMethod:
+        """As of any of them; a task starts from a last layer that is 0 at first."""
+        features, classes = math.prod(embedded_shape(module, training)), len(training.images["train"])
+        task_head = nn.Linear(features, training.ways)
+        nn.init.zeros_(task_head.weight)
+        nn.init.zeros_(task_head.bias)
+        names = ("pretraining_iterations", "batch_size", "scaled", "head_steps", "head_step_size")
+        chosen: dict[str, Any] = {name: getattr(self, name) for name in names}
+        head = nn.Linear(features, classes)
+        return MetaTransfer(module, CLASSIFICATION, self.batch_norm, head=head, task_head=task_head, **chosen)
+
+
 EMBEDDING_METHODS: dict[str, type[Convolved]] = {
     "prototypical": Prototypes,
     "matching": Attention,
@@ -155,6 +185,7 @@ EMBEDDING_METHODS: dict[str, type[Convolved]] = {
     "siamese": Pairs,
     "r2-d2": Ridge,
     "simple-shot": CentredMeans,
+    "mtl": Transferred,
 }
 
 

@@ -254,10 +254,11 @@ class FewShotExperiment(Experiment):
 
     def selection_metric(self, settings: FewShotSettings, metrics: Mapping[str, float]) -> float:
         """The validation metric after as many inner steps as training takes, or one, where there is one."""
-        value = metrics.get(f"evaluation/{self.criterion.name}/step_{self.judged_step(settings)}")
+        criterion = self.criterion_of(settings)
+        value = metrics.get(f"evaluation/{criterion.name}/step_{self.judged_step(settings)}")
         if value is None or math.isnan(value):
             return -math.inf
-        return value if self.criterion.higher_is_better else -value
+        return value if criterion.higher_is_better else -value
 
     def judged_step(self, settings: FewShotSettings) -> int:
         """The number of inner steps after which evaluations judge a model."""
@@ -265,8 +266,9 @@ class FewShotExperiment(Experiment):
 
     def progress_text(self, settings: FewShotSettings, metrics: Mapping[str, float]) -> str:
         """The metric in training, and speed."""
-        value = metrics[f"{self.criterion.name}/step_{settings.method.inner_steps}"]
-        return f"{self.criterion.name} {value:.4f}, {metrics['iterations_per_second']:.1f} iterations/s"
+        name = self.criterion_of(settings).name
+        value = metrics[f"{name}/step_{settings.method.inner_steps}"]
+        return f"{name} {value:.4f}, {metrics['iterations_per_second']:.1f} iterations/s"
 
     def evaluate(self, settings: FewShotSettings, learner: FewShotLearner, split: str) -> FewShotEvaluation:
         """As of any experiment: the metric on tasks of a split."""

@@ -10,7 +10,7 @@ from torch import nn
 from metarl.core.distributed import current
 from metarl.core.rules import GradientDescent
 from metarl.core.settings import SettingError, setting
-from metarl.experiments.runner.embedding_methods import EMBEDDING_METHODS, Convolved, Embedded, Episodic, embedding
+from metarl.experiments.runner.embedding_methods import EMBEDDING_METHODS, Convolved, Embedded, embedding
 from metarl.experiments.runner.few_shot import (
     Episodes,
     FewShotExperiment,
@@ -86,6 +86,11 @@ class ImageSettings(FewShotSettings):
     def __post_init__(self) -> None:
         if self.embeds and self.evaluation.statistics == "per-step":
             raise SettingError("--evaluation-statistics = per-step; allowed with a method that embeds: batch")
+        method, iterations = self.method, self.run.iterations
+        pretraining = method.pretraining_iterations if isinstance(method, Embedded) else 0
+        if pretraining and 0 < iterations <= pretraining:
+            allowed = f"fewer than --iterations = {iterations}"
+            raise SettingError(f"--pretraining-iterations = {pretraining}; allowed: {allowed}")
 
     @property
     def without_effect(self) -> Mapping[str, str]:
@@ -93,7 +98,7 @@ class ImageSettings(FewShotSettings):
         method = self.method
         if not isinstance(method, Embedded):
             return {}
-        single = [] if method.batched else ["num_tasks", *["queries"] * (not isinstance(method, Episodic))]
+        single = [] if method.batched else ["num_tasks", *["queries"] * (not method.episodic)]
         return dict.fromkeys(["evaluation_steps", *single], "method")
 
     @property
@@ -105,6 +110,17 @@ class ImageSettings(FewShotSettings):
     def all_classes(self) -> bool:
         """Whether a classifier of all training classes is trained."""
         return isinstance(self.method, AllClasses)
+
+    @property
+    def any_ways(self) -> bool:
+        """Whether the method takes tasks of any number of classes after training; else of those of training at most."""
+        return not self.method.fixed_ways if isinstance(self.method, Embedded) else self.all_classes
+
+    @property
+    def kind_of_episodes(self) -> type[ImageEpisodes]:
+        """The tasks of the method: those that read the support in order get it in a random order."""
+        shuffled = isinstance(self.method, Embedded) and self.method.shuffled
+        return ShuffledEpisodes if shuffled else ImageEpisodes
 
 
 @dataclass(frozen=True)
@@ -135,12 +151,11 @@ class ImageExperiment(FewShotExperiment):
         return 1 if single else settings.episodes.num_tasks
 
     def evaluate(self, settings: Any, learner: FewShotLearner, split: str) -> ImageEvaluation:
-        """As of any few-shot experiment; for the test also with other shots and ways, for methods that take them."""
+        """As of any few-shot experiment; for the test of methods that embed also with other shots and ways."""
         evaluation = super().evaluate(settings, learner, split)
         curves = {}
-        takes_any = settings.embeds and not settings.method.shuffled
-        if split == "test" and takes_any and learner.processes.rank == 0:
-            curves = accuracy_curves(evaluation.learner, settings.evaluation.num_tasks)
+        if split == "test" and settings.embeds and learner.processes.rank == 0:
+            curves = accuracy_curves(evaluation.learner, settings.evaluation.num_tasks, settings.any_ways)
         return ImageEvaluation(**vars(evaluation), curves=curves)
 
     def plots(self, evaluation: Any) -> dict[str, Any]:
@@ -203,9 +218,7 @@ def pooled_network(settings: Any, training: ImageEpisodes) -> nn.Module:
 
 def _episodes(settings: ImageSettings, images: ImagesBySplit, shots: int, queries: int, flag: str) -> ImageEpisodes:
     ways = settings.episodes.ways
-    method = settings.method
-    kind = ShuffledEpisodes if isinstance(method, Embedded) and method.shuffled else ImageEpisodes
     try:
-        return kind(images, ways, shots, queries)
+        return settings.kind_of_episodes(images, ways, shots, queries)
     except ValueError as error:
         raise SettingError(f"--ways = {ways}, {flag} = {shots}: {error}") from error

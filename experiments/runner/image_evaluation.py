@@ -42,8 +42,8 @@ class ImageEvaluation(FewShotEvaluation):
     """An evaluation on images.
 
     Attributes:
-        curves: of `shots`, with as many ways as the evaluation, and of `ways`, with as many shots; empty for methods
-            that take no other numbers.
+        curves: of `shots`, with as many ways as the evaluation, and of `ways`, with as many shots, for methods that
+            take other numbers of them.
     """
 
     curves: Mapping[str, Curve]
@@ -54,25 +54,26 @@ class ImageEvaluation(FewShotEvaluation):
         return {**super().to_json(), **({"curves": curves} if curves else {})}
 
 
-def accuracy_curves(learner: FewShotLearner, num_tasks: int) -> dict[str, Curve]:
+def accuracy_curves(learner: FewShotLearner, num_tasks: int, any_ways: bool) -> dict[str, Curve]:
     """Measure a learner on test tasks with other numbers of shots, and of ways, as far as there are images.
 
     Args:
-        learner: whose method takes any number of both, with `ImageEpisodes` as distribution.
+        learner: whose method takes any number of shots, with `ImageEpisodes` as distribution; the tasks are of the same
+            kind, such as `ShuffledEpisodes`.
         num_tasks: of the evaluation, which is the most that a point of a curve takes.
+        any_ways: whether the method takes any number of ways, too; else there is no curve of them.
     """
     episodes: Any = learner.task_distribution
     images = {"test": episodes.images["test"]}
-    chosen = {
-        "shots": [(episodes.ways, shots) for shots in sorted({*_SHOTS, episodes.shots})],
-        "ways": [(ways, episodes.shots) for ways in sorted({*_WAYS, episodes.ways})],
-    }
+    chosen = {"shots": [(episodes.ways, shots) for shots in sorted({*_SHOTS, episodes.shots})]}
+    if any_ways:
+        chosen["ways"] = [(ways, episodes.shots) for ways in sorted({*_WAYS, episodes.ways})]
     curves = {}
     for name, tasks in chosen.items():
         points: dict[int, np.ndarray] = {}
         for ways, shots in tasks:
             try:
-                distribution = ImageEpisodes(images, ways, shots, min(episodes.queries, _QUERIES))
+                distribution = type(episodes)(images, ways, shots, min(episodes.queries, _QUERIES))
             except ValueError:  # too few classes or images
                 continue
             points[shots if name == "shots" else ways] = _accuracies(learner, distribution, min(num_tasks, _TASKS))
@@ -113,11 +114,12 @@ def draw_predictions(evaluation: ImageEvaluation) -> Figure:
 
 
 def draw_curves(evaluation: ImageEvaluation) -> Figure:
-    """The accuracy against shots and against ways, with standard errors over tasks."""
+    """The accuracy against shots, and against ways where it was measured, with standard errors over tasks."""
     episodes: Any = evaluation.learner.task_distribution
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    count = len(evaluation.curves)
+    figure = Figure(figsize=(4.5 * count, 3.6), layout="constrained")
     fixed = {"shots": f"{episodes.ways} ways", "ways": f"{episodes.shots} shot{'s' * (episodes.shots > 1)}"}
-    panels = figure.subplots(1, 2, sharey=True)
+    panels = figure.subplots(1, count, sharey=True, squeeze=False)[0]
     for axes, (name, curve) in zip(panels, evaluation.curves.items(), strict=True):
         axes.errorbar(curve.counts, curve.mean, curve.standard_error, marker="o", capsize=3)
         chance = [1 / episodes.ways if name == "shots" else 1 / ways for ways in curve.counts]

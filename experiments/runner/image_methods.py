@@ -1,6 +1,6 @@
 """Methods on images beyond gradient descent that are differentiated through, as variants of `--method`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -11,6 +11,7 @@ from metarl.experiments.runner.settings import same_as
 from metarl.few_shot.criteria import Criterion
 from metarl.few_shot.methods.implicit import IMAML
 from metarl.few_shot.methods.meta_lstm import GateLSTM, MetaLSTM
+from metarl.few_shot.methods.proto_maml import ProtoMAML
 
 
 @dataclass(frozen=True)
@@ -20,11 +21,11 @@ class ImplicitSteps(GradientDescent, BuildsMethod):
     inner_steps: int = same_as(GradientDescent, "inner_steps", default=16)
     regularisation: float = same_as(IMAML, "regularisation")
     cg_iterations: int = same_as(IMAML, "cg_iterations")
+    damping: float = same_as(IMAML, "damping")
 
     def build(self, criterion: Criterion, module: nn.Module, make: MakeModule) -> IMAML:
         """As of any method that is built so; the shifts of batch norms are adapted, too."""
-        rule = GradientDescent(**{name: getattr(self, name) for name in GradientDescent.__dataclass_fields__})
-        return IMAML(module, criterion, rule, 0, self.regularisation, self.cg_iterations)
+        return IMAML(module, criterion, _inner_loop(self), 0, self.regularisation, self.cg_iterations, self.damping)
 
 
 @dataclass(frozen=True)
@@ -41,4 +42,20 @@ class LearnedUpdates(BuildsMethod):
         return MetaLSTM(module, criterion, gates=GateLSTM(), total_steps=self.inner_steps)
 
 
-IMAGE_METHODS: dict[str, type] = {"imaml": ImplicitSteps, "meta-lstm": LearnedUpdates}
+@dataclass(frozen=True)
+class PrototypeStart(GradientDescent, BuildsMethod):
+    """Proto-MAML, by default with first-order inner steps."""
+
+    second_order: bool = False
+
+    def build(self, criterion: Criterion, module: nn.Module, make: MakeModule) -> ProtoMAML:
+        """As of any method that is built so; batch norms' shifts are shared by the tasks."""
+        return ProtoMAML(module, criterion, replace(_inner_loop(self), adapted=("*weight", "*bias")))
+
+
+def _inner_loop(settings: GradientDescent) -> GradientDescent:
+    """The rule in the settings of a method that has more of them."""
+    return GradientDescent(**{name: getattr(settings, name) for name in GradientDescent.__dataclass_fields__})
+
+
+IMAGE_METHODS: dict[str, type] = {"proto-maml": PrototypeStart, "imaml": ImplicitSteps, "meta-lstm": LearnedUpdates}

@@ -16,12 +16,15 @@ class Recipe:
         note: where the settings come from, or what they show.
         evaluations: changes of the settings for each evaluation of a run, by the prefix of its metrics in results; the
             first one is the one that tables show.
+        trained_as: name of another recipe whose runs are evaluated with these settings when results are reproduced,
+            because both are trained alike: they differ in the tasks of evaluations alone.
     """
 
     settings: Mapping[str, Any] = field(default_factory=dict)
     published: tuple[float, ...] = ()
     note: str = ""
     evaluations: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"": {}})
+    trained_as: str = ""
 
     def __or__(self, changes: Mapping[str, Any]) -> "Recipe":
         """The recipe with more settings; what was published holds for the recipe as it was."""

@@ -13,12 +13,13 @@ from metarl.experiments.runner import result_plots, results, tables
 from metarl.experiments.runner.arrival import Arrival, arrival
 from metarl.experiments.runner.digest import digest
 from metarl.experiments.runner.experiment import Experiment, find_experiment
+from metarl.experiments.runner.method_table import FAMILIES, INSTANCES, PUBLISHED_INSTANCES, MethodEntry
 from metarl.experiments.runner.result_plots import MOST_LINES, Line
-from metarl.experiments.runner.results import EXPERIMENTS, REINFORCEMENT, SUPERVISED
+from metarl.experiments.runner.results import EXPERIMENTS, OTHER_TASKS, REINFORCEMENT, SUPERVISED
 from metarl.runs import write_atomically
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("docs/results.md", "README.md")  # in which markers name tables
+PAGES = ("docs/results.md", "docs/guides/few_shot_methods.md", "README.md")  # in which markers name tables
 
 Entries = dict[str, dict[str, Any]]  # of an experiment, by row
 
@@ -62,7 +63,10 @@ class Report:
             if of in self.summary:
                 known = {name: self._published(of, name) for name in self.summary[of]}
                 for table, entries in self._by_tasks(of).items():
-                    found[table] = tables.supervised(entries, metric, steps, known)
+                    judged = metric if table == of else OTHER_TASKS[of][1]
+                    found[table] = tables.supervised(entries, judged, steps, known)
+        found["few-shot methods"] = tables.few_shot_methods(list(self._methods()))
+        found["instances"] = tables.instances(self.summary.get("omniglot", {}), INSTANCES, PUBLISHED_INSTANCES)
         return found
 
     def pictures(self) -> Iterator[tuple[str, Figure]]:
@@ -100,6 +104,19 @@ class Report:
                     found.append((of, name, [arrival(seed, published[1]) for seed in self.rows[of][name]["seeds"]]))
         return found
 
+    def _methods(self) -> Iterator[tuple[str, MethodEntry, Mapping[str, Any] | None, str, Sequence[float]]]:
+        """Every few-shot method with its family, the entry of its row, the metric there, and what was published."""
+        for family, methods in FAMILIES.items():
+            for method in methods:
+                experiment: Any = find_experiment(method.script)
+                settings = experiment.configure(method.recipe)
+                metric = (
+                    method.metric or f"{experiment.criterion_of(settings).name}/step_{experiment.judged_step(settings)}"
+                )
+                published = method.published or (experiment.recipes[method.recipe].published if method.recipe else ())
+                entry = self.summary.get(method.script, {}).get(method.recipe)
+                yield family, method, entry, metric, published
+
     @property
     def _reinforcement(self) -> list[str]:
         return [name for name in REINFORCEMENT if name in self.summary]
@@ -121,10 +138,11 @@ class Report:
 
     def _by_tasks(self, experiment: str) -> dict[str, Entries]:
         """The rows of a data set by the name of their table: those on other curves than the paper's have their own."""
-        recipes, found = self._experiments[experiment].recipes, {experiment: dict[str, Any]()}
+        recipes, setting = self._experiments[experiment].recipes, OTHER_TASKS.get(experiment, ("",))[0]
+        found: dict[str, Entries] = {name: {} for name in (experiment, *[f"{experiment} {setting}"] * bool(setting))}
         for name, entry in self.summary[experiment].items():
-            other = name in recipes and "curves" in recipes[name].settings
-            found.setdefault(f"{experiment} curves" if other else experiment, {})[name] = entry
+            other = name in recipes and setting in recipes[name].settings
+            found[f"{experiment} {setting}" if other else experiment][name] = entry
         return found
 
     def _adaptation_lines(self, experiment: str) -> list[Line]:

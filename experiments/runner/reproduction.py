@@ -21,7 +21,8 @@ _STATE = ("theta", "constants", "iteration", "env_steps")  # of a learner, witho
 def run_recipe(experiment: Experiment, recipe: str, seed: int, changes: Mapping[str, Any]) -> None:
     """Train a run as far as its recipe or the changes ask, evaluate it, and keep its results.
 
-    What is already done is not done again: a run that was stopped is continued.
+    What is already done is not done again: a run that was stopped is continued, and recipes that are trained alike
+    share a run.
 
     Args:
         experiment: of the recipe.
@@ -33,7 +34,8 @@ def run_recipe(experiment: Experiment, recipe: str, seed: int, changes: Mapping[
         SettingError: a change that cannot be, or fewer iterations than are kept.
     """
     asked = experiment.values(recipe, changes)["iterations"]
-    directory = RUNS / experiment.name / results.slug(recipe) / f"seed{seed}"
+    trained = experiment.recipes[recipe].trained_as or recipe
+    directory = RUNS / experiment.name / results.slug(trained) / f"seed{seed}"
     started = (directory / CHECKPOINT).exists()
     done = load_checkpoint(directory / CHECKPOINT)["learner"]["iteration"] if started else 0
     kept = _kept_iterations(experiment.name, recipe, seed)
@@ -43,7 +45,7 @@ def run_recipe(experiment: Experiment, recipe: str, seed: int, changes: Mapping[
         )
     words = [word for name, value in changes.items() for word in (flag(name), str(value))]
     if not started:
-        new = ["--recipe", recipe, "--seed", str(seed), "--run-dir", str(directory)]
+        new = ["--recipe", trained, "--seed", str(seed), "--run-dir", str(directory)]
         training.main(experiment, [*new, *words], evaluated=False)
     elif done < asked:
         more = words if "iterations" in changes else [*words, "--iterations", str(asked)]
@@ -53,7 +55,7 @@ def run_recipe(experiment: Experiment, recipe: str, seed: int, changes: Mapping[
 
 def keep_run(experiment: Experiment, recipe: str, directory: Path) -> None:
     """Evaluate a run on test tasks as far as it has come, its last and its best iterate, and write it into its row."""
-    _, settings, learner = open_run(directory)
+    _, settings, learner = open_run(directory, changes=_of_evaluation(experiment, recipe))
     learner.close()
     record = _evaluate(experiment, recipe, directory, CHECKPOINT)
     seed = _seed_entry(experiment, settings, Run.open(directory), record)
@@ -126,13 +128,21 @@ def _kept_iterations(experiment: str, recipe: str, seed: int) -> int:
 def _evaluate(experiment: Experiment, recipe: str, directory: Path, checkpoint: str) -> dict[str, Any]:
     """Evaluate a checkpoint of a run on test tasks: the content of an evaluation's file."""
     record: dict[str, Any] = {}
+    own = _of_evaluation(experiment, recipe)
     for prefix, changes in experiment.recipes[recipe].evaluations.items():
-        _, settings, learner = open_run(directory, checkpoint, changes)
+        _, settings, learner = open_run(directory, checkpoint, {**own, **changes})
         metrics = experiment.evaluate(settings, learner, "test").to_json()
         record = {**experiment.record(settings, learner), **record}  # the first one's shots
         record |= {name if name == "tasks" else prefix + name: value for name, value in metrics.items()}
         learner.close()
     return record
+
+
+def _of_evaluation(experiment: Experiment, recipe: str) -> dict[str, Any]:
+    """The settings in which a recipe differs from the one that its runs are trained with."""
+    trained = experiment.recipes[recipe].trained_as or recipe
+    before = experiment.values(trained)
+    return {name: value for name, value in experiment.values(recipe).items() if value != before.get(name)}
 
 
 def _seconds(lines: Sequence[Mapping[str, float]]) -> float:

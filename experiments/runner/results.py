@@ -15,7 +15,8 @@ A row is plain data:
         tasks                              parameters of the test tasks; only in reinforcement learning
         last, best                         evaluations of the last and the best iterate: iterations, env_steps, ... and
                                            per metric, such as `return/step_1` (after one gradient step) or
-                                           `shots_10/mse/step_1`, the mean, its standard error over tasks, and each task
+                                           `shots_10/mse/step_1`, the mean, its standard error over tasks and each task;
+                                           of images `curves`, the accuracy with other numbers of shots and of ways
         curve                              training, at most 200 points: each is the mean over a block of iterations,
                                            `iteration` and `env_steps` are those at the end of the block
         validation                         evaluations on validation tasks during training, after `iteration`
@@ -50,12 +51,16 @@ SUPERVISED = {  # metric, and gradient steps that have a column
     "mini_imagenet": ("accuracy", (0, 1, 5, 10)),
     "optimiser": ("mse", (0, 20, 50, 100)),
 }
+OTHER_TASKS = {  # the setting whose rows have a table of their own, and the metric there
+    "sine": ("curves", "mse"),
+    "optimiser": ("functions", "cross_entropy"),
+}
 EXPERIMENTS = (*REINFORCEMENT, "meta_world", *SUPERVISED)  # whose results are kept, in the order of tables
 FORMAT = 1
 CURVE_POINTS = 200
 _COUNTS = ("iteration", "env_steps")
 _EVALUATION = "evaluation/"
-_METRICS = ("return/", "success/", "accuracy/", "mse/")
+_METRICS = ("return/", "success/", "accuracy/", "mse/", "cross_entropy/")
 
 
 def slug(name: str) -> str:
@@ -155,6 +160,8 @@ def rounded_evaluation(record: Mapping[str, Any]) -> dict[str, Any]:
             per_task = [_rounded(of, digits) for of in value["per_task"]]
             error = _rounded(value["standard_error"], digits + 2)
             kept[name] = {"mean": _rounded(value["mean"], 8), "standard_error": error, "per_task": per_task}
+        elif name == "curves":
+            kept[name] = {of: {key: _all_rounded(part) for key, part in curve.items()} for of, curve in value.items()}
         elif name not in ("experiment", "dynamics", "seed", "tasks"):
             kept["iterations" if name == "iteration" else name] = value
     return kept
@@ -247,6 +254,10 @@ def _share_settings(seeds: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any],
         rest = {name: value for name, value in seed.items() if name != "settings"}
         parted.append({**rest, "settings": own} if own else rest)
     return shared, parted
+
+
+def _all_rounded(values: Sequence[float]) -> list[float]:
+    return [round(value, 5) for value in values]
 
 
 def _rounded(value: float | None, digits: int) -> float | None:

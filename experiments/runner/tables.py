@@ -6,9 +6,11 @@ from typing import Any
 import numpy as np
 
 from metarl.experiments.runner.arrival import Arrival
+from metarl.experiments.runner.method_table import MethodEntry
 
 Entry = Mapping[str, Any]  # of a row in the digest
 Published = Mapping[str, Sequence[float]]  # by row
+NOT_RUN = "not run"
 _STEPS = (0, 1, 2, 3)
 _FURTHER = {  # metrics that have no steps
     "nearest_neighbour": "nearest neighbour",
@@ -116,6 +118,46 @@ def supervised(entries: Mapping[str, Entry], metric: str, steps: Sequence[int], 
     return _markdown(columns, lines)
 
 
+def instances(entries: Mapping[str, Entry], numbers: Sequence[int], published: Published) -> str:
+    """Accuracies in percent at the first, second, ... example of a class in a sequence, ours and published ones.
+
+    Args:
+        entries: of all rows; those that are not among them were not run.
+        numbers: of the examples that have a column.
+        published: by row.
+    """
+    lines = []
+    for name, known in published.items():
+        own = [_score(entries.get(name, {}).get(f"accuracy/instance_{number}"), "accuracy") for number in numbers]
+        lines.append([name, *(cell or NOT_RUN for cell in own)])
+        lines.append([f"{name}, published", *(f"{100 * value:.1f}" for value in known)])
+    return _markdown(["row", *map(str, numbers)], lines)
+
+
+def few_shot_methods(rows: Sequence[tuple[str, MethodEntry, Entry | None, str, Sequence[float]]]) -> str:
+    """All methods: what they adapt, what passes from support to query, what was published and what we have.
+
+    Args:
+        rows: of each method its family, the method, the entry of its row if there is one, the name of the metric in
+            it, and what was published.
+    """
+    columns = ["family", "method", "a task adapts", "from support to query", "command", "metric", "published", "ours"]
+    lines, before = [], ""
+    for family, method, entry, metric, published in rows:
+        chosen = f'--recipe "{method.recipe}"' if method.recipe else f"--method {method.flag}"
+        kind = metric.split("/")[0]
+        own = "no recipe" if not method.recipe else NOT_RUN
+        if entry is not None:
+            own = f"{_score(entry.get(metric), kind) or NOT_RUN} ({_seeds(len(entry['seeds']))})"
+        cells = [method.name, method.adapts, method.passes, f"`{method.script}.py {chosen}`"]
+        known = _published(published[:1], kind) or "-"
+        lines.append(
+            [family if family != before else "", *cells, "accuracy, %" if kind == "accuracy" else kind, known, own]
+        )
+        before = family
+    return _markdown(columns, lines)
+
+
 def headline(entry: Entry) -> str:
     """One line on a row: its means after some gradient steps, its seeds and its iterations."""
     metric = next(name.split("/")[0] for name in entry if name.endswith("/step_0"))
@@ -148,6 +190,10 @@ def _steps(count: int) -> str:
     return "1 step" if count == 1 else f"{count} steps"
 
 
+def _seeds(count: int) -> str:
+    return "1 seed" if count == 1 else f"{count} seeds"
+
+
 def _effort(entry: Entry, prefix: str) -> list[str]:
     """Iterations, seeds and environment steps."""
     return [shown(entry[f"{prefix}iterations"]), str(len(entry["seeds"])), shown(entry[f"{prefix}env_steps"])]
@@ -173,7 +219,7 @@ def _mean(value: Entry | None) -> str:
 
 def _published(values: Sequence[float], metric: str) -> str:
     scale = 100 if metric == "accuracy" else 1
-    return ", ".join(f"{round(scale * value, 2):g}" for value in values)
+    return ", ".join(f"{round(scale * value, 3):g}" for value in values)
 
 
 def _score(value: Entry | None, metric: str) -> str:

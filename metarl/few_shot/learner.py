@@ -88,7 +88,6 @@ class FewShotLearner:
     processes: Processes = field(default_factory=current)
     state: FewShotState = field(default=None, repr=False)  # type: ignore[assignment]  # None becomes a new state
 
-    _training_tasks: FewShotDistribution = field(init=False, repr=False)
     _gradient_sums: GradientSums = field(init=False, repr=False, default_factory=GradientSums)
 
     @in_standard_modes
@@ -96,7 +95,6 @@ class FewShotLearner:
         check_settings(self)
         check_parts(self)
         self._set(method=_own_method(self.method, self.device))
-        self._set(_training_tasks=self.method.training_tasks(self.task_distribution))
         theta = copied_to(self.method.meta_parameters(), self.device)
         given = self.state
         self._set(state=FewShotState(theta, self.outer.start(self._learned(theta))))
@@ -121,7 +119,8 @@ class FewShotLearner:
         norm = torch.stack([value.norm() for value in learned.values()]).norm()
         if not norm.isfinite():
             raise NonFiniteError(f"the meta-gradient is not finite in iteration {self.iteration}")
-        found, adam = self.outer.update(self._learned(self.theta), learned, self.state.adam, self.iteration)
+        adam = self._first_state().adam if self.method.begins_stage(self.iteration) else self.state.adam
+        found, adam = self.outer.update(self._learned(self.theta), learned, adam, self.iteration)
         found |= {name: self.theta[name] - _AVERAGE_RATE * gradient[name] for name in self.method.averages}
         self._set(state=FewShotState({name: found[name] for name in self.theta}, adam, self.iteration + 1))
         sums = torch.stack([metrics, losses]).double().sum(dim=1)
@@ -271,6 +270,11 @@ class FewShotLearner:
         tasks = distribution.sample(num_tasks, split, keyed_generator(self.seed, f"{split}/few_shot", block))
         check_tasks(tasks, num_tasks)
         return tasks.to(self.device)
+
+    @property
+    def _training_tasks(self) -> FewShotDistribution:
+        """Where the training tasks of the iteration come from."""
+        return self.method.at(self.iteration).training_tasks(self.task_distribution)
 
     def _theta_of(self, num_tasks: int) -> Parameters:
         """Theta with an axis of M tasks."""

@@ -124,7 +124,10 @@ class Method(ABC):
             return [self.adapt(theta, support)]
 
     def training_tasks(self, task_distribution: FewShotDistribution) -> FewShotDistribution:
-        """Return where training tasks come from, given the distribution of the tasks to be learned."""
+        """Return where training tasks come from, given the distribution of the tasks to be learned.
+
+        The learner asks the method that holds in an iteration, see `at`.
+        """
         return task_distribution
 
     def evaluation_tasks(self, task_distribution: FewShotDistribution) -> FewShotDistribution:
@@ -134,6 +137,10 @@ class Method(ABC):
     def at(self, iteration: int) -> Self:
         """Return the method that holds after so many iterations; the same one where nothing is scheduled."""
         return self
+
+    def begins_stage(self, iteration: int) -> bool:
+        """Return whether another stage of training begins with an iteration, for which the outer loop starts anew."""
+        return False
 
     def schedule(self, iteration: int) -> dict[Any, float]:
         """Return the numbers of the training loss that change gradually with the iteration, by name."""

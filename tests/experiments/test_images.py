@@ -94,7 +94,12 @@ def test_another_seed_splits_otherwise(places):
     assert len(names(held_out_share=0.1)["test"]) == 2  # as many as ways, at least
 
 
-OPTIONS = {"siamese": [], "simple-shot": ["--batch-size", "4"], "maml++": ["--inner-steps", "2"]}
+OPTIONS = {
+    "siamese": [],
+    "simple-shot": ["--batch-size", "4"],
+    "maml++": ["--inner-steps", "2"],
+    "mtl": ["--batch-size", "4", "--pretraining-iterations", "0"],
+}
 
 
 def words_of(name):

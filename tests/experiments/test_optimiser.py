@@ -3,9 +3,11 @@
 import json
 
 import pytest
+import torch
 
 from metarl.experiments import evaluate, open_run, optimiser
 from metarl.experiments.runner.training import main
+from metarl.few_shot.classifier_functions import CLASSIFIER_LOSS
 from metarl.few_shot.methods.learned_optimisers import LearnedOptimiser, TunedOptimiser
 from tests.experiments.runner.helpers import error_of
 
@@ -32,9 +34,38 @@ def test_an_optimiser_trains_resumes_and_is_evaluated_after_every_step(name, kin
 def test_the_paper_recipe_and_the_tuned_optimisers():
     settings = optimiser.EXPERIMENT.configure()
     assert (settings.episodes.num_tasks, settings.method.inner_steps, settings.method.unroll) == (128, 100, 20)
-    for name, size in optimiser.TUNED.items():
+    for name, size in optimiser.TUNED["quadratics"].items():
         method = optimiser.EXPERIMENT.build(optimiser.EXPERIMENT.configure(name, threads=1)).method
         assert (method.algorithm, method.step_size) == (name, size)
+    for name, size in optimiser.TUNED["classifiers"].items():
+        settings = optimiser.EXPERIMENT.configure(f"{name}, classifiers")
+        assert (settings.method.algorithm, settings.method.step_size, settings.run.iterations) == (name, size, 0)
+        assert optimiser.EXPERIMENT.criterion_of(settings) == CLASSIFIER_LOSS
+
+
+@pytest.fixture
+def characters(monkeypatch):
+    """Small images in place of Omniglot's."""
+    numbers = torch.arange(12 * 20, dtype=torch.uint8).view(12, 20, 1, 1, 1)
+    images = numbers.expand(12, 20, 28, 28, 1).contiguous()
+    monkeypatch.setattr(optimiser, "omniglot", lambda *_: dict.fromkeys(("train", "validation", "test"), images))
+
+
+def test_small_classifiers_are_minimised_resumed_and_evaluated(characters, tmp_path):
+    directory = tmp_path / "run"
+    words = [*TINY, "--functions", "classifiers", "--pixels", "3", "--hidden-units", "2", "--lstm-units", "3"]
+    main(optimiser.EXPERIMENT, [*words, "--iterations", "1", "--run-dir", str(directory)], evaluated=False)
+    main(optimiser.EXPERIMENT, ["--resume", str(directory), "--iterations", "2"])
+    _, _, learner = open_run(directory)
+    shapes = [tuple(value.shape) for value in learner.method.module.parameters()]
+    assert shapes == [(2, 9), (2,), (10, 2), (10,)]
+    assert not any(value.any() for value in learner.method.module.parameters())
+    record = json.loads((directory / "evaluation.json").read_text())
+    assert [key for key in record if key.startswith("cross_entropy/")] == [f"cross_entropy/step_{s}" for s in range(5)]
+    assert record["cross_entropy/step_0"]["mean"] == pytest.approx(2.3, abs=0.05)
+    assert (directory / "curves.png").exists()
+    assert (directory / "best.pt").exists()
+    assert "cross_entropy/step_4" in (directory / "metrics.jsonl").read_text()
 
 
 @pytest.mark.parametrize(
@@ -42,6 +73,9 @@ def test_the_paper_recipe_and_the_tuned_optimisers():
     [
         (["--method", "adamw"], "the nearest is adam"),
         (["--method", "adam", "--lstm-units", "3"], "--lstm-units has no effect with --method adam"),
+        (["--pixels", "3"], "--pixels has no effect with --functions quadratics"),
+        (["--functions", "classifier"], "the nearest is classifiers"),
+        (["--functions", "classifiers", "--data", "none-there"], "put images_background.zip"),
         (["--unroll", "0"], "unroll = 0; allowed: a whole number, at least 1"),
     ],
 )

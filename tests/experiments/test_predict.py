@@ -22,6 +22,7 @@ METHODS = {
     "maml": ["--num-tasks", "2", "--inner-steps", "2", "--inner-step-size", "0.4", "--iterations", "20"],
     "classifier": ["--num-tasks", "2", "--evaluation-steps", "3"],
     "simple-shot": ["--batch-size", "4"],
+    "mtl": ["--batch-size", "4", "--pretraining-iterations", "1", "--iterations", "2"],
     "relation": ["--batch-norm", "batch"],
     "meta-sgd": ["--num-tasks", "2"],
 }

@@ -1,18 +1,16 @@
 """Nearest class means: prototypical networks, and SimpleShot."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from metarl.core.parameters import Parameters
-from metarl.core.settings import setting
 from metarl.core.validation import require
 from metarl.few_shot.method import State
 from metarl.few_shot.methods.embedding import EmbeddingMethod, negative_squared_distances
-from metarl.few_shot.tasks import Examples, FewShotDistribution, FewShotTasks, ImageBatches
+from metarl.few_shot.methods.embedding_classifier import EmbeddingClassifier
 
 
 @dataclass(frozen=True)
@@ -35,25 +33,14 @@ class Prototypical(EmbeddingMethod):
 
 
 @dataclass(frozen=True)
-class SimpleShot(EmbeddingMethod):
+class SimpleShot(EmbeddingClassifier):
     """A classifier of all training classes, whose features are compared with class means (Wang et al. 2019).
 
         u = (z - m) / |z - m|,    c_k = mean of u_i over class k,    log P(k) = log softmax_k(-|u - c_k|^2)
 
     where m is the mean feature of training images. Deviation: m is a running average over training batches, where the
-    paper takes the mean over the training set at its end. Without support images the classes are those of training.
-
-    Attributes:
-        head: the classifier's last layer, from features to a logit for each training class.
+    paper takes the mean over the training set at its end. Attributes as in `EmbeddingClassifier`.
     """
-
-    head: nn.Module = field(kw_only=True)
-    batch_size: int = setting(128, "images in a training batch", at_least=1)
-
-    @property
-    def parts(self) -> dict[str, nn.Module]:
-        """The embedding, and the classifier's last layer."""
-        return {"": self.module, "head.": self.head}
 
     @property
     def averages(self) -> Parameters:
@@ -62,16 +49,6 @@ class SimpleShot(EmbeddingMethod):
         require(isinstance(size, int), "head", self.head, "a layer with in_features, such as torch.nn.Linear")
         return {**super().averages, "centre": next(self.head.parameters()).new_zeros(size).detach()}
 
-    def training_tasks(self, task_distribution: FewShotDistribution) -> FewShotDistribution:
-        """Return batches of images of all training classes."""
-        images: Any = getattr(task_distribution, "images", None)
-        require(images is not None, "task_distribution", task_distribution, "one of images, such as ImageEpisodes")
-        return ImageBatches(images, self.batch_size)
-
-    def adapt(self, theta: Parameters, support: Examples) -> State:
-        """Return the class means; an empty state where there are no support examples, as in training."""
-        return super().adapt(theta, support) if support.targets.shape[1] else {}
-
     def learn(self, theta: Parameters, features: Tensor, members: Tensor) -> State:
         """Return the class means of centred features of length one, (M, ways, F)."""
         return {"means": class_means(_directions(features, theta["centre"]), members)}
@@ -79,16 +56,12 @@ class SimpleShot(EmbeddingMethod):
     def compare(self, theta: Parameters, state: State, features: Tensor) -> Tensor:
         """Return log-probabilities (M, Q, ways)."""
         if "means" not in state:
-            return self.apply("head.", theta, (features.flatten(2),), {})[0].log_softmax(dim=2)
+            return self.classified(theta, features)
         return negative_squared_distances(_directions(features, theta["centre"]), state["means"]).log_softmax(dim=2)
 
-    def training_pass(
-        self, theta: Parameters, tasks: FewShotTasks, schedule: Mapping[str, Tensor]
-    ) -> tuple[Tensor, Tensor, Parameters]:
-        """Return the classifier's loss and metric of each batch, (M,), and the statistics to be averaged."""
-        features, seen = self.apply("", theta, (tasks.query.inputs,), {})
-        loss, metric = self.criterion(self.compare(theta, {}, features), tasks.query.targets)
-        return loss, metric, {**seen, "centre": features.flatten(2).mean(dim=1)}
+    def averaged(self, features: Tensor) -> Parameters:
+        """Return the mean feature of each batch, (M, F)."""
+        return {"centre": features.flatten(2).mean(dim=1)}
 
 
 def class_means(features: Tensor, members: Tensor) -> Tensor:

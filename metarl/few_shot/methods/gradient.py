@@ -186,9 +186,7 @@ class Classifier(MAML):
         """Return the accuracy of the nearest support image, in features, if the module has any."""
         if not hasattr(self.module, "features"):
             return {}
-        features = _Features(self.module)
-        inside = {f"network.{name}": value for name, value in theta.items()}
-        support, query = (call_module(features, inside, of.inputs) for of in (tasks.support, tasks.query))
+        support, query = (call_features(self.module, theta, of.inputs) for of in (tasks.support, tasks.query))
         found = nearest_neighbour(support, tasks.support.targets, query)
         return {"nearest_neighbour": (found == tasks.query.targets).double().mean(dim=1)}
 
@@ -198,6 +196,12 @@ class Classifier(MAML):
         ways = int(support.targets.max()) + 1
         head = {name: value for name, value in theta.items() if name.startswith(f"{self.head}.")}
         return {**theta, **{name: of.new_zeros(len(of), ways, *of.shape[2:]) for name, of in head.items()}}
+
+
+def call_features(module: nn.Module, parameters: Parameters, inputs: Tensor) -> Tensor:
+    """Apply a module without its last layer, by its method `features`; otherwise as `call_module`."""
+    inside = {f"network.{name}": value for name, value in parameters.items()}
+    return call_module(_Features(module), inside, inputs)
 
 
 class _Features(nn.Module):

@@ -29,10 +29,12 @@ class IMAML(MAML):
     """MAML with a proximal term and an implicit meta-gradient (Rajeswaran et al. 2019).
 
         inner step   phi' = phi - alpha (dL_support / dphi + lambda (phi - theta))
-        meta-gradient   x of (I + H / lambda) x = dL_query / dphi_S, by conjugate gradient
+        meta-gradient   x of (I + H / (lambda + damping)) x = dL_query / dphi_S, by conjugate gradient
 
-    The released code takes its inner steps without the proximal term, follows them by one step on that term alone, and
-    damps the linear system otherwise; this is the paper's algorithm.
+    Without damping that is the paper's meta-gradient, which needs H / lambda > -1. Where ReLUs bend the loss more than
+    that the system has negative curvature, conjugate gradient fails, and nothing is learned; the authors' code damps
+    the system, too. It also takes its inner steps without the proximal term, and follows them by one step on that term
+    alone; here every step has the term, as in the paper.
 
     Attributes:
         rule: gradient descent of all parameters; its `second_order` plays no part.
@@ -40,6 +42,9 @@ class IMAML(MAML):
 
     regularisation: float = setting(2.0, "strength of the proximal term, lambda", more_than=0, source="paper")
     cg_iterations: int = setting(5, "iterations of conjugate gradient", at_least=1, source="paper")
+    damping: float = setting(
+        10.0, "added to lambda in the system that the meta-gradient solves", at_least=0, source="authors' code"
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -66,17 +71,15 @@ class IMAML(MAML):
         return [self.rule.start(theta)] * self.inner_steps + [dict(zip(theta, values, strict=True))]
 
     def curvature_product(self, phi: Parameters, support: Examples) -> Callable[[Tensor], Tensor]:
-        """Return v -> v + H v / lambda of each task, for vectors (M, n); the graph of the gradient is built once."""
+        """Return v -> v + H v / (lambda + damping) of each task, (M, n); the gradient's graph is built once."""
         with torch.enable_grad():
             point = {name: value.detach().requires_grad_() for name, value in phi.items()}
             gradient = list(inner_gradient(self._support_loss, point, support, True).values())
         values = list(point.values())
 
         def product(vector: Tensor) -> Tensor:
-            return (
-                vector
-                + flat_rows(weighted_gradient(gradient, values, row_pieces(vector, values))) / self.regularisation
-            )
+            image = flat_rows(weighted_gradient(gradient, values, row_pieces(vector, values)))
+            return vector + image / (self.regularisation + self.damping)
 
         return product
 

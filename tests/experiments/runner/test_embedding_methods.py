@@ -4,6 +4,7 @@ import json
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from metarl.core.settings import SettingError
 from metarl.experiments import evaluate, mini_imagenet, omniglot, open_run
@@ -11,6 +12,7 @@ from metarl.experiments.runner.embedding_methods import EMBEDDING_METHODS
 from metarl.experiments.runner.training import main
 from metarl.few_shot.methods.centroids import Prototypical, SimpleShot
 from metarl.few_shot.methods.matching import FullContextMatching, Matching
+from metarl.few_shot.methods.meta_transfer import MetaTransfer
 from metarl.few_shot.methods.relation import Relation
 from metarl.few_shot.methods.ridge import RidgeRegression
 from metarl.few_shot.methods.siamese import Siamese
@@ -25,10 +27,12 @@ KINDS = {
     "siamese": Siamese,
     "r2-d2": RidgeRegression,
     "simple-shot": SimpleShot,
+    "mtl": MetaTransfer,
 }
 WORDS = dict.fromkeys(KINDS, ("--training-ways", "3", "--queries", "1")) | {
     "siamese": ["--pairs", "2"],
     "simple-shot": ["--batch-size", "6"],
+    "mtl": ["--batch-size", "6", "--pretraining-iterations", "0", "--queries", "1"],
 }
 TINY = [
     "--ways",
@@ -71,12 +75,25 @@ def test_every_method_trains_resumes_and_is_evaluated(name, places, tmp_path):
     assert json.loads((tmp_path / "more" / "evaluation.json").read_text())["shots"] == 2
 
 
+def test_meta_transfer_is_resumed_after_its_first_stage(places, tmp_path):
+    words = [*TINY, *places, "--method", "mtl", "--batch-size", "6", "--queries", "1", "--pretraining-iterations", "2"]
+    words += ["--checkpoint-every", "1"]
+    for name, iterations in (("whole", "5"), ("parts", "3")):
+        run = ["--iterations", iterations, "--run-dir", str(tmp_path / name)]
+        main(mini_imagenet.EXPERIMENT, [*words, *run], evaluated=False)
+    main(mini_imagenet.EXPERIMENT, ["--resume", str(tmp_path / "parts"), "--iterations", "5"], evaluated=False)
+    whole, parts = (open_run(tmp_path / name)[2] for name in ("whole", "parts"))
+    assert whole.iteration == parts.iteration == 5
+    assert all(torch.equal(value, parts.theta[name]) for name, value in whole.theta.items())
+
+
 def test_all_methods_are_tried():
     assert list(EMBEDDING_METHODS) == list(KINDS)
 
 
 def test_recipes_have_the_published_settings():
-    rows = [f"{ways}-way {shots}-shot, {name}" for name in KINDS for ways in (5, 20) for shots in (1, 5)]
+    names = [name for name in KINDS if name != "mtl"]
+    rows = [f"{ways}-way {shots}-shot, {name}" for name in names for ways in (5, 20) for shots in (1, 5)]
     assert set(rows) <= set(omniglot.RECIPES)
     found = omniglot.EXPERIMENT.configure("20-way 5-shot, prototypical")
     assert (found.episodes.ways, found.episodes.shots) == (20, 5)
@@ -99,6 +116,11 @@ def test_recipes_have_the_published_settings():
             ["--method", "prototypical", "--batch-norm", "eval"],
             "--batch-norm = 'eval'; allowed: running, support, batch",
         ),
+        (
+            ["--method", "mtl", "--pretraining-iterations", "7", "--iterations", "7"],
+            "--pretraining-iterations = 7; allowed: fewer than --iterations = 7",
+        ),
+        (["--method", "mtl", "--training-ways", "3"], "--training-ways has no effect with --method mtl"),
         (["--method", "protypical"], "the nearest is prototypical"),
         (["--method", "prototypical", "--num-tasks", "3"], "--num-tasks has no effect with --method prototypical"),
     ],

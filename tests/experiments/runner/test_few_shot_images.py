@@ -11,8 +11,11 @@ from metarl.core.distributed import Processes
 from metarl.core.settings import SettingError
 from metarl.experiments import evaluate, mini_imagenet, omniglot, open_run
 from metarl.experiments.runner.config_file import settings_of
+from metarl.experiments.runner.few_shot_images import training_episodes
 from metarl.experiments.runner.flat_settings import to_flat
 from metarl.experiments.runner.training import main
+from metarl.few_shot.methods.sequences import ShuffledEpisodes
+from metarl.few_shot.tasks import ImageEpisodes
 from tests.experiments.runner.few_shot_runs import make_photographs
 from tests.experiments.runner.helpers import error_of
 
@@ -149,6 +152,28 @@ def test_recipes_have_the_settings_of_the_paper():
 def test_filters_mean_nothing_without_convolutions():
     with pytest.raises(SettingError, match="--filters has no effect with --network mlp"):
         omniglot.EXPERIMENT.configure(network="mlp", filters=3)
+
+
+@pytest.mark.parametrize(
+    ("method", "any_ways", "shuffled"),
+    [
+        ("maml", False, False),
+        ("classifier", True, False),
+        ("prototypical", True, False),
+        ("mtl", False, False),
+        ("memory-module", True, True),
+        ("mann", False, True),
+        ("snail", False, True),
+        ("metanet", False, True),
+        ("neural-statistician", True, False),
+    ],
+)
+def test_one_place_says_which_episodes_a_method_takes(method, any_ways, shuffled):
+    settings = omniglot.EXPERIMENT.configure(method=method)
+    assert settings.any_ways == any_ways
+    assert settings.kind_of_episodes is (ShuffledEpisodes if shuffled else ImageEpisodes)
+    images = {"train": torch.zeros(20, 2, 4, 4, 1, dtype=torch.uint8)}
+    assert type(training_episodes(settings, images, "cpu")) is settings.kind_of_episodes
 
 
 OLD = {  # what commit 2611d6a wrote for images, beside the settings of sine

@@ -1,5 +1,7 @@
 """What a picture of predictions marks, and what accuracy is measured with other shots and ways."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from metarl.few_shot.criteria import CLASSIFICATION
 from metarl.few_shot.evaluation import evaluate
 from metarl.few_shot.learner import FewShotLearner
 from metarl.few_shot.methods.centroids import Prototypical
+from metarl.few_shot.methods.sequences import ShuffledEpisodes
 from metarl.few_shot.tasks import Examples, ImageEpisodes
 
 
@@ -42,7 +45,7 @@ def of(learner, **changes):
 
 
 def test_curves_go_as_far_as_the_images_do(learner):
-    curves = accuracy_curves(learner, 3)
+    curves = accuracy_curves(learner, 3, any_ways=True)
     assert curves["shots"].counts == (1, 2, 3, 5)  # of seven images, two are queries
     assert curves["ways"].counts == (2, 3, 5)  # of six classes
     assert all(curve.mean == (1.0,) * len(curve.counts) for curve in curves.values())
@@ -54,6 +57,29 @@ def test_curves_go_as_far_as_the_images_do(learner):
     assert panels[1].lines[-1].get_ydata().tolist() == [1 / 2, 1 / 3, 1 / 5]
 
 
+def test_a_method_of_fixed_ways_has_a_curve_of_shots_alone(learner):
+    curves = accuracy_curves(learner, 3, any_ways=False)
+    assert {name: curve.counts for name, curve in curves.items()} == {"shots": (1, 2, 3, 5)}
+    [panel] = draw_curves(of(learner, curves=curves)).axes
+    assert panel.get_xlabel() == "shots (3 ways)"
+
+
+def test_tasks_of_a_curve_are_of_the_learners_own_kind(learner, monkeypatch):
+    seen = []
+
+    def metric(self, tasks, inner_steps, statistics=None, first_task=0):
+        seen.append(tasks.support.targets)
+        return torch.zeros(1, len(tasks))
+
+    monkeypatch.setattr(FewShotLearner, "metric", metric)
+    shuffled = replace(learner, task_distribution=ShuffledEpisodes({"test": shades(), "train": shades()}, 3, 2, 2))
+    for made, in_order in ((learner, True), (shuffled, False)):
+        seen.clear()
+        accuracy_curves(made, 12, any_ways=True)
+        assert len(seen) == 2 * 7
+        assert all(torch.equal(targets, targets.sort(dim=1).values) for targets in seen) == in_order
+
+
 def test_points_of_a_curve_are_of_tasks_of_their_own(learner, monkeypatch):
     seen = []
 
@@ -62,7 +88,7 @@ def test_points_of_a_curve_are_of_tasks_of_their_own(learner, monkeypatch):
         return torch.zeros(1, len(tasks))
 
     monkeypatch.setattr(FewShotLearner, "metric", metric)
-    accuracy_curves(learner, 12)
+    accuracy_curves(learner, 12, any_ways=True)
     assert seen[:2] == [(3, 6, 10, 0), (3, 6, 2, 10)]
     assert len(seen) == 2 * 7
 

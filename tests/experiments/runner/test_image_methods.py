@@ -1,4 +1,4 @@
-"""iMAML and the LSTM meta-learner on images, from the command line."""
+"""Proto-MAML, iMAML and the LSTM meta-learner on images, from the command line."""
 
 import json
 
@@ -9,10 +9,11 @@ from metarl.experiments.runner.image_methods import IMAGE_METHODS
 from metarl.experiments.runner.training import main
 from metarl.few_shot.methods.implicit import IMAML
 from metarl.few_shot.methods.meta_lstm import MetaLSTM
+from metarl.few_shot.methods.proto_maml import ProtoMAML
 from tests.experiments.runner.few_shot_runs import make_photographs
 from tests.experiments.runner.helpers import error_of
 
-KINDS = {"imaml": IMAML, "meta-lstm": MetaLSTM}
+KINDS = {"proto-maml": ProtoMAML, "imaml": IMAML, "meta-lstm": MetaLSTM}
 TINY = ["--ways", "2", "--filters", "4", "--evaluation-tasks", "3", "--evaluation-steps", "2", "--threads", "1"]
 TINY += ["--record-every", "1", "--queries", "1", "--num-tasks", "2", "--inner-steps", "2", "--checkpoint-every", "1"]
 

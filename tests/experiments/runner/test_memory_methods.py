@@ -66,6 +66,9 @@ def test_every_method_trains_resumes_and_is_evaluated(name, places, tmp_path):
     assert {key for key in record if key.startswith("accuracy/")} == {"accuracy/step_0", *more.get(name, ())}
     assert (record["ways"], record["transductive"]) == (2, False)
     assert (directory / "instances.png").exists() == name.startswith("mann")
+    curves = record["curves"]
+    assert curves["shots"]["counts"] == [1, 2, 3]
+    assert ("ways" in curves) == (name in ("memory-module", "neural-statistician"))
     evaluate.main([str(directory), "--shots", "2", "--output", str(tmp_path / "more")])
     found = json.loads((tmp_path / "more" / "evaluation.json").read_text())
     assert found["shots"] == 2

@@ -28,6 +28,21 @@ def test_every_recipe_can_be_configured_and_every_published_row_is_one(name):
     assert set(SUMMARY.get(name, {})) <= set(experiment.recipes)
 
 
+def test_recipes_that_share_their_training_differ_in_test_tasks_alone():
+    experiment = find_experiment("omniglot")
+    shared = {name: recipe.trained_as for name, recipe in experiment.recipes.items() if recipe.trained_as}
+    assert shared["20-way 5-shot, r2-d2"] == "5-way 5-shot, r2-d2"
+    assert shared["20-way 5-shot, siamese"] == "5-way 1-shot, siamese"
+    for name, trained in shared.items():
+        own, other = experiment.values(name), experiment.values(trained)
+        differing = {of for of in own if own[of] != other.get(of)}
+        if own["method"] in ("siamese", "simple-shot"):  # which see no episodes in training
+            assert differing <= {"ways", "shots"}
+        else:
+            assert differing == {"ways"}
+            assert own["training_ways"]
+
+
 def test_the_papers_settings():
     names = ("num_tasks", "episodes_per_task", "horizon", "inner_step_size", "max_kl", "iterations",
              "evaluation_episodes", "extra_step_scale")  # fmt: skip

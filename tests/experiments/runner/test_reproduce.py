@@ -7,11 +7,12 @@ import signal
 import numpy as np
 import pytest
 
-from metarl.experiments import navigation_2d, reproduce, sine
+from metarl.experiments import mini_imagenet, navigation_2d, reproduce, sine
 from metarl.experiments.runner import reinforcement, report, reproduction, results, training
 from metarl.experiments.runner.experiment import find_experiment
 from metarl.experiments.runner.recipes import ORACLE, Recipe
 from metarl.runs import Run, load_checkpoint
+from tests.experiments.runner.few_shot_runs import make_photographs
 
 TINY = {
     "num_tasks": 2,
@@ -29,6 +30,7 @@ RECIPES = {
     "random": Recipe({"iterations": 0}, (-80.0,)),
     "oracle": Recipe(ORACLE),
     "first-order": Recipe({"second_order": False}),
+    "maml, four test tasks": Recipe({"evaluation_tasks": 4}, trained_as="maml"),
 }
 
 
@@ -97,6 +99,17 @@ def test_what_is_done_is_not_done_again_and_what_was_stopped_goes_on(tiny, monke
     run("--recipes", "maml", "--seeds", "1", "--iterations", "3")
     assert summary(tiny)["maml"]["command"].endswith('--seed 0 && python experiments/navigation_2d.py --recipe "maml" '
                                                      "--seed 1 --iterations 3")  # fmt: skip
+
+
+def test_recipes_that_are_trained_alike_share_a_run(tiny, monkeypatch):
+    run("--recipes", "maml", "--seeds", "0")
+    monkeypatch.setattr(training, "main", None)
+    run("--recipes", "maml, four test tasks", "--seeds", "0")
+    rows = [results.load_row(results.row_path("navigation_2d", name)) for name in ("maml", "maml, four test tasks")]
+    assert [row["settings"]["evaluation_tasks"] for row in rows] == [3, 4]
+    assert [len(row["seeds"][0]["last"]["return/step_1"]["per_task"]) for row in rows] == [3, 4]
+    assert rows[1]["command"] == 'python experiments/navigation_2d.py --recipe "maml, four test tasks" --seed 0'
+    assert rows[0]["seeds"][0]["curve"] == rows[1]["seeds"][0]["curve"]
 
 
 def test_the_weights_of_the_leading_row_give_its_numbers_again(tiny):
@@ -209,3 +222,26 @@ def test_a_supervised_run_is_evaluated_with_every_number_of_shots(tiny, monkeypa
     assert f"| maml, K = 5 | {entry['mse/step_0']['mean']:.3f} ± " in page
     assert "| maml, K = 10 |" in page
     assert "| 0.67 |" in page
+
+
+def test_a_run_on_images_keeps_its_curves_and_has_a_table(tiny, monkeypatch):
+    make_photographs(tiny / "images")
+    small = {"method": "prototypical", "ways": 2, "training_ways": 3, "queries": 1, "filters": 4, "iterations": 1}
+    small |= {"record_every": 1, "checkpoint_every": 1, "evaluate_every": 0, "threads": 1, "evaluation_tasks": 3}
+    recipes = {"5-way 1-shot": Recipe(), "prototypical": Recipe({**small, "shots": 1})}
+    experiment = dataclasses.replace(mini_imagenet.EXPERIMENT, recipes=recipes)
+    monkeypatch.setattr(mini_imagenet, "EXPERIMENT", experiment)
+    (tiny / "docs" / "results.md").write_text("<!-- table: mini_imagenet -->\n<!-- end -->\n")
+    words = ["--data", str(tiny / "images"), "--cache", str(tiny / "cache")]
+    reproduce.main(["mini_imagenet", "--recipes", "prototypical", "--seeds", "0", *words])
+    entry = json.loads((tiny / "results" / "summary.json").read_text())["mini_imagenet"]["prototypical"]
+    [seed] = results.load_row(results.row_path("mini_imagenet", "prototypical"))["seeds"]
+    assert {name: curve["counts"] for name, curve in seed["last"]["curves"].items()} == {
+        "shots": [1, 2, 3],
+        "ways": [2],
+    }
+    assert entry["accuracy/step_0"]["mean"] == pytest.approx(seed["last"]["accuracy/step_0"]["mean"], abs=1e-5)
+    assert (
+        f"| prototypical | {100 * entry['accuracy/step_0']['mean']:.1f} ± "
+        in (tiny / "docs" / "results.md").read_text()
+    )

@@ -1,8 +1,10 @@
 """What is kept of runs: the files, their digest, and the tables, pictures and pages made from them."""
 
+import dataclasses
 import itertools
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,9 +12,13 @@ import pytest
 from metarl.experiments.runner import report, results, tables
 from metarl.experiments.runner.arrival import Arrival, arrival
 from metarl.experiments.runner.digest import bootstrap_interval, digest, summarise
+from metarl.experiments.runner.experiment import find_experiment
+from metarl.experiments.runner.flat_settings import to_flat
+from metarl.experiments.runner.method_table import FAMILIES, MethodEntry
 from metarl.runs import RunError, load_checkpoint
 
-PAGES = [report.ROOT / "docs" / "results.md", results.FOLDER / "README.md"]
+METHODS = report.ROOT / "docs" / "guides" / "few_shot_methods.md"
+PAGES = [report.ROOT / "docs" / "results.md", METHODS, results.FOLDER / "README.md"]
 
 
 @pytest.fixture(scope="module")
@@ -200,8 +206,8 @@ def test_the_tables_of_a_page_are_those_of_the_rows(kept, name):
 
 
 def test_every_table_is_shown_and_every_picture_exists(kept):
-    page = (report.ROOT / "docs" / "results.md").read_text()
-    assert set(re.findall(r"<!-- table: (.*?) -->", page)) == kept.tables().keys()
+    page, methods = (report.ROOT / "docs" / "results.md").read_text(), METHODS.read_text()
+    assert set(re.findall(r"<!-- table: (.*?) -->", page + methods)) == kept.tables().keys()
     for path, figure in kept.pictures():
         assert (results.FOLDER / path).exists()
         assert path in page
@@ -209,7 +215,55 @@ def test_every_table_is_shown_and_every_picture_exists(kept):
             assert 1 < len(legend.texts) <= 6
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.parent.name)
+def test_the_table_of_methods_has_every_method_that_a_script_takes():
+    covered, offered = set(), set()
+    for script in ("omniglot", "mini_imagenet", "images", "sine", "optimiser"):
+        [part] = [of for of in dataclasses.fields(find_experiment(script).settings) if of.name == "method"]
+        offered |= set(part.metadata["variants"])
+    for entry in itertools.chain(*FAMILIES.values()):
+        experiment = find_experiment(entry.script)
+        assert not entry.recipe or entry.recipe in experiment.recipes
+        assert bool(entry.recipe) != bool(entry.flag)
+        covered.add(entry.flag or to_flat(experiment.configure(entry.recipe))["method"])
+    assert offered - covered == {"pretrained", "oracle", "sgd", "momentum", "rmsprop", "adam"}  # baselines
+
+
+def test_a_method_without_a_row_was_not_run_and_one_with_a_row_shows_its_judged_metric():
+    score = {"mean": 0.973, "standard_error": None, "interval_95": 0.004, "per_seed": [0.973]}
+    entries = {"accuracy/step_5": score, "seeds": [0]}
+    method = MethodEntry("MAML++", "all", "phi", "omniglot", "5-way 1-shot, MAML++")
+    known = ("gradient", method), ("gradient", replace(method, recipe="", flag="anil"))
+    made = tables.few_shot_methods(
+        [
+            (*known[0], entries, "accuracy/step_5", (0.9947, 0.5)),
+            (*known[0], None, "accuracy/step_5", ()),
+            (*known[1], None, "accuracy/step_1", ()),
+        ]
+    )
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in made.splitlines()[2:]]
+    assert [line[0] for line in lines] == ["gradient", "", ""]
+    assert [line[4:] for line in lines] == [
+        ['`omniglot.py --recipe "5-way 1-shot, MAML++"`', "accuracy, %", "99.47", "97.3 ± 0.4 (1 seed)"],
+        ['`omniglot.py --recipe "5-way 1-shot, MAML++"`', "accuracy, %", "-", "not run"],
+        ["`omniglot.py --method anil`", "accuracy, %", "-", "no recipe"],
+    ]
+
+
+def test_accuracy_by_instance_stands_beside_what_was_published():
+    def value(mean):
+        return {"mean": mean, "standard_error": 0.01, "per_seed": [mean, mean]}
+
+    row = {"accuracy/instance_1": value(0.3), "accuracy/instance_5": value(0.9)}
+    made = tables.instances({"a": row}, (1, 5), {"a": (0.364, 0.949), "b": (0.244, 0.636)})
+    assert made.splitlines()[2:] == [
+        "| a | 30.0 ± 1.0 | 90.0 ± 1.0 |",
+        "| a, published | 36.4 | 94.9 |",
+        "| b | not run | not run |",
+        "| b, published | 24.4 | 63.6 |",
+    ]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: f"{path.parent.name}_{path.stem}")
 def test_what_a_page_links_to_exists(page):
     links = re.findall(r"\]\(([^)#]+)", page.read_text())
     assert links

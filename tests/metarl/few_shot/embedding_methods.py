@@ -10,6 +10,7 @@ from metarl.few_shot.methods.centroids import Prototypical, SimpleShot
 from metarl.few_shot.methods.embedding import one_hot
 from metarl.few_shot.methods.matching import ContextEmbeddings, FullContextMatching, Matching
 from metarl.few_shot.methods.memory_module import MemoryModule
+from metarl.few_shot.methods.meta_transfer import MetaTransfer
 from metarl.few_shot.methods.relation import Relation, RelationNet
 from metarl.few_shot.methods.ridge import RidgeRegression
 from metarl.few_shot.methods.siamese import Siamese
@@ -51,6 +52,12 @@ def _simple_shot(module, **options):
     )
 
 
+def _mtl(module, ways=3, **options):
+    heads = [nn.Linear(FILTERS, count).to(_dtype(module)) for count in (CLASSES, ways)]
+    steps = {"head_steps": 3, "head_step_size": 0.5}
+    return MetaTransfer(module, CLASSIFICATION, head=heads[0], task_head=heads[1], batch_size=10, **steps, **options)
+
+
 def _snail(module, ways=3, **options):
     network = SNAILNet(FILTERS, ways, 7, filters=3, heads=((4, 2), (3, 5), (2, 2))).to(_dtype(module))
     return SNAIL(module, CLASSIFICATION, network=network, **options)
@@ -77,11 +84,15 @@ MAKERS = {
     "siamese": _siamese,
     "r2-d2": lambda module, **options: RidgeRegression(module, CLASSIFICATION, ridge=0.5, **options),
     "simple-shot": _simple_shot,
+    "mtl": lambda module, **options: _mtl(module, pretraining_iterations=0, **options),
+    "mtl-pretraining": lambda module, **options: _mtl(module, pretraining_iterations=2, **options),
     "snail": _snail,
     "memory-module": _memory_module,
     "statistician": _statistician,
 }
 ORDERED = ("matching-fce", "snail", "memory-module")  # the order of support examples has a part
+LEARNED_OUTPUTS = ("snail", "mtl", "mtl-pretraining")  # of each label its own, so that a label's name has a part
+BATCHES = ("simple-shot", "mtl-pretraining")  # what they are trained with
 MODES = ("running", "support", "batch")
 
 
@@ -90,7 +101,7 @@ def fresh(name, batch_norm="running", module=None, dtype=torch.float64, ways=3):
     torch.manual_seed(0)
     blocks = (*EmbeddingNet.POOLED[:3], (1, 1, False)) if name == "relation" else EmbeddingNet.POOLED
     module = (module or embedding(blocks=blocks, as_map=name == "relation")).to(dtype)
-    more = {"ways": ways} if name == "snail" else {}
+    more = {"ways": ways} if name in LEARNED_OUTPUTS else {}
     return MAKERS[name](module, batch_norm=batch_norm, **more)
 
 
@@ -129,7 +140,7 @@ def training_tasks(name, count=3):
     """Tasks like those of a method's training."""
     if name == "siamese":
         return tasks(count, ways=4, shots=1, queries=1)
-    if name == "simple-shot":
+    if name in BATCHES:
         drawn = tasks(count, ways=CLASSES)
         return FewShotTasks(Examples(*(tensor[:, :0] for tensor in drawn.support.tensors)), drawn.query)
     drawn = tasks(count)

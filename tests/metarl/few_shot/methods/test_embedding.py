@@ -19,6 +19,7 @@ from metarl.few_shot.normalisation import observed
 from metarl.few_shot.tasks import Examples, ImageEpisodes
 from tests.metarl.few_shot.embedding_methods import (
     CLASSES,
+    LEARNED_OUTPUTS,
     MAKERS,
     MODES,
     ORDERED,
@@ -34,6 +35,11 @@ from tests.metarl.few_shot.learners import images
 
 every = pytest.mark.parametrize("name", MAKERS)
 everywhere = pytest.mark.parametrize("batch_norm", MODES)
+
+
+def is_frozen(name, key):
+    """Whether a parameter is frozen, so that its gradient is 0 although the loss depends on it."""
+    return name == "mtl" and not key.startswith(("meta_", "task_head."))
 
 
 @every
@@ -53,7 +59,7 @@ def test_permuted_labels_permute_log_probabilities(name):
     drawn, order = tasks(), torch.tensor([2, 0, 1])
     renamed = Examples(drawn.support.inputs, order[drawn.support.targets])
     found, expected = (outputs(method, theta, of, drawn.query.inputs) for of in (renamed, drawn.support))
-    assert torch.allclose(found[:, :, order], expected) != (name == "snail")  # which has learned outputs
+    assert torch.allclose(found[:, :, order], expected) != (name in LEARNED_OUTPUTS)
     assert not torch.allclose(found, expected, rtol=1e-7, atol=1e-7)
 
 
@@ -93,7 +99,7 @@ def test_the_gradient_is_the_derivative_of_the_summed_loss(name, batch_norm):
     method, theta = make(name, batch_norm)
     drawn, averages, schedule = training_tasks(name), method.averages, scheduled(method)
     gradients, _, _ = method.gradient(expand_over_tasks(theta, 3), drawn, schedule)
-    learned = {key: value for key, value in theta.items() if key not in averages}
+    learned = {key: value for key, value in theta.items() if key not in averages and not is_frozen(name, key)}
     gradient = ravel([gradients[key][0] for key in learned])
 
     def loss(vector):
@@ -148,12 +154,12 @@ def test_a_method_that_sees_no_difference_scores_by_chance(name):
     blank = torch.ones_like(drawn.support.inputs)
     for targets in (drawn.query.targets, drawn.query.targets.sort(dim=1).values):
         found = outputs(method, theta, Examples(blank, drawn.support.targets), torch.ones_like(drawn.query.inputs))
-        if name not in ("matching-fce", "snail"):  # which see the order of the support images
+        if name not in ("matching-fce", *LEARNED_OUTPUTS):  # the first of which sees the order of the support images
             torch.testing.assert_close(found.exp(), torch.full_like(found, 1 / 4))
         torch.testing.assert_close(accuracy(found, targets), torch.full((3,), 1 / 4, dtype=torch.float64))
 
 
-@every
+@pytest.mark.parametrize("name", [name for name in MAKERS if name != "mtl"])  # which has frozen them
 def test_running_averages_move_by_a_tenth_towards_the_training_batch(name):
     method, theta = make(name)
     drawn, averages = training_tasks(name), method.averages
@@ -270,7 +276,18 @@ def test_distances_and_sums_over_classes():
 
 
 @pytest.mark.parametrize(
-    "name", ["prototypical", "simple-shot", "siamese", "relation", "snail", "memory-module", "statistician"]
+    "name",
+    [
+        "prototypical",
+        "simple-shot",
+        "siamese",
+        "relation",
+        "mtl",
+        "mtl-pretraining",
+        "snail",
+        "memory-module",
+        "statistician",
+    ],
 )
 def test_learners_train_resume_and_evaluate(name):
     generator = torch.Generator().manual_seed(3)

@@ -27,11 +27,11 @@ def linear_tasks(seed=0):
     return FewShotTasks(*(Examples(of[:, :, :SIZE], of[:, :, SIZE:]) for of in drawn))
 
 
-def linear_method(inner_steps=120, cg_iterations=SIZE, size=0.1):
+def linear_method(inner_steps=120, cg_iterations=SIZE, size=0.1, damping=0.0):
     torch.manual_seed(0)
     module = torch.nn.Linear(SIZE, 1, bias=False).double()
     rule = GradientDescent(size, inner_steps, extra_step_scale=1.0)
-    return IMAML(module, REGRESSION, rule, regularisation=STRENGTH, cg_iterations=cg_iterations)
+    return IMAML(module, REGRESSION, rule, regularisation=STRENGTH, cg_iterations=cg_iterations, damping=damping)
 
 
 def solution(theta, support, task):
@@ -78,6 +78,17 @@ def test_its_gradient_is_the_exact_one_on_a_quadratic():
         torch.testing.assert_close(gradients["weight"][task, 0], torch.linalg.solve(system, query))
 
 
+def test_damping_is_added_to_lambda_in_the_linear_system_alone():
+    method, tasks = linear_method(damping=3.0), linear_tasks()
+    theta = method.meta_parameters()
+    found = method.gradient(rows(theta, COUNT), tasks, numbers(method))[0]["weight"][:, 0]
+    for task in range(COUNT):
+        phi, curvature = solution(theta["weight"][0], tasks.support, task)
+        x, y = tasks.query.inputs[task], tasks.query.targets[task][:, 0]
+        system = torch.eye(SIZE, dtype=torch.float64) + curvature / (STRENGTH + 3.0)
+        torch.testing.assert_close(found[task], torch.linalg.solve(system, 2 * x.T @ (x @ phi - y) / len(x)))
+
+
 def test_too_few_products_are_an_approximation():
     tasks = linear_tasks()
     exact, rough = (
@@ -91,7 +102,7 @@ def test_its_gradient_on_a_network_is_that_of_long_unrolled_steps():
     tasks = tasks_for("imaml", make("imaml")[0])
     torch.manual_seed(0)
     rule = GradientDescent(0.05, 250)
-    method = IMAML(smooth(), REGRESSION, rule, regularisation=5.0, cg_iterations=40)
+    method = IMAML(smooth(), REGRESSION, rule, regularisation=5.0, cg_iterations=40, damping=0.0)
     theta = method.meta_parameters()
     found = method.gradient(rows(theta, 3), tasks, numbers(method))[0]
     own = rows(theta, 3)

@@ -28,7 +28,16 @@ RECIPES = {
         "Duan et al. (2016), table 1; a random policy gets 5.0, the Gittins index 6.6",
     ),
     "rl2, 10 arms, 100 pulls": Recipe(
-        {"arms": 10, "pulls": 100, "num_tasks": 250, "iterations": 100, "evaluation_tasks": 500},
+        {
+            "arms": 10,
+            "pulls": 100,
+            "num_tasks": 200,
+            "iterations": 500,
+            "rl2_step_size": 0.005,
+            "gae_lambda": 0.7,
+            "entropy_bonus": 0.02,
+            "evaluation_tasks": 500,
+        },
         (83.5,),
         "Duan et al. (2016), table 1; a random policy gets 50, the Gittins index 82.8",
     ),

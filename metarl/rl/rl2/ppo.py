@@ -33,8 +33,8 @@ class TrialPPO:
 
     r being the ratio of the new to the old probability of the action, A the advantage, H the entropy of the action
     distribution, V the value and R the lambda-return. The policy goes through each trial from its first step, with the
-    memory of its present parameters, and the gradient runs back through all of it. Deviations from Duan et al. (2016):
-    PPO instead of TRPO, and a critic on the same memory instead of a baseline with a network of its own.
+    memory of its present parameters, and the gradient runs back through all of it. Deviation from Duan et al. (2016):
+    PPO with a critic on the same memory, instead of TRPO.
     """
 
     step_size: float = setting(0.001, "step size of Adam", more_than=0, flag="rl2_step_size")

@@ -22,6 +22,11 @@ ROOMS = {  # of the API: folder, package and introduction
         "metarl.rl",
         "Meta-reinforcement learning: the learner, and the parts from which it is made.",
     ),
+    "rl2": (
+        "metarl/rl/rl2",
+        "metarl.rl.rl2",
+        "RL^2: the learner of policies with a memory, and the parts from which it is made.",
+    ),
     "few_shot": (
         "metarl/few_shot",
         "metarl.few_shot",

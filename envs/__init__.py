@@ -5,10 +5,12 @@ from functools import partial
 import gymnasium
 
 from .ant import AntDirection, AntGoal, AntVelocity
+from .bandits import BernoulliBandits
 from .gymnasium_tasks import GymnasiumTasks
 from .half_cheetah import HalfCheetahDirection, HalfCheetahVelocity
 from .navigation import Navigation2D
 from .oracle import ObservedTasks
+from .random_mdps import RandomMDPs
 from .tasks import SingleTaskEnv, TaskBatch, TaskDistribution, Tasks, check_tasks
 from .vector_tasks import VectorTasks, choose_from
 
@@ -16,11 +18,13 @@ __all__ = [
     "AntDirection",
     "AntGoal",
     "AntVelocity",
+    "BernoulliBandits",
     "GymnasiumTasks",
     "HalfCheetahDirection",
     "HalfCheetahVelocity",
     "Navigation2D",
     "ObservedTasks",
+    "RandomMDPs",
     "SingleTaskEnv",
     "TaskBatch",
     "TaskDistribution",
@@ -42,5 +46,7 @@ for _distribution in (
     AntVelocity,
     AntDirection,
     AntGoal,
+    BernoulliBandits,
+    RandomMDPs,
 ):
     gymnasium.register(f"metarl/{_distribution.__name__}-v0", entry_point=partial(_single, _distribution))

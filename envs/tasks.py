@@ -134,23 +134,16 @@ class TaskBatch(VectorEnv):
         """Advance every unfinished lane by one step.
 
         Args:
-            actions: (N, A), clipped to the action space.
+            actions: (N, A), clipped to the action space; or (N,) whole numbers, where it is `Discrete`.
 
         Returns:
             observations (N, O), rewards, terminations, truncations (N,) each, and a dict of arrays (N, ...).
 
         Raises:
-            ValueError: actions of the wrong shape, or not finite.
+            ValueError: actions of the wrong shape, not finite, or not of a `Discrete` space.
         """
-        actions = np.asarray(actions, np.float64)
-        if actions.shape != self.action_space.shape:
-            raise ValueError(f"actions have shape {actions.shape}; allowed: {self.action_space.shape}")
-        if not np.isfinite(actions).all():
-            lane = int(np.argwhere(~np.isfinite(actions))[0][0])
-            raise ValueError(f"the action of lane {lane} is {actions[lane]}; allowed: finite numbers")
-        space = cast(gymnasium.spaces.Box, self.distribution.action_space)
         was_finished = self.finished
-        observations, rewards, terminated, infos = self.step_lanes(np.clip(actions, space.low, space.high))
+        observations, rewards, terminated, infos = self.step_lanes(self._within_space(actions))
         if was_finished.any():
             observations[was_finished] = self.observations[was_finished]
             rewards = np.where(was_finished, 0.0, rewards)
@@ -172,6 +165,29 @@ class TaskBatch(VectorEnv):
     def render_lane(self, lane: int = 0) -> np.ndarray:
         """Return a picture (height, width, 3) uint8 of a lane."""
         raise RuntimeError(f"{self.distribution.name} has no pictures")
+
+    def _within_space(self, actions: np.ndarray) -> np.ndarray:
+        """Actions as `step_lanes` takes them: clipped, or for a `Discrete` space counted from 0; else ValueError."""
+        space = self.distribution.action_space
+        if isinstance(space, gymnasium.spaces.Discrete):
+            first, last = int(space.start), int(space.start + space.n) - 1
+            actions = np.asarray(actions)
+            self._require_actions(
+                actions, np.isin(actions, range(first, last + 1)), f"a whole number, {first} to {last}"
+            )
+            return actions.astype(int) - first
+        box = cast(gymnasium.spaces.Box, space)
+        actions = np.asarray(actions, np.float64)
+        self._require_actions(actions, np.isfinite(actions), "finite numbers")
+        return np.clip(actions, box.low, box.high)
+
+    def _require_actions(self, actions: np.ndarray, allowed: np.ndarray, words: str) -> None:
+        """ValueError for actions of another shape, or that are not allowed, naming the first lane."""
+        if actions.shape != self.action_space.shape:
+            raise ValueError(f"actions have shape {actions.shape}; allowed: {self.action_space.shape}")
+        if not allowed.all():
+            lane = int(np.argwhere(~allowed)[0][0])
+            raise ValueError(f"the action of lane {lane} is {actions[lane]}; allowed: {words}")
 
     def _lane_seeds(self, seed: int | Sequence[int] | None) -> Sequence[int | None]:
         if seed is None:

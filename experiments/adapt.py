@@ -34,6 +34,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         checkpoint = "best.pt" if chosen.best else "checkpoint.pt"
         changes = {} if chosen.threads is None else {"threads": chosen.threads}
         experiment, settings, learner = open_run(chosen.run, checkpoint, changes, script=chosen.script)
+        if isinstance(learner, metarl.RL2Learner):
+            raise SettingError(
+                f"{chosen.run} is of rl2, which adapts by remembering while it acts, so there is no adapted policy; "
+                "allowed: a run with --method maml"
+            )
         if not isinstance(learner, metarl.Learner):
             raise SettingError(f"{experiment.name} has no tasks to act in; allowed: a reinforcement-learning run")
         tasks = read_task(chosen.task, learner.task_distribution)

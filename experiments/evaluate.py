@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if chosen.video is not None:
             from metarl.experiments.runner.videos import save_videos  # which imports the simulators
 
-            assert isinstance(evaluation, ReturnEvaluation), "only these runs have a horizon"
+            assert isinstance(evaluation, ReturnEvaluation), "_check has refused others"
             save_videos(learner, evaluation, chosen.video or range(min(2, num_tasks)), output)
         learner.close()
         print(f"results in {output}")
@@ -66,11 +66,11 @@ def _parser() -> OneLineParser:
     parser.add_argument("run", type=Path, metavar="RUN", help="directory of the run")
     add = parser.add_argument_group("what is evaluated").add_argument
     add("--best", action="store_true", help="the best iterate, by the selection metric, not the last")
-    add("--steps", type=int, metavar="INT", help="gradient steps")
+    add("--steps", type=int, metavar="INT", help="gradient steps; of rl2, earlier episodes of a trial")
     add("--tasks", type=int, metavar="INT", help="test tasks")
     add("--extra-step-scale", type=float, metavar="FLOAT", help="scale of the step size after the trained steps")
     add = parser.add_argument_group("reinforcement learning").add_argument
-    add("--episodes", type=int, metavar="INT", help="episodes per task and step")
+    add("--episodes", type=int, metavar="INT", help="episodes per task and step; of rl2, trials per task")
     films = "film these test tasks before and after adaptation (default: 0 and 1); needs the extra video"
     add("--video", type=int, nargs="*", metavar="TASK", help=films)
     add = parser.add_argument_group("few-shot learning").add_argument
@@ -89,6 +89,10 @@ def _parser() -> OneLineParser:
 def _check(chosen: argparse.Namespace, name: str, values: dict[str, Any]) -> None:
     """SettingError for flags that have no effect on a run with these flat values."""
     inner_steps, num_tasks = values["evaluation_steps"], values["evaluation_tasks"]
+    if values.get("method") == "rl2":
+        for flag, given in (("--extra-step-scale", chosen.extra_step_scale), ("--video", chosen.video)):
+            if given is not None:
+                raise SettingError(f"{flag} is for runs that take gradient steps, rl2 takes none; allowed: without it")
     if chosen.extra_step_scale is not None and inner_steps <= max(1, values.get("inner_steps", 0)):
         raise SettingError(f"--extra-step-scale with --steps {inner_steps}; allowed: with more steps than in training")
     if chosen.video is not None and "horizon" not in values:

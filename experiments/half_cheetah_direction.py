@@ -9,6 +9,7 @@ from metarl.experiments.runner.recipes import (
     SMALL,
     Recipe,
     for_all_dynamics,
+    memory,
     pretrained,
     quadratic,
     recommended,
@@ -33,6 +34,7 @@ RECIPES = {
     **quadratic(SMALL_BATCHES),
     f"{SMALL}, quadratic, bounds penalty": SMALL_BATCHES[SMALL] | {"baseline": "quadratic", **PENALTY},
     **for_all_dynamics(recommended(4, 500, second_order=False, baseline="quadratic")),
+    **for_all_dynamics(memory(160, 500), "rl2"),
 }
 EXPERIMENT = locomotion_experiment(
     "half_cheetah_direction",

@@ -8,6 +8,7 @@ from metarl.experiments.runner.recipes import (
     SMALL,
     Recipe,
     for_all_dynamics,
+    memory,
     pretrained,
     quadratic,
     recommended,
@@ -33,6 +34,7 @@ RECIPES = {
     f"{SMALL}, shorter inner steps": small_batches(10, 1900, **SHORTER),
     f"{SMALL}, shorter inner steps, longer": small_batches(10, 2850, **SHORTER),
     **for_all_dynamics(recommended(10, 950, second_order=False, baseline="quadratic")),
+    **for_all_dynamics(memory(200, 950), "rl2"),
 }
 EXPERIMENT = locomotion_experiment(
     "half_cheetah_velocity",

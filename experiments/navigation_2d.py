@@ -8,13 +8,13 @@ from metarl.experiments.runner.recipes import (
     ORACLE,
     RECOMMENDED,
     Recipe,
+    memory,
     pretrained,
     recommended,
     untrained,
 )
 from metarl.experiments.runner.reinforcement import ReinforcementExperiment, ReinforcementSettings
 from metarl.experiments.runner.training import main
-from metarl.rl.evaluation import ReturnEvaluation
 from metarl.rl.task_distribution import TaskDistribution
 
 # Extra-step scales, of these recipes as of others, are the best on other tasks than the test tasks.
@@ -40,6 +40,7 @@ RECIPES = {
     ),
     **COMPARISON,
     RECOMMENDED: recommended(5, 100, estimator="lvc", baseline="quadratic"),
+    "rl2": memory(200, 200),
 }
 
 
@@ -50,13 +51,13 @@ def tasks(settings: ReinforcementSettings) -> TaskDistribution:
     return Navigation2D(settings.environment.horizon)
 
 
-def draw_paths(evaluation: ReturnEvaluation) -> dict[str, Any]:
+def draw_paths(evaluation: Any) -> dict[str, Any]:
     """Paths of four test tasks before and after adaptation, as in the paper's figure 4."""
     from metarl.experiments.runner.plots import panels  # which imports matplotlib
 
     first, last = evaluation.path[0], evaluation.path[-1]
     figure, all_axes = panels(len(first.episodes.valid))
-    shown = {"before": (first, "0.6"), f"after {len(evaluation.path) - 1} steps": (last, "tab:green")}
+    shown = {"before": (first, "0.6"), f"after {len(evaluation.path) - 1} {evaluation.step_name}": (last, "tab:green")}
     for task, axes in enumerate(all_axes):
         for label, (adapted, color) in shown.items():
             episodes = adapted.episodes

@@ -13,7 +13,15 @@ WITHOUT = {
 
 
 @pytest.mark.parametrize(
-    "room", ["metarl/core", "metarl/rl", "metarl/few_shot", "metarl/few_shot/methods", "metarl/few_shot/images"]
+    "room",
+    [
+        "metarl/core",
+        "metarl/rl",
+        "metarl/rl/rl2",
+        "metarl/few_shot",
+        "metarl/few_shot/methods",
+        "metarl/few_shot/images",
+    ],
 )
 def test_every_module_has_its_test_file(room):
     modules = {path.name for path in (ROOT / "metarl" / room).glob("*.py")} - WITHOUT

@@ -18,7 +18,17 @@ from metarl.experiments.runner.flat_settings import FlatSetting, flat_name, flat
 Plain = TypeVar("Plain")
 
 _PATIENCE = 30.0  # seconds
-_GROUPS = ("run and records", "sampling", "inner loop", "outer loop", "policy", "environment", "evaluation", "machine")
+_GROUPS = (
+    "run and records",
+    "method",
+    "sampling",
+    "inner loop",
+    "outer loop",
+    "policy",
+    "environment",
+    "evaluation",
+    "machine",
+)
 _OTHER_NAMES = {  # former names of ours and those of other libraries: here those of these that a script has
     "--tasks": ("--num-tasks",),
     "--episodes": ("--episodes-per-task",),

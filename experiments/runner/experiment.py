@@ -82,8 +82,13 @@ class Experiment:
         """The recipe to whose settings the others are changes: the paper's, or else the first one."""
         return self.paper_recipe if self.paper_recipe in self.recipes else next(iter(self.recipes))
 
-    def recipe_name(self, name: str) -> str:
-        """The name in `recipes` that `--recipe NAME` means, an empty one the default; SettingError if unknown."""
+    def recipe_name(self, name: str, changes: Mapping[str, Any] | None = None) -> str:
+        """The name in `recipes` that `--recipe NAME` means, an empty one the default; SettingError if unknown.
+
+        Args:
+            name: that the user gave.
+            changes: of the recipe's settings, by flat name; what is the default may depend on them.
+        """
         name = name or self.default_recipe
         name = self.base_recipe if name == PAPER else name
         if name not in self.recipes:
@@ -102,7 +107,7 @@ class Experiment:
             SettingError: a change that cannot be, or one that has no effect.
         """
         values = to_flat(self.settings())
-        name = self.recipe_name(recipe)
+        name = self.recipe_name(recipe, changes)
         for layer in (self.base_recipe, *[name] * (name != self.base_recipe)):
             values = updated(self.settings, values, self.recipes[layer].settings)
         settings = from_flat(self.settings, updated(self.settings, values, changes or {}))

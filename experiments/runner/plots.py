@@ -22,13 +22,13 @@ def of_evaluation(experiment: Experiment, evaluation: Evaluation) -> dict[str, F
 
 
 def adaptation(evaluation: Evaluation) -> Figure:
-    """The metric against gradient steps: the mean with its standard error, over the tasks one by one."""
+    """The metric against steps: the mean with its standard error, over the tasks one by one."""
     figure = Figure(figsize=_SIZE, layout="constrained")
     axes = figure.subplots()
     steps = range(len(evaluation.mean))
     axes.plot(steps, evaluation.per_task, color="0.85", linewidth=0.8, zorder=1)
     axes.errorbar(steps, evaluation.mean, evaluation.standard_error, marker="o", capsize=3, zorder=2)
-    axes.set(xlabel="gradient steps", ylabel=evaluation.metric, xticks=list(steps))
+    axes.set(xlabel=evaluation.step_name, ylabel=evaluation.metric, xticks=list(steps))
     count = evaluation.per_task.shape[1]
     axes.set_title(f"mean ± standard error, {count} held-out tasks (grey: each)", fontsize=9)
     return figure

@@ -59,18 +59,27 @@ def recommended(num_tasks: int, iterations: int, **changes: Any) -> Recipe:
     return Recipe({**settings, "num_tasks": num_tasks, "iterations": iterations, "evaluate_every": 50, **changes})
 
 
-def on_peers_bodies(recipe: Recipe) -> dict[str, Recipe]:
-    """The recommended recipe on what ProMP, PEARL and VariBAD simulate.
+def memory(num_tasks: int, iterations: int, **changes: Any) -> Recipe:
+    """RL^2 with trials of two episodes, on as many environment steps as the other recipes of its environment.
+
+    The penalty is that of the recommended recipe. An evaluation plays the two episodes of a trial.
+    """
+    settings = {"method": "rl2", "episodes_per_task": 2, "evaluation_steps": 1, "gae_lambda": 0.95, **PENALTY}
+    return Recipe({**settings, "num_tasks": num_tasks, "iterations": iterations, "evaluate_every": 50, **changes})
+
+
+def on_peers_bodies(recipe: Recipe, name: str = RECOMMENDED) -> dict[str, Recipe]:
+    """A recipe of this name on what ProMP, PEARL and VariBAD simulate.
 
     Episodes have 200 steps as PEARL's and VariBAD's, not 100 as ProMP's: the few curves that can be read are PEARL's.
     """
-    return {f"{RECOMMENDED}, peers": recipe | {"dynamics": "peers", "horizon": 200}}
+    return {f"{name}, peers": recipe | {"dynamics": "peers", "horizon": 200}}
 
 
-def for_all_dynamics(recipe: Recipe) -> dict[str, Recipe]:
-    """The recommended recipe; on gymnasium's own bodies, with the shorter episodes of other libraries; on peers'."""
+def for_all_dynamics(recipe: Recipe, name: str = RECOMMENDED) -> dict[str, Recipe]:
+    """A recipe of this name; on gymnasium's own bodies, with the shorter episodes of other libraries; on peers'."""
     short = recipe | {"dynamics": "gymnasium", "horizon": 100}
-    return {RECOMMENDED: recipe, f"{RECOMMENDED}, gymnasium": short, **on_peers_bodies(recipe)}
+    return {name: recipe, f"{name}, gymnasium": short, **on_peers_bodies(recipe, name)}
 
 
 def schedule(sizes: Mapping[int, float]) -> dict[str, Any]:

@@ -119,7 +119,10 @@ def add_test_evaluation(
         _draw(figures, writer, iteration, "test")
         # run_name: the events go into the folder itself; the metrics become scalars, too
         known, values = flat_settings(experiment.settings), to_flat(settings)
-        hyper_parameters = {n: _hyper_parameter(v) for n, v in values.items() if known[n].part != "machine"}
+        idle = settings.without_effect
+        hyper_parameters = {
+            n: _hyper_parameter(v) for n, v in values.items() if known[n].part != "machine" and n not in idle
+        }
         writer.add_hparams(hyper_parameters, metrics, run_name=".", global_step=iteration)
 
 

@@ -13,18 +13,30 @@ from torch import nn
 from metarl.core.errors import SimulationError
 from metarl.core.rules import GradientDescent, LayerStepSizes, MetaSGD
 from metarl.core.settings import SettingError, check_settings, setting
+from metarl.experiments.runner import rl2
 from metarl.experiments.runner.experiment import Experiment, step
-from metarl.experiments.runner.flat_settings import in_flags
+from metarl.experiments.runner.flat_settings import flat_settings, in_flags
 from metarl.experiments.runner.machine import choose_threads, prepare_process
+from metarl.experiments.runner.rl2 import RL2
 from metarl.experiments.runner.settings import EVALUATION, EvaluationSettings, Settings, part, same_as, variants
 from metarl.rl.advantages import Advantages
 from metarl.rl.estimators import ESTIMATORS
-from metarl.rl.evaluation import ReturnEvaluation, evaluate, held_out_tasks
+from metarl.rl.evaluation import TaskEvaluation, evaluate, held_out_tasks
 from metarl.rl.learner import Learner
 from metarl.rl.outer import PPO, TRPO, Adam, OuterOptimiser, Reptile
 from metarl.rl.policies import ACTIVATIONS, CategoricalMLP, GaussianMLP, WithContext
+from metarl.rl.rl2.learner import RL2Learner
 from metarl.rl.sampler import Sampling
 from metarl.rl.task_distribution import TaskDistribution, protocol_defects, record_defects
+
+RL2_NAME = "rl2"  # of the method and of its recipes
+
+AnyLearner = Learner | RL2Learner
+
+
+@dataclass(frozen=True)
+class GradientMethod:
+    """Learns a task by gradient steps, see the settings of the inner and the outer loop."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +101,15 @@ class EnvironmentSettings:
 class EpisodeEvaluation(EvaluationSettings):
     """How a policy is evaluated on held-out tasks."""
 
+    inner_steps: int = same_as(
+        EvaluationSettings, "inner_steps", help="gradient steps on them; with rl2, earlier episodes of a trial"
+    )
     episodes_per_task: int = setting(
-        40, "episodes per held-out task and step", at_least=1, flag="evaluation_episodes", changeable=True
+        40,
+        "episodes per held-out task and step; with rl2, trials per task",
+        at_least=1,
+        flag="evaluation_episodes",
+        changeable=True,
     )
 
 
@@ -98,6 +117,12 @@ class EpisodeEvaluation(EvaluationSettings):
 class ReinforcementSettings(Settings):
     """The settings of a meta-reinforcement-learning run."""
 
+    method: GradientMethod | RL2 = variants(
+        "method",
+        "how a task is learned: by gradient steps (maml and its kin, see inner loop); by a policy with a memory (rl2)",
+        {"maml": GradientMethod, RL2_NAME: RL2},
+        "method",
+    )
     sampling: Sampling = part(Sampling, "sampling")
     advantages: Advantages = part(Advantages, "sampling")
     rule: GradientDescent = variants(
@@ -121,6 +146,15 @@ class ReinforcementSettings(Settings):
     environment: EnvironmentSettings = part(EnvironmentSettings, "environment")
     evaluation: EpisodeEvaluation = part(EpisodeEvaluation, EVALUATION)
 
+    @property
+    def without_effect(self) -> Mapping[str, str]:
+        """RL^2 has neither an inner loop nor the outer optimisers that differentiate through one."""
+        if not isinstance(self.method, RL2):
+            return {}
+        known = flat_settings(type(self))
+        loops = [name for name, of in known.items() if of.part in ("rule", "objective", "outer")]
+        return dict.fromkeys([*loops, *rl2.WITHOUT_EFFECT], "method")
+
 
 def mlp_policy(settings: ReinforcementSettings, observation_space: Box, action_space: gymnasium.Space) -> nn.Module:
     """The policy of an experiment that names none: a Gaussian MLP, or a categorical one for `Discrete` actions."""
@@ -135,19 +169,29 @@ class ReinforcementExperiment(Experiment):
     Attributes:
         task_distribution: makes the tasks, given the settings.
         policy: makes the policy, given the settings, the space of what it sees and that of actions.
+        memory_policy: makes the one of rl2, given the same; see `metarl.rl.rl2.policies`.
         draw: makes pictures of an evaluation, by name.
     """
 
     settings: type[ReinforcementSettings] = field(default=ReinforcementSettings, kw_only=True)
     task_distribution: Callable[[Any], TaskDistribution] = field(kw_only=True)
     policy: Callable[[Any, Box, gymnasium.Space], nn.Module] = field(default=mlp_policy, kw_only=True)
-    draw: Callable[[ReturnEvaluation], dict[str, Any]] | None = field(default=None, kw_only=True)
+    memory_policy: rl2.MakePolicy = field(default=rl2.recurrent_policy, kw_only=True)
+    draw: Callable[[Any], dict[str, Any]] | None = field(default=None, kw_only=True)
 
-    def build(self, settings: ReinforcementSettings) -> Learner:
+    def recipe_name(self, name: str, changes: Mapping[str, Any] | None = None) -> str:
+        """As of any experiment; where no recipe but rl2 is named, the recipe of that name if there is one."""
+        if not name and (changes or {}).get("method") == RL2_NAME and RL2_NAME in self.recipes:
+            return RL2_NAME
+        return super().recipe_name(name, changes)
+
+    def build(self, settings: ReinforcementSettings) -> Learner | RL2Learner:
         """As of any experiment: the experiment's policy on its tasks."""
         device = prepare_process(settings)
         try:
             distribution = self._build_tasks(settings)
+            if isinstance(settings.method, RL2):
+                return rl2.build(settings, distribution, self.memory_policy, device)
             policy = self._build_policy(settings, distribution)
             return Learner(
                 distribution,
@@ -194,7 +238,7 @@ class ReinforcementExperiment(Experiment):
         wider = Box(-np.inf, np.inf, (gymnasium.spaces.flatdim(observations) + size,))
         return WithContext(self.policy(settings, wider, actions), size)
 
-    def advance(self, settings: ReinforcementSettings, learner: Learner) -> tuple[Learner, dict[str, float]]:
+    def advance(self, settings: ReinforcementSettings, learner: AnyLearner) -> tuple[AnyLearner, dict[str, float]]:
         """As of any experiment: one meta-iteration."""
         started, steps_before = time.perf_counter(), learner.env_steps
         learner, metrics = step(settings, learner, settings.sampling.num_tasks)
@@ -205,40 +249,50 @@ class ReinforcementExperiment(Experiment):
         return learner, {**metrics, "steps_per_second": (learner.env_steps - steps_before) / seconds}
 
     def selection_metric(self, settings: ReinforcementSettings, metrics: Mapping[str, float]) -> float:
-        """The return in training after all inner steps."""
+        """The return in training after all inner steps; of RL^2, that of a whole trial."""
+        if isinstance(settings.method, RL2):
+            return rl2.selection_metric(metrics)
         return metrics[f"return/step_{settings.rule.inner_steps}"]
 
     def progress_text(self, settings: ReinforcementSettings, metrics: Mapping[str, float]) -> str:
         """Returns before and after adaptation, and speed."""
         failed = f", {metrics['failed_episodes']:.0f} episodes blew up" if metrics["failed_episodes"] else ""
         after, speed = self.selection_metric(settings, metrics), metrics["steps_per_second"]
-        return f"return {metrics['return/step_0']:.1f} -> {after:.1f}, {speed:,.0f} steps/s" + failed
+        returns = f"return {metrics['return/step_0']:.1f} -> {after:.1f}"
+        if isinstance(settings.method, RL2):
+            returns = rl2.progress_text(metrics)
+        return f"{returns}, {speed:,.0f} steps/s" + failed
 
-    def evaluate(self, settings: ReinforcementSettings, learner: Learner, split: str) -> ReturnEvaluation:
+    def evaluate(self, settings: ReinforcementSettings, learner: AnyLearner, split: str) -> TaskEvaluation:
         """As of any experiment: returns on held-out tasks."""
-        chosen = settings.evaluation
-        tasks = held_out_tasks(learner, chosen.num_tasks, split)
-        evaluation = evaluate(learner, tasks, chosen.inner_steps, chosen.episodes_per_task)
+        evaluation: TaskEvaluation
+        if isinstance(learner, RL2Learner):
+            evaluation = rl2.evaluate_trials(settings, learner, split)
+        else:
+            chosen = settings.evaluation
+            tasks = held_out_tasks(learner, chosen.num_tasks, split)
+            evaluation = evaluate(learner, tasks, chosen.inner_steps, chosen.episodes_per_task)
         share = float(evaluation.failures.mean())
         _check_failures(share, f"{share:.1%} of the episodes of an evaluation", settings)
         return evaluation
 
-    def plots(self, evaluation: ReturnEvaluation) -> dict[str, Any]:
+    def plots(self, evaluation: TaskEvaluation) -> dict[str, Any]:
         """As of any experiment."""
         return self.draw(evaluation) if self.draw is not None else {}
 
-    def record(self, settings: ReinforcementSettings, learner: Learner) -> dict[str, Any]:
+    def record(self, settings: ReinforcementSettings, learner: AnyLearner) -> dict[str, Any]:
         """As of any experiment."""
-        rule = settings.rule.at(learner.iteration)
-        return {
+        common = {
             "dynamics": getattr(learner.task_distribution, "dynamics", None),
             "seed": settings.run.seed,
             "iteration": learner.iteration,
             "env_steps": learner.env_steps,
             "episodes_per_step": settings.evaluation.episodes_per_task,
-            "inner_step_size": rule.step_size,
-            "extra_step_scale": rule.extra_step_scale,
         }
+        if isinstance(settings.method, RL2):
+            return {**common, "method": RL2_NAME}
+        rule = settings.rule.at(learner.iteration)
+        return {**common, "inner_step_size": rule.step_size, "extra_step_scale": rule.extra_step_scale}
 
 
 def _build_rule(settings: ReinforcementSettings, policy: nn.Module) -> GradientDescent:

@@ -77,7 +77,7 @@ class ActiveRun:
 
 def start_run(experiment: Experiment, request: Request) -> ActiveRun:
     """Start what a command line asks for: a new directory, with the checkpoint of an untrained learner."""
-    recipe = experiment.recipe_name(request.recipe)
+    recipe = experiment.recipe_name(request.recipe, request.given)
     settings = experiment.configure(recipe, **request.given)
     learner = _build(experiment, settings)
     _require_same(experiment, settings, learner)

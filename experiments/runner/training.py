@@ -98,13 +98,14 @@ def evaluate_run(experiment: Experiment, settings: Any, learner: Any, folder: Pa
 
 
 def table(evaluation: Evaluation) -> str:
-    """An evaluation as text: a line per gradient step, with the means over tasks and their standard error."""
+    """An evaluation as text: a line per step, with the means over tasks and their standard error."""
+    counted = evaluation.step_name.split()[-1]
     digits = 2 if evaluation.metric == "return" else 4
     columns = {name: values for name, values in evaluation.others.items() if values.ndim == 2}
-    heading = f"{'steps':>5} {evaluation.metric:>10} {'± se':>8}"
+    heading = f"{counted:>5} {evaluation.metric:>10} {'± se':>8}"
     rows = [heading + "".join(f" {name:>8}" for name in columns)]
     for step, (mean, error) in enumerate(zip(evaluation.mean, evaluation.standard_error, strict=True)):
-        row = f"{step:>5} {mean:>10.{digits}f} {error:>8.{digits}f}"
+        row = f"{step:>{max(5, len(counted))}} {mean:>10.{digits}f} {error:>8.{digits}f}"
         rows.append(row + "".join(f" {values[step].mean():>8.0%}" for values in columns.values()))
     singles = {name: values for name, values in evaluation.others.items() if values.ndim == 1}
     return "\n".join([*rows, *(f"{name} {values.mean():.{digits}f}" for name, values in singles.items())])

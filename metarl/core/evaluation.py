@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -16,7 +16,10 @@ class Evaluation:
         metric: name of what is measured, such as `return` or `accuracy`.
         per_task: its values after 0 ... S gradient steps, (S + 1, M).
         others: further metrics by name, (S + 1, M) after each step, or (M,) where they have no steps.
+        step_name: what the S steps are, in words for tables and plots.
     """
+
+    step_name: ClassVar[str] = "gradient steps"
 
     metric: str
     per_task: np.ndarray

@@ -22,10 +22,12 @@ class ActionDistribution(Protocol):
 
     Attributes:
         parameter_size: P.
+        encoded_size: numbers of an action as `encode` gives it.
         meaning: of the P parameters, in words, for error messages.
     """
 
     parameter_size: int
+    encoded_size: int
     meaning: str
 
     def noise(self, key: RolloutKey, tasks: int, steps: int, episodes: int) -> np.ndarray:
@@ -42,6 +44,14 @@ class ActionDistribution(Protocol):
 
     def kl(self, old: Tensor, new: Tensor) -> Tensor:
         """KL(old || new) = E_old[log old - log new], summed over the dimensions of an action."""
+        ...
+
+    def entropy(self, dist_params: Tensor) -> Tensor:
+        """-E[log p(action)], in nats; of densities it may be negative."""
+        ...
+
+    def encode(self, actions: Tensor) -> Tensor:
+        """Actions as inputs of a network, (..., encoded_size)."""
         ...
 
     def fisher_product(self, dist_params: Tensor, tangent: Tensor) -> Tensor:
@@ -80,6 +90,7 @@ class DiagonalGaussian:
         self.space = space
         self.actions = math.prod(space.shape)
         self.parameter_size = 2 * self.actions
+        self.encoded_size = self.actions
         self.meaning = f"mean, then log standard deviation, of {self.actions} actions"
         self._bounded = bool(np.isfinite(space.low).all() and np.isfinite(space.high).all())
         self._bounds = (-1.0, 1.0) if self._bounded else (space.low.ravel(), space.high.ravel())
@@ -106,6 +117,15 @@ class DiagonalGaussian:
         squares = torch.exp(2 * old_log_std) + (old_mean - new_mean).square()
         terms = new_log_std - old_log_std + 0.5 * squares * torch.exp(-2 * new_log_std) - 0.5
         return terms.sum(-1)
+
+    def entropy(self, dist_params: Tensor) -> Tensor:
+        """sum_i log std_i + log(2 pi e) / 2."""
+        _, log_std = dist_params.chunk(2, dim=-1)
+        return log_std.sum(-1) + 0.5 * self.actions * math.log(2 * math.pi * math.e)
+
+    def encode(self, actions: Tensor) -> Tensor:
+        """Return the actions as they are, in the policy's range."""
+        return actions
 
     def fisher_product(self, dist_params: Tensor, tangent: Tensor) -> Tensor:
         """The Fisher matrix is diagonal: 1 / std^2 for the mean and 2 for the log standard deviation."""
@@ -147,7 +167,7 @@ class Categorical:
 
     def __init__(self, space: gymnasium.spaces.Discrete):
         self.space = space
-        self.parameter_size = int(space.n)
+        self.parameter_size = self.encoded_size = int(space.n)
         self.meaning = f"logits of {self.parameter_size} actions"
 
     def noise(self, key: RolloutKey, tasks: int, steps: int, episodes: int) -> np.ndarray:
@@ -169,6 +189,14 @@ class Categorical:
         possible = old_log > -math.inf  # an action masked by a logit of -inf adds 0
         return (old_log.exp() * torch.where(possible, old_log - new_log, 0)).sum(-1)
 
+    def entropy(self, dist_params: Tensor) -> Tensor:
+        """-sum_a p(a) log p(a)."""
+        return torch.special.entr(torch.softmax(dist_params, -1)).sum(-1)
+
+    def encode(self, actions: Tensor) -> Tensor:
+        """Return each action one-hot, float32."""
+        return torch.nn.functional.one_hot(actions.long(), self.encoded_size).float()
+
     def fisher_product(self, dist_params: Tensor, tangent: Tensor) -> Tensor:
         """Return (diag(p) - p p') tangent, p being the probabilities."""
         weighted = torch.softmax(dist_params, -1) * tangent
@@ -184,7 +212,7 @@ class Categorical:
 
     def summary(self, dist_params: Tensor) -> dict[str, float]:
         """Return the mean entropy of the distributions, in nats."""
-        return {"policy_entropy": torch.special.entr(torch.softmax(dist_params, -1)).sum(-1).mean().item()}
+        return {"policy_entropy": self.entropy(dist_params).mean().item()}
 
     def bound_violation(self, actions: Tensor) -> Tensor:
         """Return 0, as no action is out of bounds."""

@@ -54,6 +54,19 @@ class Episodes:
         """The episodes of some of the tasks."""
         return _map_tensors(self, lambda tensor: tensor[task_slice])
 
+    def episode(self, number: int, num_trials: int) -> "Episodes":
+        """One of the E episodes of every row, where `num_trials` rows belong to each task: M x num_trials episodes."""
+
+        def of_tasks(name: str) -> Any:
+            value = getattr(self, name)
+            if value is None:
+                return None
+            one = value[:, number] if name in _TIMELESS else value[:, :, number]
+            grouped = one.unflatten(0, (-1, num_trials))
+            return grouped if name in _TIMELESS else grouped.transpose(1, 2)
+
+        return replace(self, **{field.name: of_tasks(field.name) for field in fields(self)})
+
     def joined(self, others: "Episodes") -> "Episodes":
         """These episodes of M tasks followed by others of the same tasks."""
         time_steps = max(self.valid.shape[1], others.valid.shape[1])

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -12,26 +12,24 @@ from metarl.core.randomness import keyed_generator
 from metarl.rl.adaptation_step import AdaptationStep
 from metarl.rl.metrics import reports_success
 from metarl.rl.sampler import num_rows
-from metarl.rl.task_distribution import Tasks
+from metarl.rl.task_distribution import TaskDistribution, Tasks
 
 if TYPE_CHECKING:
     from metarl.rl.learner import Learner
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReturnEvaluation(Evaluation):
-    """Undiscounted returns, averaged over the episodes of each task.
+class TaskEvaluation(Evaluation):
+    """Undiscounted returns on tasks of reinforcement learning, averaged over the episodes of each task.
 
     Where the environment reports it, `others` has the share of a task's episodes that succeeded, `success`.
 
     Attributes:
         tasks: dict of arrays (M, ...).
-        path: parameters and episodes after each gradient step, of this process's shard of the tasks.
         failures: share of a task's episodes that the simulator gave up on, (S + 1, M).
     """
 
     tasks: Tasks
-    path: Sequence[AdaptationStep]
     failures: np.ndarray
 
     def to_json(self) -> dict[str, Any]:
@@ -39,7 +37,28 @@ class ReturnEvaluation(Evaluation):
         return {**super().to_json(), "tasks": {name: values.tolist() for name, values in self.tasks.items()}}
 
 
-def held_out_tasks(learner: "Learner", count: int, split: str = "test") -> Tasks:
+@dataclass(frozen=True, kw_only=True)
+class ReturnEvaluation(TaskEvaluation):
+    """Returns after each gradient step.
+
+    Attributes:
+        path: parameters and episodes after each gradient step, of this process's shard of the tasks.
+    """
+
+    path: Sequence[AdaptationStep]
+
+
+class HasTasks(Protocol):
+    """What names held-out tasks; any learner of reinforcement learning does."""
+
+    @property
+    def task_distribution(self) -> TaskDistribution: ...
+
+    @property
+    def seed(self) -> int: ...
+
+
+def held_out_tasks(learner: HasTasks, count: int, split: str = "test") -> Tasks:
     """The held-out tasks of a learner's seed: streams of their own, which training never draws from.
 
     They come from the distribution's `sample_test` if it has one, else from `sample`, as training tasks do; validation

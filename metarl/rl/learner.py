@@ -147,7 +147,7 @@ class Learner:
         if given is not None:
             self._continue_from(given)
         elif self.processes.rank == 0:
-            warn_of_defects(self)
+            warn_of_defects(self.task_distribution)
 
     @in_standard_modes
     def step(self) -> dict[str, float]:

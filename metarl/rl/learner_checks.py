@@ -18,7 +18,7 @@ from metarl.rl.learner_state import LearnerState
 from metarl.rl.outer import Reptile
 from metarl.rl.quick_checks import quick_check
 from metarl.rl.sampler import Sampling
-from metarl.rl.task_distribution import protocol_defects
+from metarl.rl.task_distribution import TaskDistribution, protocol_defects
 
 if TYPE_CHECKING:
     from metarl.rl.learner import Learner
@@ -45,10 +45,10 @@ def check_parts(learner: "Learner") -> None:
     require_baseline(learner.advantages.baseline, numbers, samples)
 
 
-def warn_of_defects(learner: "Learner") -> None:
+def warn_of_defects(task_distribution: TaskDistribution) -> None:
     """Warn of what a task distribution lacks without being of no use, such as a task parameter that changes nothing."""
-    for defect in quick_check(learner.task_distribution):
-        name = type(learner.task_distribution).__name__
+    for defect in quick_check(task_distribution):
+        name = type(task_distribution).__name__
         warnings.warn(f"{name}: {defect} (metarl.check.check examines it further)", UserWarning, stacklevel=5)
 
 

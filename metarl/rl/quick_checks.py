@@ -10,6 +10,7 @@ from metarl.core.randomness import keyed_generator
 from metarl.rl.action_distributions import action_distribution_for
 from metarl.rl.task_distribution import Tasks, describe_array, describe_error
 
+_STEPS = 50  # of episodes that are the same, before a parameter is said to change nothing
 TASKS = 16  # of which two with other values of a parameter are looked for
 
 
@@ -18,7 +19,8 @@ def quick_check(distribution: Any) -> list[str]:
 
     A parameter changes nothing where `set_task` sets a misspelt attribute. Lane k + 1 has the task of lane 0, but for
     its parameter number k, and the same seed and actions. The lanes are stepped until all differ from lane 0, which
-    mostly takes one step, or the episode of lane 0 ends. Random numbers come from generators of its own.
+    mostly takes one step, or the episode of lane 0 ends; after a short one further episodes begin, for chance may have
+    made it the same. Random numbers come from generators of its own.
     """
     names, tasks = _varied(distribution.sample(TASKS, keyed_generator(0, "check/tasks")))
     if not names:
@@ -29,28 +31,37 @@ def quick_check(distribution: Any) -> list[str]:
         return defects
     if defects := step_defects(distribution, batch, tasks):
         return [*defects, *close_batch(batch)]
-    same, steps = np.ones(lanes, bool), 0
+    same, steps, seed = np.ones(lanes, bool), 0, 0
     try:
-        observations, _ = batch.reset(seed=[0] * lanes, options={"tasks": tasks})
-        same &= [_alike(observation, observations[0]) for observation in observations]
-        for action in random_actions(distribution, distribution.horizon, 1):
-            if not same[1:].any():
-                break
-            observations, rewards, *ends, infos = batch.step(np.repeat(action, lanes, axis=0))
-            steps, ended = steps + 1, ends[0] | ends[1]
-            seen = with_final(observations, infos)
-            same &= [_alike(observation, seen[0]) for observation in seen]
-            same &= [_alike(reward, rewards[0]) for reward in rewards] & (ended == ended[0])
-            if ended[0]:
-                break
+        while same[1:].any() and (steps < _STEPS or seed == 0):
+            steps += _compare(distribution, batch, tasks, seed, same)
+            seed += 1
     except Exception as error:
         return [f"the batch fails with tasks set: {describe_error(error)}"]
     idle = [name for name, of in zip(names, same[1:], strict=True) if of]
     return [
-        *(f"the task parameter {name!r} changes nothing: with the same seed and actions, episodes of {steps} steps are "
-          "the same for two values of it" for name in idle),
+        *(f"the task parameter {name!r} changes nothing: with the same seed and actions, {steps} steps are the same "
+          "for two values of it" for name in idle),
         *close_batch(batch),
     ]  # fmt: skip
+
+
+def _compare(distribution: Any, batch: Any, tasks: Tasks, seed: int, same: np.ndarray) -> int:
+    """Play an episode, until all lanes differ from lane 0; note in `same` which do not, and return its steps."""
+    lanes = len(same)
+    observations, _ = batch.reset(seed=[seed] * lanes, options={"tasks": tasks})
+    same &= [_alike(observation, observations[0]) for observation in observations]
+    for steps, action in enumerate(random_actions(distribution, distribution.horizon, 1)):
+        if not same[1:].any():
+            return steps
+        observations, rewards, *ends, infos = batch.step(np.repeat(action, lanes, axis=0))
+        ended = ends[0] | ends[1]
+        seen = with_final(observations, infos)
+        same &= [_alike(observation, seen[0]) for observation in seen]
+        same &= [_alike(reward, rewards[0]) for reward in rewards] & (ended == ended[0])
+        if ended[0]:
+            break
+    return steps + 1
 
 
 def _varied(tasks: Tasks) -> tuple[list[str], Tasks]:

@@ -85,7 +85,7 @@ class Rollout:
         noise = torch.from_numpy(family.noise(key, lanes[0], self.horizon, lanes[1])).to(device)  # (M, T, E, size)
         seeds = np.reshape(key.reset_seeds(*lanes), lanes)
 
-        record, time_steps = _Record(lanes, self.horizon, family.parameter_size, device), 0
+        record, time_steps = RolloutRecord(lanes, self.horizon, family.parameter_size, device), 0
         forward: Callable[[Tensor], Tensor] | None = None
         for place in rounds(*lanes, envs.num_envs):
             # an episode begins in every lane
@@ -97,7 +97,12 @@ class Rollout:
         return record.episodes(self.processes.all_reduce_max(time_steps), family, key)
 
     def _play(
-        self, envs: VectorEnv, forward: Callable[[Tensor], Tensor], record: "_Record", noise: Tensor, key: RolloutKey
+        self,
+        envs: VectorEnv,
+        forward: Callable[[Tensor], Tensor],
+        record: "RolloutRecord",
+        noise: Tensor,
+        key: RolloutKey,
     ) -> int:
         """Play to the end of the episodes that have begun; return how many time steps that took.
 
@@ -141,7 +146,7 @@ def rounds(num_tasks: int, episodes_per_task: int, num_envs: int) -> list[tuple[
     ]
 
 
-class _Record:
+class RolloutRecord:
     """What happens in a rollout, step by step.
 
     Args:

@@ -22,7 +22,9 @@ class Sampling:
     """The size of a meta-batch."""
 
     num_tasks: int = setting(20, "tasks in a meta-batch, M", at_least=1)
-    episodes_per_task: int = setting(20, "episodes per task, before and after each inner step, E", at_least=1)
+    episodes_per_task: int = setting(
+        20, "episodes per task, before and after each inner step, E; with rl2, those of a trial", at_least=1
+    )
     budget: str = setting(
         "episodes",
         "what the number of episodes counts: episodes; or the steps of that many at full length, so that a task whose "

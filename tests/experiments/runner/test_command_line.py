@@ -22,6 +22,8 @@ SCRIPTS = [
     "ant_direction",
     "ant_goal",
     "meta_world",
+    "bandits",
+    "random_mdps",
 ]
 
 

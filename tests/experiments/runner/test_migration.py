@@ -40,7 +40,7 @@ def test_every_old_setting_arrives_under_its_new_name():
     expected = {renamed.get(name, name): value for name, value in OLD.items() if name not in without_effect}
     expected |= {"second_order": False, "hidden_sizes": (6,)}
     new = {"inner_step_size_milestones": (), "milestone_step_sizes": ()}
-    new |= {"averaged_steps": False, "step_unit": "gradient", "lanes": 0}
+    new |= {"method": "maml", "averaged_steps": False, "step_unit": "gradient", "lanes": 0}
     assert found == expected | new
     ppo = migrated({"outer": "ppo", "clip": 0.3, "order": "second"})
     assert (ppo.outer, ppo.rule.second_order) == (metarl.PPO(clip=0.3), True)

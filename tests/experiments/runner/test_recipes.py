@@ -46,7 +46,9 @@ def test_recipes_that_share_their_training_differ_in_test_tasks_alone():
 def test_the_papers_settings():
     names = ("num_tasks", "episodes_per_task", "horizon", "inner_step_size", "max_kl", "iterations",
              "evaluation_episodes", "extra_step_scale")  # fmt: skip
-    found = {name: tuple(values(name, "paper")[of] for of in names) for name in SCRIPTS}
+    found = {
+        name: tuple(values(name, "paper")[of] for of in names) for name in SCRIPTS[:7]
+    }  # others have another paper
     assert found == {
         "navigation_2d": (20, 20, 100, 0.5, 0.01, 100, 40, 0.5),
         "half_cheetah_direction": (40, 20, 200, 0.1, 0.02, 100, 20, 0.5),

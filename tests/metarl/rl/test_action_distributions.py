@@ -60,6 +60,24 @@ def test_an_action_that_a_logit_of_minus_infinity_forbids_plays_no_part():
     assert (impossible == torch.inf).all()
 
 
+def test_entropies():
+    parameters, logits = draw(5, 4, 6), draw(7, 4)
+    torch.testing.assert_close(DiagonalGaussian(BOX).entropy(parameters), gaussian(parameters).entropy())
+    expected = TorchCategorical(logits=logits).entropy()
+    torch.testing.assert_close(Categorical(gymnasium.spaces.Discrete(4)).entropy(logits), expected)
+
+
+def test_actions_as_inputs():
+    actions = draw(2, 5, 3)
+    assert torch.equal(DiagonalGaussian(BOX).encode(actions), actions)
+    family = Categorical(gymnasium.spaces.Discrete(4, start=7))  # a policy's actions count from 0
+    assert torch.equal(family.encode(torch.tensor([[3, 0]])), torch.eye(4)[None, [3, 0]])
+    for space in (BOX, gymnasium.spaces.Discrete(4)):
+        family = action_distribution_for(space)
+        sampled = family.sample(torch.zeros(2, family.parameter_size), torch.rand(2, 3))
+        assert family.encode(sampled).shape[-1] == family.encoded_size
+
+
 @pytest.mark.parametrize("space", [BOX, gymnasium.spaces.Discrete(5)])
 def test_fisher_product_is_the_hessian_of_kl(space):
     family = action_distribution_for(space)

@@ -143,3 +143,16 @@ def test_whole_episodes_are_chosen_with_all_their_steps():
     assert chosen.time_steps == 3
     with pytest.raises(ValueError, match="whole episodes"):
         samples.at(torch.tensor([0, 1])).of_episodes(torch.tensor([0]))
+
+
+def test_one_episode_of_every_trial_by_task():
+    played = ragged_episodes([[1, 3, 2], [2, 2, 1], [4, 1, 1], [3, 2, 4]], horizon=4)  # four trials, two of each task
+    second = played.episode(1, num_trials=2)
+    assert second.valid.shape == (2, 4, 2)
+    for task in range(2):
+        for trial in range(2):
+            row = 2 * task + trial
+            assert torch.equal(second.observations[task, :, trial], played.observations[row, :, 1])
+            assert torch.equal(second.final_observations[task, trial], played.final_observations[row, 1])
+    assert second.lengths.tolist() == [[3, 2], [1, 2]]
+    assert second.succeeded is None

@@ -7,7 +7,7 @@ import pytest
 from gymnasium.vector import AutoresetMode
 
 from metarl import CategoricalMLP
-from metarl.envs import GymnasiumTasks, HalfCheetahDirection, Navigation2D
+from metarl.envs import BernoulliBandits, GymnasiumTasks, HalfCheetahDirection, Navigation2D
 from metarl.rl.quick_checks import quick_check
 from metarl.rl.task_checks import check
 from tests.builders import make_learner, navigation_learner, without_times
@@ -48,6 +48,7 @@ def cart_pole_learner(setter):
         cart_poles(set_task),
         CorridorTasks(10, AutoresetMode.SAME_STEP),
         CorridorTasks(10, AutoresetMode.NEXT_STEP),
+        BernoulliBandits(2, 6),  # where some episodes are the same by chance
     ],
     ids=lambda of: type(of).__name__,
 )

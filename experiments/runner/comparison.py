@@ -49,7 +49,7 @@ class Scores:
 def metrics_of(row: Row) -> list[str]:
     """The metrics of a row's last iterates, which all of its seeds have."""
     seeds = [seed["last"] for seed in row["seeds"]]
-    return [name for name, value in seeds[0].items() if isinstance(value, Mapping) and all(name in of for of in seeds)]
+    return [name for name, value in seeds[0].items() if _judged(value) and all(name in of for of in seeds)]
 
 
 def scores_of(row: Row, metric: str) -> Scores:
@@ -102,6 +102,11 @@ def comparison(ours: Scores, theirs: Scores) -> str:
     ]:
         lines.append(f"test tasks differ between the rows: seed {', '.join(map(str, different))}")
     return "\n".join(lines)
+
+
+def _judged(value: Any) -> bool:
+    """Whether a part of an evaluation is a metric, with a value for each test task."""
+    return isinstance(value, Mapping) and "per_task" in value
 
 
 def _number(value: float) -> str:

@@ -41,13 +41,6 @@ FAMILIES: dict[str, tuple[MethodEntry, ...]] = {
         MethodEntry("ANIL", "the last layer", PHI, OMNIGLOT, flag="anil"),
         MethodEntry("Proto-MAML", f"{ALL}; the last layer from class means", PHI, OMNIGLOT, "5-way 1-shot, Proto-MAML"),
         MethodEntry("MAML++", f"{ALL}, by learned step sizes", PHI, OMNIGLOT, "5-way 1-shot, MAML++"),
-        MethodEntry(
-            "Proto-MAML",
-            f"{ALL}, from prototypes in the last layer",
-            PHI,
-            OMNIGLOT,
-            "5-way 1-shot, Proto-MAML",
-        ),
     ),
     "metric": (
         MethodEntry("prototypical networks", NOTHING, "class means", OMNIGLOT, "5-way 1-shot, prototypical"),

@@ -111,6 +111,8 @@ class Report:
         for family, methods in FAMILIES.items():
             for method in methods:
                 experiment: Any = find_experiment(method.script)
+                if method.recipe and method.recipe not in experiment.recipes:
+                    continue
                 settings = experiment.configure(method.recipe)
                 metric = (
                     method.metric or f"{experiment.criterion_of(settings).name}/step_{experiment.judged_step(settings)}"

@@ -13,7 +13,14 @@ from metarl.rl.learner import Learner
 from metarl.rl.task_distribution import TaskDistribution
 
 LANES = {"ML1": 10, "ML10": 20, "ML25": 25, "ML45": 45}  # goals in a batch of the official evaluation
-SMALL = {"num_tasks": 5, "episodes_per_task": 4, "iterations": 100, "max_kl": 0.02, "gae_lambda": 0.95}
+SMALL = {
+    "num_tasks": 5,
+    "episodes_per_task": 4,
+    "iterations": 100,
+    "max_kl": 0.02,
+    "gae_lambda": 0.95,
+    "evaluate_every": 0,  # an evaluation takes as many steps as 25 iterations
+}
 RECIPES = {
     "maml": Recipe(
         {
@@ -31,12 +38,10 @@ RECIPES = {
         {"num_tasks": 6, "episodes_per_task": 4, "max_kl": 0.02, "evaluate_every": 0, "validation_goals": 0}
     ),
     "maml, 512 units": Recipe(
-        {"num_tasks": 10, "iterations": 20, "hidden_sizes": (512, 512), "evaluate_every": 10},
+        {"num_tasks": 10, "iterations": 20, "hidden_sizes": (512, 512), "evaluate_every": 0},
         note="sizes of Meta-World's own runs on ML1: 2 million steps in 20 iterations",
     ),
-    "small batches": Recipe(
-        {**SMALL, "evaluate_every": 50}, note="as many steps in 100 iterations, which may not suit every environment"
-    ),
+    "small batches": Recipe(SMALL, note="as many steps in 100 iterations, which may not suit every environment"),
     "small batches, ML10": Recipe(
         {
             **SMALL,

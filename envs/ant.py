@@ -5,6 +5,9 @@ step (0.02 s), in the contact parameter solimp, which gymnasium's file leaves at
 giving torques in N m (gear 1, control range +-150) where gymnasium's has gear 150 and range +-1; here the
 action is always in [-1, 1]. rllab starts episodes at the `init_qpos` that both files hold (torso at 0.55 m,
 ankles bent by 1 rad) and gymnasium's does not use.
+
+`peers` is gymnasium's body with the rewards, observations and ends of ProMP, PEARL and VariBAD, which differ
+between direction and goal; they have no velocities for it.
 """
 
 from typing import ClassVar
@@ -17,7 +20,7 @@ from .mujoco_batch import TORSO, Body, State, compile_spec, gymnasium_spec
 
 
 class Ant(Body):
-    """What both dynamics share: an ant falls when its torso leaves [0.2, 1] m."""
+    """What all dynamics share: an ant falls when its torso leaves [0.2, 1] m."""
 
     def unhealthy(self, state: State) -> np.ndarray:
         height = state["qpos"][:, 2]
@@ -76,8 +79,9 @@ class GymnasiumAnt(Ant):
     """Ant-v5: dt 0.05 s; vx is the finite difference of the torso's `xpos`.
 
     Observation (105): qpos without x and y (13), qvel (14), cfrc_ext of the 13 bodies other than the world,
-    clipped to [-1, 1] (78). Shared reward: 1 while healthy - 0.5 |a|^2 - 0.0005 |clipped cfrc_ext|^2. Reset
-    noise: U[-0.1, 0.1] on positions, N(0, 0.1^2) on velocities.
+    clipped to [-1, 1] (78). Shared reward: survival - control_cost |a|^2 - 0.0005 |clipped cfrc_ext|^2, where
+    control_cost is 0.5, and survival is 1 while healthy. Reset noise: U[-0.1, 0.1] on positions, N(0, 0.1^2) on
+    velocities.
 
     As in gymnasium, `xpos` and `cfrc_ext` are those of the last stage of the integrator, just before the new
     state.
@@ -87,6 +91,7 @@ class GymnasiumAnt(Ant):
     fields = ("xpos",)
     leftover_forces = True
     observation_size = 105
+    control_cost = 0.5
 
     def __init__(self) -> None:
         self.model = compile_spec(gymnasium_spec("ant.xml"))
@@ -104,8 +109,48 @@ class GymnasiumAnt(Ant):
 
     def shared_reward(self, state: State, actions: np.ndarray) -> np.ndarray:
         forces = np.clip(state["cfrc_ext"], -1.0, 1.0)
-        costs = 0.5 * np.square(actions).sum(axis=1) + 0.0005 * np.square(forces).sum(axis=(1, 2))
-        return np.where(self.unhealthy(state), 0.0, 1.0) - costs
+        costs = self.control_cost * np.square(actions).sum(axis=1) + 0.0005 * np.square(forces).sum(axis=(1, 2))
+        return self.survival(state) - costs
+
+    def survival(self, state: State) -> np.ndarray:
+        """Return the reward (N,) for not having fallen."""
+        return np.where(self.unhealthy(state), 0.0, 1.0)
+
+
+class PeersAnt(GymnasiumAnt):
+    """The ant of PEARL's and VariBAD's directions.
+
+    It differs from gymnasium's in its observation (27), which has no contact forces, and in that the step in which it
+    falls has the survival reward of 1 too. ProMP's sees contact forces, and falls when its torso leaves [0, 1] m.
+    """
+
+    observation_size = 27
+
+    def observe(self, state: State) -> np.ndarray:
+        return np.concatenate([state["qpos"][:, 2:], state["qvel"]], axis=1)
+
+    def survival(self, state: State) -> np.ndarray:
+        return np.ones(len(state["qpos"]))
+
+
+class PeersGoalAnt(GymnasiumAnt):
+    """The ant of ProMP's, PEARL's and VariBAD's goals: no survival reward, and episodes that no fall ends.
+
+    Observation (107): qpos (15), in which x and y are visible, qvel (14), clipped cfrc_ext (78); peers append six zeros
+    for the world. control_cost is 0.1.
+    """
+
+    observation_size = 107
+    control_cost = 0.1
+
+    def observe(self, state: State) -> np.ndarray:
+        return np.concatenate([state["qpos"][:, :2], super().observe(state)], axis=1)
+
+    def survival(self, state: State) -> np.ndarray:
+        return np.zeros(len(state["qpos"]))
+
+    def unhealthy(self, state: State) -> np.ndarray:
+        return np.zeros(len(state["qpos"]), bool)
 
 
 class AntVelocity(Velocity):
@@ -113,7 +158,7 @@ class AntVelocity(Velocity):
 
     name = "ant_velocity"
     bodies: ClassVar = {"paper": PaperAnt, "gymnasium": GymnasiumAnt}
-    fastest = 3.0
+    fastest: ClassVar = {"paper": 3.0, "gymnasium": 3.0}
     bonus: ClassVar = {"paper": 1.0, "gymnasium": 0.0}
 
 
@@ -121,12 +166,12 @@ class AntDirection(Direction):
     """Ant running forwards or backwards."""
 
     name = "ant_direction"
-    bodies: ClassVar = AntVelocity.bodies
+    bodies: ClassVar = {**AntVelocity.bodies, "peers": PeersAnt}
 
 
 class AntGoal(Goal):
-    """Ant running to a place in [-3, 3]^2 m."""
+    """Ant running to a place in [-3, 3]^2 m, with `peers` dynamics on the disc of 3 m."""
 
     name = "ant_goal"
-    bodies: ClassVar = AntVelocity.bodies
-    bonus: ClassVar = {"paper": 4.0, "gymnasium": 0.0}
+    bodies: ClassVar = {**AntVelocity.bodies, "peers": PeersGoalAnt}
+    bonus: ClassVar = {"paper": 4.0, "gymnasium": 0.0, "peers": 0.0}

@@ -33,6 +33,7 @@ class GymnasiumTasks(VectorTasks):
         set_task: Callable[[Any, Task], None],
         horizon: int | None = None,
         sample_test: Sampler | None = None,
+        sample_validation: Sampler | None = None,
     ):
         """Try the environment, the samplers, and the setter on 20 tasks of each.
 
@@ -42,6 +43,7 @@ class GymnasiumTasks(VectorTasks):
             set_task: sets a task, before each reset of the environment.
             horizon: T, the most steps of an episode; None takes the environment's own limit.
             sample_test: draws test tasks, where training must not see them.
+            sample_validation: draws validation tasks, where they are neither training nor test tasks.
 
         Raises:
             ValueError: in one line, what of these cannot be used, and for a setter, for which task.
@@ -55,8 +57,8 @@ class GymnasiumTasks(VectorTasks):
             limit = horizon or getattr(trial.spec, "max_episode_steps", None)
             if limit is None:
                 raise ValueError(f"{_name(env)} has no time limit of its own; allowed: with horizon")
-            super().__init__(self._lanes, sample, self._set_lanes, limit, sample_test, _name(env))
-            for sampler in dict.fromkeys((sample, sample_test or sample)):
+            super().__init__(self._lanes, sample, self._set_lanes, limit, sample_test, _name(env), sample_validation)
+            for sampler in dict.fromkeys((sample, sample_test or sample, sample_validation or sample)):
                 tasks = self._sample(sampler, _TRIED, np.random.default_rng(0))
                 for number in range(_TRIED):
                     self._set(trial, {name: values[number] for name, values in tasks.items()}, number)

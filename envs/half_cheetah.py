@@ -2,6 +2,7 @@
 
 `paper` is the body as the authors' code had it, in rllab. Its half_cheetah.xml and gymnasium's describe the
 same physics, parameter for parameter; what differs is frame skip, reset noise, observation and reward.
+`peers` is gymnasium's body with the control cost and the velocities of ProMP, PEARL and VariBAD.
 """
 
 from typing import ClassVar
@@ -85,12 +86,13 @@ def _mass_arms(model: mujoco.MjModel) -> np.ndarray:
 class GymnasiumHalfCheetah(Body):
     """HalfCheetah-v5: dt 0.05 s; vx is the finite difference of the torso's position.
 
-    Observation (17): qpos without x (8), qvel (9). Shared reward: -0.1 |a|^2.
+    Observation (17): qpos without x (8), qvel (9). Shared reward: -control_cost |a|^2, and control_cost is 0.1.
     Reset noise: U[-0.1, 0.1] on positions, N(0, 0.1^2) on velocities.
     """
 
     frame_skip = 5
     observation_size = 17
+    control_cost = 0.1
 
     def __init__(self) -> None:
         self.model = compile_spec(gymnasium_spec("half_cheetah.xml"))
@@ -107,20 +109,33 @@ class GymnasiumHalfCheetah(Body):
         return state["qpos"][:, :1] * (1.0, 0.0)
 
     def shared_reward(self, state: State, actions: np.ndarray) -> np.ndarray:
-        return -0.1 * np.square(actions).sum(axis=1)
+        return -self.control_cost * np.square(actions).sum(axis=1)
+
+
+class PeersHalfCheetah(GymnasiumHalfCheetah):
+    """The half-cheetah of ProMP, PEARL and VariBAD: gymnasium's with a control cost of 0.05.
+
+    Observations are ProMP's. PEARL and VariBAD append the torso's place (3), in which x is visible.
+    """
+
+    control_cost = 0.05
 
 
 class HalfCheetahDirection(Direction):
     """Half-cheetah running forwards or backwards."""
 
     name = "half_cheetah_direction"
-    bodies: ClassVar = {"paper": PaperHalfCheetah, "gymnasium": GymnasiumHalfCheetah}
+    bodies: ClassVar = {
+        "paper": PaperHalfCheetah,
+        "gymnasium": GymnasiumHalfCheetah,
+        "peers": PeersHalfCheetah,
+    }
 
 
 class HalfCheetahVelocity(Velocity):
-    """Half-cheetah running at a velocity in [0, 2] m/s."""
+    """Half-cheetah running at a velocity in [0, 2] m/s, with `peers` dynamics in [0, 3] m/s."""
 
     name = "half_cheetah_velocity"
     bodies: ClassVar = HalfCheetahDirection.bodies
-    fastest = 2.0
-    bonus: ClassVar = {"paper": 0.0, "gymnasium": 0.0}
+    fastest: ClassVar = {"paper": 2.0, "gymnasium": 2.0, "peers": 3.0}
+    bonus: ClassVar = {"paper": 0.0, "gymnasium": 0.0, "peers": 0.0}

@@ -48,33 +48,51 @@ class Velocity(MujocoTasks):
     way.
 
     Attributes:
-        fastest: the highest velocity.
+        fastest: for each dynamics, the highest velocity.
         bonus: for each dynamics, a constant in the reward; falling over still pays where v is more than that away, see
             `metarl.Learner.survival_bonus`.
     """
 
-    fastest: ClassVar[float]
+    fastest: ClassVar[dict[str, float]]
     bonus: ClassVar[dict[str, float]]
 
     def __init__(self, dynamics: str = "paper", horizon: int = 200):
         super().__init__(dynamics, horizon)
-        self.task_space = {"velocity": Box(0.0, self.fastest, (), np.float64)}
+        self.task_space = {"velocity": Box(0.0, self.fastest[dynamics], (), np.float64)}
 
     def sample(self, count: int, rng: np.random.Generator) -> Tasks:
         """Draw velocities (count,) in m/s, one from each of `count` equal parts of the range, in random order."""
-        return {"velocity": self.fastest * (rng.permutation(count) + rng.uniform(size=count)) / count}
+        return {"velocity": self.fastest[self.dynamics] * (rng.permutation(count) + rng.uniform(size=count)) / count}
 
     def sample_test(self, count: int, rng: np.random.Generator) -> Tasks:
         """Draw velocities (count,) in m/s, each from the whole range."""
-        return {"velocity": rng.uniform(0.0, self.fastest, count)}
+        return {"velocity": rng.uniform(0.0, self.fastest[self.dynamics], count)}
 
     def task_reward(self, position: np.ndarray, x_velocity: np.ndarray, tasks: Tasks) -> np.ndarray:
         """Return bonus - |vx - v|, (N,)."""
         return self.bonus[self.dynamics] - np.abs(x_velocity - tasks["velocity"])
 
 
+RADIUS = 3.0  # of the disc of goals, in metres
+
+
+class Disc(Box):
+    """The points of the plane that are at most `RADIUS` away from the origin."""
+
+    def __init__(self) -> None:
+        super().__init__(-RADIUS, RADIUS, (2,), np.float64)
+
+    def contains(self, x: Any) -> bool:
+        return super().contains(x) and bool(np.hypot(*x) <= RADIUS + 1e-9)  # points of the edge are rounded
+
+    def __repr__(self) -> str:
+        return f"a point at most {RADIUS} m from the origin"
+
+
 class Goal(MujocoTasks):
     """Run to the goal g ~ U[-3, 3]^2 metres; the task's reward is bonus - |x - g|_1.
+
+    With `peers` dynamics goals are uniform on the disc: g = 3 sqrt(u) (cos a, sin a), u ~ U[0, 1], a ~ U[0, 2 pi].
 
     Attributes:
         bonus: for each dynamics, a constant in the reward; falling over still pays where the goal is further away than
@@ -82,11 +100,17 @@ class Goal(MujocoTasks):
     """
 
     bonus: ClassVar[dict[str, float]]
-    task_space = {"goal": Box(-3.0, 3.0, (2,), np.float64)}  # noqa: RUF012
+
+    def __init__(self, dynamics: str = "paper", horizon: int = 200):
+        super().__init__(dynamics, horizon)
+        self.task_space = {"goal": Disc() if dynamics == "peers" else Box(-3.0, 3.0, (2,), np.float64)}
 
     def sample(self, count: int, rng: np.random.Generator) -> Tasks:
         """Draw goals (count, 2) in metres."""
-        return {"goal": rng.uniform(-3.0, 3.0, (count, 2))}
+        if self.dynamics != "peers":
+            return {"goal": rng.uniform(-3.0, 3.0, (count, 2))}
+        radius, angle = RADIUS * np.sqrt(rng.uniform(size=count)), rng.uniform(0.0, 2 * np.pi, count)
+        return {"goal": np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)}
 
     def task_reward(self, position: np.ndarray, x_velocity: np.ndarray, tasks: Tasks) -> np.ndarray:
         """Return bonus - |x - g|_1, (N,)."""

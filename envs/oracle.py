@@ -24,8 +24,9 @@ class ObservedTasks(TaskDistribution):
         self.name, self.dynamics = distribution.name, distribution.dynamics
         self.horizon, self.action_space = distribution.horizon, distribution.action_space
         self.task_space = distribution.task_space
-        if hasattr(distribution, "sample_test"):
-            self.sample_test = distribution.sample_test
+        for name in ("sample_test", "sample_validation"):
+            if hasattr(distribution, name):
+                setattr(self, name, getattr(distribution, name))
         space = distribution.observation_space
         extra = [distribution.task_space[name] for name in sorted(distribution.task_space)]
         low, high = (

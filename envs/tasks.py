@@ -21,7 +21,8 @@ class TaskDistribution(Protocol):
 
     Attributes:
         name: the name under which runs and results know the distribution, such as `navigation_2d`.
-        dynamics: `paper` (what the MAML paper's code simulated), `gymnasium` (gymnasium's environments), or `own`.
+        dynamics: `paper` (what the MAML paper's code simulated), `gymnasium` (gymnasium's environments), `peers` (what
+            ProMP, PEARL and VariBAD simulate), or `own`.
         horizon: T, the number of steps after which an episode is truncated.
         observation_space, action_space: of a single lane.
         task_space: a `Box` per task parameter: shape and range of one task.

@@ -50,6 +50,7 @@ class VectorTasks(TaskDistribution):
         make_batch: builds a batch of N lanes.
         set_tasks: gives a batch the tasks of its N lanes, a dict of arrays (N, ...), before each of its resets.
         sample_test: draws the test tasks; where it is not given, they come from `sample` like the training tasks.
+        sample_validation: draws the validation tasks; where it is not given, they come from where the test tasks do.
     """
 
     dynamics = "own"
@@ -62,6 +63,7 @@ class VectorTasks(TaskDistribution):
         horizon: int,
         sample_test: Sampler | None = None,
         name: str = "own",
+        sample_validation: Sampler | None = None,
     ):
         """Try the sampler; ValueError for one that does not give what it should, and for unsupported spaces."""
         self.make_batch, self.sampler, self.set_tasks = make_batch, sample, set_tasks
@@ -71,6 +73,9 @@ class VectorTasks(TaskDistribution):
         if sample_test is not None:
             self.sample_test = partial(self._sample, sample_test)
             self.sample_test(2, np.random.default_rng(0))
+        if sample_validation is not None:
+            self.sample_validation = partial(self._sample, sample_validation)
+            self.sample_validation(2, np.random.default_rng(0))
         space, self.action_space = _spaces(make_batch)
         flat = space if isinstance(space, Box) else gymnasium.spaces.flatten_space(space)
         if not isinstance(flat, Box):

@@ -8,7 +8,7 @@ from metarl.experiments.runner.recipes import (
     SHORT_COMPARISON,
     SMALL,
     Recipe,
-    for_both_dynamics,
+    for_all_dynamics,
     pretrained,
     recommended,
     schedule,
@@ -33,7 +33,7 @@ RECIPES = {
     f"{SMALL}, two tasks": TWO_TASKS | schedule({300: 0.06, 417: 0.04, 530: 0.025, 1163: 0.015, 2500: 0.01}),
     f"{SMALL}, two tasks, bounds penalty": TWO_TASKS
     | {**PENALTY, **schedule({200: 0.06, 300: 0.04, 420: 0.03, 560: 0.02, 800: 0.015})},
-    **for_both_dynamics(recommended(2, 1430, second_order=False, survival_bonus=2.0)),
+    **for_all_dynamics(recommended(2, 1430, second_order=False, survival_bonus=2.0)),
 }
 EXPERIMENT = locomotion_experiment(
     "ant_direction",

@@ -8,7 +8,7 @@ from metarl.experiments.runner.recipes import (
     PENALTY,
     SMALL,
     Recipe,
-    for_both_dynamics,
+    for_all_dynamics,
     memory,
     pretrained,
     quadratic,
@@ -33,8 +33,8 @@ RECIPES = {
     **SMALL_BATCHES,
     **quadratic(SMALL_BATCHES),
     f"{SMALL}, quadratic, bounds penalty": SMALL_BATCHES[SMALL] | {"baseline": "quadratic", **PENALTY},
-    **for_both_dynamics(recommended(4, 500, second_order=False, baseline="quadratic")),
-    **for_both_dynamics(memory(160, 500), "rl2"),
+    **for_all_dynamics(recommended(4, 500, second_order=False, baseline="quadratic")),
+    **for_all_dynamics(memory(160, 500), "rl2"),
 }
 EXPERIMENT = locomotion_experiment(
     "half_cheetah_direction",

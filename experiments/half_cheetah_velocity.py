@@ -7,7 +7,7 @@ from metarl.experiments.runner.recipes import (
     SHORT_COMPARISON,
     SMALL,
     Recipe,
-    for_both_dynamics,
+    for_all_dynamics,
     memory,
     pretrained,
     quadratic,
@@ -33,8 +33,8 @@ RECIPES = {
     SMALL: small_batches(20, 950, extra_step_scale=0.3),
     f"{SMALL}, shorter inner steps": small_batches(10, 1900, **SHORTER),
     f"{SMALL}, shorter inner steps, longer": small_batches(10, 2850, **SHORTER),
-    **for_both_dynamics(recommended(10, 950, second_order=False, baseline="quadratic")),
-    **for_both_dynamics(memory(200, 950), "rl2"),
+    **for_all_dynamics(recommended(10, 950, second_order=False, baseline="quadratic")),
+    **for_all_dynamics(memory(200, 950), "rl2"),
 }
 EXPERIMENT = locomotion_experiment(
     "half_cheetah_velocity",

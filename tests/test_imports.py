@@ -20,7 +20,7 @@ ALLOWED = {
     "metarl/rl": {"metarl.core", "metarl.rl", "metarl.runs", *LIBRARY},
     "metarl/few_shot": {"metarl.core", "metarl.few_shot", "metarl.runs", *LIBRARY},
     "metarl/few_shot/images/pictures.py": {"metarl.core", "metarl.few_shot", "metarl.runs", "PIL", *LIBRARY},
-    "envs": {"numpy", "gymnasium", "mujoco", "metaworld"},
+    "envs": {"numpy", "gymnasium", "mujoco", "metaworld", "scipy"},  # scipy where Meta-World, which needs it, is used
 }
 
 

@@ -19,6 +19,7 @@ COMMANDS = {  # by module of metarl.experiments; its other modules are launchers
     "benchmark": "time the parts of an experiment",
     "gpu_report": "compare a GPU with the CPU: the same numbers, times, memory",
     "reproduce": "train recipes, evaluate them and keep the results",
+    "compare": "compare rows of results: seeds, intervals, probability of improvement",
 }
 CHECK = "say what is wrong with a task distribution, MODULE:OBJECT"
 

@@ -19,7 +19,7 @@ from metarl.experiments.runner.few_shot import (
     methods,
 )
 from metarl.experiments.runner.image_evaluation import ImageEvaluation, accuracy_curves, draw_curves, draw_predictions
-from metarl.experiments.runner.image_methods import IMAGE_METHODS
+from metarl.experiments.runner.image_methods import IMAGE_METHODS, PrototypeStart
 from metarl.experiments.runner.memory_methods import MEMORY_METHODS, FastWeights, Recurrent
 from metarl.experiments.runner.settings import part
 from metarl.few_shot.images.image_cache import default_cache
@@ -114,7 +114,10 @@ class ImageSettings(FewShotSettings):
     @property
     def any_ways(self) -> bool:
         """Whether the method takes tasks of any number of classes after training; else of those of training at most."""
-        return not self.method.fixed_ways if isinstance(self.method, Embedded) else self.all_classes
+        method = self.method
+        return (
+            not method.fixed_ways if isinstance(method, Embedded) else isinstance(method, AllClasses | PrototypeStart)
+        )
 
     @property
     def kind_of_episodes(self) -> type[ImageEpisodes]:

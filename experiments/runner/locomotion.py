@@ -17,7 +17,9 @@ class BodySettings(EnvironmentSettings):
     """What is played, with a simulated body."""
 
     dynamics: str = setting(
-        "paper", "what is simulated: the paper's body, or gymnasium's v5", choices=("paper", "gymnasium")
+        "paper",
+        "what is simulated: as in the paper's code; gymnasium's v5; as in ProMP, PEARL and VariBAD (peers)",
+        choices=("paper", "gymnasium", "peers"),
     )
 
 

@@ -39,6 +39,7 @@ FAMILIES: dict[str, tuple[MethodEntry, ...]] = {
         MethodEntry("Reptile", ALL, PHI, OMNIGLOT, flag="reptile"),
         MethodEntry("Meta-SGD", f"{ALL}, by learned step sizes", PHI, OMNIGLOT, flag="meta-sgd"),
         MethodEntry("ANIL", "the last layer", PHI, OMNIGLOT, flag="anil"),
+        MethodEntry("Proto-MAML", f"{ALL}; the last layer from class means", PHI, OMNIGLOT, "5-way 1-shot, Proto-MAML"),
         MethodEntry("MAML++", f"{ALL}, by learned step sizes", PHI, OMNIGLOT, "5-way 1-shot, MAML++"),
     ),
     "metric": (

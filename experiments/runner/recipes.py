@@ -68,9 +68,18 @@ def memory(num_tasks: int, iterations: int, **changes: Any) -> Recipe:
     return Recipe({**settings, "num_tasks": num_tasks, "iterations": iterations, "evaluate_every": 50, **changes})
 
 
-def for_both_dynamics(recipe: Recipe, name: str = RECOMMENDED) -> dict[str, Recipe]:
-    """A recipe of this name, and the same on gymnasium's own bodies with episodes as short as in other libraries."""
-    return {name: recipe, f"{name}, gymnasium": recipe | {"dynamics": "gymnasium", "horizon": 100}}
+def on_peers_bodies(recipe: Recipe, name: str = RECOMMENDED) -> dict[str, Recipe]:
+    """A recipe of this name on what ProMP, PEARL and VariBAD simulate.
+
+    Episodes have 200 steps as PEARL's and VariBAD's, not 100 as ProMP's: the few curves that can be read are PEARL's.
+    """
+    return {f"{name}, peers": recipe | {"dynamics": "peers", "horizon": 200}}
+
+
+def for_all_dynamics(recipe: Recipe, name: str = RECOMMENDED) -> dict[str, Recipe]:
+    """A recipe of this name; on gymnasium's own bodies, with the shorter episodes of other libraries; on peers'."""
+    short = recipe | {"dynamics": "gymnasium", "horizon": 100}
+    return {name: recipe, f"{name}, gymnasium": short, **on_peers_bodies(recipe, name)}
 
 
 def schedule(sizes: Mapping[int, float]) -> dict[str, Any]:

@@ -93,7 +93,7 @@ class Report:
         return default if default in entries else tables.best_row(entries) or next(iter(entries))
 
     def _arrivals(self) -> list[tuple[str, str, list[Arrival | None]]]:
-        """When the leading row of each environment, and the best other row, exceeded the published return."""
+        """When the leading row of each environment exceeded the published return, and the best other row if it did."""
         found = []
         for of in self._reinforcement:
             if published := self._published(of, "maml"):
@@ -101,7 +101,9 @@ class Report:
                 others = dict(self.summary[of])
                 del others[leading]
                 for name in filter(None, (leading, tables.best_row(others))):
-                    found.append((of, name, [arrival(seed, published[1]) for seed in self.rows[of][name]["seeds"]]))
+                    seeds = [arrival(seed, published[1]) for seed in self.rows[of][name]["seeds"]]
+                    if name == leading or any(seeds):
+                        found.append((of, name, seeds))
         return found
 
     def _methods(self) -> Iterator[tuple[str, MethodEntry, Mapping[str, Any] | None, str, Sequence[float]]]:
@@ -109,6 +111,8 @@ class Report:
         for family, methods in FAMILIES.items():
             for method in methods:
                 experiment: Any = find_experiment(method.script)
+                if method.recipe and method.recipe not in experiment.recipes:
+                    continue
                 settings = experiment.configure(method.recipe)
                 metric = (
                     method.metric or f"{experiment.criterion_of(settings).name}/step_{experiment.judged_step(settings)}"

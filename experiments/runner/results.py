@@ -6,7 +6,7 @@ A row is plain data:
     experiment   name of the launcher, such as `navigation_2d`
     name         of the row, which is the name of its recipe
     command      that makes the first seed, and others where they went further or less far
-    dynamics     of the environment, `paper` or `gymnasium`; only in reinforcement learning
+    dynamics     of the environment, such as `paper`; only in reinforcement learning
     settings     by flat name, those that all seeds share, without what belongs to a machine
     seeds        one entry per seed:
         seed, commit, machine, seconds     what made it, and how long training took

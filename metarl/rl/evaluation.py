@@ -61,7 +61,8 @@ class HasTasks(Protocol):
 def held_out_tasks(learner: HasTasks, count: int, split: str = "test") -> Tasks:
     """The held-out tasks of a learner's seed: streams of their own, which training never draws from.
 
-    They come from the distribution's `sample_test` if it has one, else from `sample`, as training tasks do.
+    They come from the distribution's `sample_test` if it has one, else from `sample`, as training tasks do; validation
+    tasks come from its `sample_validation` if it has that.
 
     Args:
         learner: whose seed names the tasks.
@@ -70,6 +71,8 @@ def held_out_tasks(learner: HasTasks, count: int, split: str = "test") -> Tasks:
     """
     distribution = learner.task_distribution
     sample = getattr(distribution, "sample_test", distribution.sample)
+    if split == "validation":
+        sample = getattr(distribution, "sample_validation", sample)
     return sample(count, keyed_generator(learner.seed, f"{split}/tasks"))
 
 

@@ -58,7 +58,7 @@ def check(distribution: Any) -> list[str]:
 def _task_defects(distribution: Any) -> list[str]:
     """Values, variety and repetition of tasks."""
     defects = []
-    for name in [name for name in ("sample", "sample_test") if hasattr(distribution, name)]:
+    for name in [name for name in ("sample", "sample_test", "sample_validation") if hasattr(distribution, name)]:
         tasks, again = (getattr(distribution, name)(_DRAWN, keyed_generator(0, "check/tasks")) for _ in range(2))
         for key, values in tasks.items():
             if not np.isfinite(values).all():

@@ -43,7 +43,8 @@ class TaskDistribution(Protocol):
         observation_space: of a lane; a `Box` of any shape.
         action_space: of a lane; a `Box` of floating-point numbers, or `Discrete`.
 
-    Where the distribution has a method `sample_test` like `sample`, held-out tasks come from it.
+    Where the distribution has a method `sample_test` like `sample`, held-out tasks come from it; where it also has
+    `sample_validation`, validation tasks come from that one.
 
     A learner needs no more. The runs of experiments also need the following, which `record_defects` checks:
 
@@ -88,7 +89,7 @@ def protocol_defects(distribution: Any, count: int) -> list[str]:
         action_distribution_for(distribution.action_space)
     except ValueError as error:
         defects.append(str(error))
-    for name in ("sample", "sample_test"):
+    for name in ("sample", "sample_test", "sample_validation"):
         if not hasattr(distribution, name):
             continue
         try:

@@ -14,6 +14,7 @@ MUJOCO_TASKS = (
     envs.AntGoal,
 )
 DYNAMICS = ("paper", "gymnasium")
+CASES = [(distribution, dynamics) for distribution in MUJOCO_TASKS for dynamics in distribution.bodies]
 
 
 class Lane:
@@ -22,7 +23,9 @@ class Lane:
     def __init__(self, distribution, qpos, qvel, task):
         self.distribution = distribution
         self.paper = distribution.dynamics == "paper"
+        self.peers = distribution.dynamics == "peers"
         self.ant = distribution.name.startswith("ant")
+        self.never_done = self.peers and "goal" in task
         self.task = task
         self.model = distribution.body.model
         self.data = mujoco.MjData(self.model)
@@ -60,7 +63,9 @@ class Lane:
     def observation(self):
         qpos, qvel, forces = self.now.qpos, self.now.qvel, np.clip(self.now.cfrc_ext, -1, 1)
         com, rotation = self.now.subtree_com[1], self.now.xmat[1]
-        if self.ant:
+        if self.ant and self.peers:
+            parts = (qpos, qvel, forces[1:]) if self.never_done else (qpos[2:], qvel)
+        elif self.ant:
             parts = (qpos, qvel, forces, rotation, com) if self.paper else (qpos[2:], qvel, forces[1:])
         else:
             parts = (qpos[1:], qvel, com) if self.paper else (qpos[1:], qvel)
@@ -76,15 +81,17 @@ class Lane:
     def shared_reward(self, action):
         control = np.sum(action**2)
         if not self.ant:
-            return -(0.05 if self.paper else 0.1) * control
+            return -(0.05 if self.paper or self.peers else 0.1) * control
         contact = 0.0005 * np.sum(np.clip(self.now.cfrc_ext, -1, 1) ** 2)
         if self.paper:
             return 0.05 - 0.005 * control - contact
+        if self.peers:
+            return -0.1 * control - contact if self.never_done else 1.0 - 0.5 * control - contact
         return (0.0 if self.terminated() else 1.0) - 0.5 * control - contact
 
     def terminated(self):
         state = np.concatenate([self.now.qpos, self.now.qvel])
-        return self.ant and not (np.isfinite(state).all() and 0.2 <= self.now.qpos[2] <= 1.0)
+        return self.ant and not self.never_done and not (np.isfinite(state).all() and 0.2 <= self.now.qpos[2] <= 1.0)
 
 
 def assert_batches_equal_lanes(distribution, threads, steps, num_envs=64, seed=7):

@@ -61,16 +61,20 @@ def test_a_finite_set_needs_tasks_of_equal_number(tasks):
         envs.choose_from(tasks)
 
 
-def test_test_tasks_come_from_their_own_sampler():
+def test_test_and_validation_tasks_come_from_their_own_samplers():
     train, test = {"gravity": np.arange(1.0, 6.0)}, {"gravity": np.array([20.0, 30.0])}
-    distribution = envs.GymnasiumTasks(
-        "Pendulum-v1", envs.choose_from(train), set_pendulum, sample_test=envs.choose_from(test)
-    )
-    for kind in (distribution, envs.ObservedTasks(distribution)):
+    arguments = ("Pendulum-v1", envs.choose_from(train), set_pendulum)
+    distribution = envs.GymnasiumTasks(*arguments, sample_test=envs.choose_from(test))
+    kept_back = envs.choose_from({"gravity": np.array([40.0])})
+    three = envs.GymnasiumTasks(*arguments, sample_test=envs.choose_from(test), sample_validation=kept_back)
+    for kind in (distribution, envs.ObservedTasks(distribution), three, envs.ObservedTasks(three)):
         policy = metarl.GaussianMLP(kind.observation_space, kind.action_space, (4,))
         learner = make_learner(kind, policy, num_tasks=5, episodes_per_task=1)
         assert sorted(held_out_tasks(learner, 4)["gravity"]) == [20, 20, 30, 30]
+        validation = sorted(held_out_tasks(learner, 4, "validation")["gravity"])
+        assert validation == ([40] * 4 if hasattr(kind, "sample_validation") else [20, 20, 30, 30])
         assert sorted(kind.sample(5, np.random.default_rng(1))["gravity"]) == [1, 2, 3, 4, 5]
+    assert hasattr(envs.ObservedTasks(three), "sample_validation")
     observations, _ = envs.ObservedTasks(distribution).make(2).reset(seed=0, options={"tasks": test})
     assert observations[:, -1].tolist() == [20, 30]
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from metarl import envs
-from tests.envs.mujoco_oracle import DYNAMICS, MUJOCO_TASKS, assert_batches_equal_lanes
+from tests.envs.mujoco_oracle import CASES, DYNAMICS, assert_batches_equal_lanes
 
 
 def make_distribution(distribution, dynamics, horizon=10_000):
@@ -24,8 +24,7 @@ def away_from_the_repository(tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:threads = ")
-@pytest.mark.parametrize("dynamics", DYNAMICS)
-@pytest.mark.parametrize("distribution", MUJOCO_TASKS)
+@pytest.mark.parametrize(("distribution", "dynamics"), CASES)
 @pytest.mark.parametrize("steps", [30, pytest.param(1000, marks=pytest.mark.slow)])
 def test_lanes_equal_mj_step(distribution, dynamics, steps):
     assert_batches_equal_lanes(make_distribution(distribution, dynamics), (1, 2, 3), steps)
@@ -167,8 +166,7 @@ def test_seeds_alone_decide_the_initial_state(distribution, dynamics):
     assert not np.array_equal(few.reset()[0], few.reset()[0])
 
 
-@pytest.mark.parametrize("dynamics", DYNAMICS)
-@pytest.mark.parametrize("distribution", MUJOCO_TASKS)
+@pytest.mark.parametrize(("distribution", "dynamics"), CASES)
 def test_episodes_do_not_depend_on_the_other_lanes(distribution, dynamics):
     distribution = make_distribution(distribution, dynamics)
     rng = np.random.default_rng(0)
@@ -209,8 +207,10 @@ def test_reset_noise(distribution, dynamics):
 
 
 def test_unknown_dynamics():
-    with pytest.raises(ValueError, match=r"^dynamics = 'papre'; allowed: 'paper', 'gymnasium'$"):
+    with pytest.raises(ValueError, match=r"^dynamics = 'papre'; allowed: 'paper', 'gymnasium', 'peers'$"):
         envs.AntGoal(dynamics="papre")
+    with pytest.raises(ValueError, match=r"^dynamics = 'peers'; allowed: 'paper', 'gymnasium'$"):
+        envs.AntVelocity(dynamics="peers")
 
 
 @pytest.mark.parametrize(
@@ -230,8 +230,8 @@ def test_bad_tasks(distribution, tasks, message):
 
 
 def test_samples_fit_their_space():
-    for distribution in MUJOCO_TASKS:
-        instance = distribution()
+    for distribution, dynamics in CASES:
+        instance = distribution(dynamics)
         tasks = instance.sample(200, np.random.default_rng(0))
         assert envs.check_tasks(tasks, instance.task_space) == 200
     assert set(envs.AntDirection().sample(50, np.random.default_rng(0))["direction"]) == {-1.0, 1.0}

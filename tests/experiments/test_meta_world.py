@@ -13,5 +13,5 @@ def test_without_meta_world_there_is_one_line(capsys, tmp_path, monkeypatch):
     line = error_of(capsys, main, meta_world.EXPERIMENT, ["--benchmark", "ML1", "--env", "reach-v3"])
     assert line == "error: Meta-World is not installed; pip install '.[meta-world]'"
     line = error_of(capsys, main, meta_world.EXPERIMENT, ["--benchmark", "ML2"])
-    assert line == "error: --benchmark = 'ML2'; allowed: ML1, ML10, ML45; the nearest is ML1"
+    assert line == "error: --benchmark = 'ML2'; allowed: ML1, ML10, ML25, ML45; the nearest is ML25"
     assert list(tmp_path.iterdir()) == []

@@ -159,6 +159,7 @@ def test_filters_mean_nothing_without_convolutions():
     [
         ("maml", False, False),
         ("classifier", True, False),
+        ("proto-maml", True, False),
         ("prototypical", True, False),
         ("mtl", False, False),
         ("memory-module", True, True),

@@ -15,9 +15,17 @@ from tests.experiments.runner.helpers import TINY, error_of, parameters, state_o
 NAMES = ["half_cheetah_direction", "half_cheetah_velocity", "ant_velocity", "ant_direction", "ant_goal"]
 
 
-@pytest.mark.parametrize("dynamics", ["paper", "gymnasium"])
-@pytest.mark.parametrize("name", NAMES)
-def test_every_experiment_runs_in_both_dynamics(name, dynamics, tmp_path):
+PEERS = ["half_cheetah_direction", "half_cheetah_velocity", "ant_direction", "ant_goal"]
+
+
+@pytest.mark.parametrize(
+    ("name", "dynamics"),
+    [
+        *((name, dynamics) for name in NAMES for dynamics in ("paper", "gymnasium")),
+        *((name, "peers") for name in PEERS),
+    ],
+)
+def test_every_experiment_runs_in_its_dynamics(name, dynamics, tmp_path):
     main(
         find_experiment(name), [*TINY, "--iterations", "1", "--dynamics", dynamics, "--run-dir", str(tmp_path / "run")]
     )
@@ -26,10 +34,22 @@ def test_every_experiment_runs_in_both_dynamics(name, dynamics, tmp_path):
     assert np.isfinite(record["return/step_2"]["mean"])
 
 
+@pytest.mark.parametrize("name", PEERS)
+def test_recommended_recipes_on_peers_bodies(name):
+    """All that differs from the recommended recipe is what is played; an ant that never ends needs no bonus."""
+    experiment = find_experiment(name)
+    recipe, usual = experiment.values("recommended, peers"), experiment.values("recommended")
+    changed = {setting: recipe[setting] for setting in recipe if recipe[setting] != usual[setting]}
+    assert changed == {"dynamics": "peers", **({"survival_bonus": 0.0} if name == "ant_goal" else {})}
+    assert recipe["horizon"] == 200
+
+
 def test_unknown_dynamics_get_one_line(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     line = error_of(capsys, main, find_experiment("ant_goal"), ["--dynamics", "papre"])
-    assert line == "error: --dynamics = 'papre'; allowed: paper, gymnasium; the nearest is paper"
+    assert line == "error: --dynamics = 'papre'; allowed: paper, gymnasium, peers; the nearest is paper"
+    line = error_of(capsys, main, find_experiment("ant_velocity"), ["--dynamics", "peers"])
+    assert re.match(r"error: --dynamics = '?peers'?; allowed: '?paper'?, '?gymnasium'?$", line)
     assert list(tmp_path.iterdir()) == []
 
 

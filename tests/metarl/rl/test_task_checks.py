@@ -161,6 +161,7 @@ DEFECTS = [
     (sound_but(action_space=gymnasium.spaces.MultiBinary(2)), "action space MultiBinary(2) is not supported; allowed:"),
     (sound_but(sample=raising), "sample(16) fails: KeyError: 'no such\\nthing'"),
     (sound_but(sample_test=raising), "sample_test(16) fails: KeyError: "),
+    (sound_but(sample_validation=raising), "sample_validation(16) fails: KeyError: "),
     (
         sound_but(sample=lambda self, n, rng: rng.random(n)),
         "sample(16) returned a ndarray; allowed: a dict of arrays (",

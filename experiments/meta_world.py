@@ -8,7 +8,7 @@ from metarl.experiments.runner.recipes import Recipe
 from metarl.experiments.runner.reinforcement import EnvironmentSettings, ReinforcementExperiment, ReinforcementSettings
 from metarl.experiments.runner.settings import part
 from metarl.experiments.runner.training import main
-from metarl.rl.evaluation import ReturnEvaluation
+from metarl.rl.evaluation import ReturnEvaluation, TaskEvaluation
 from metarl.rl.learner import Learner
 from metarl.rl.task_distribution import TaskDistribution
 
@@ -108,10 +108,10 @@ def tasks(settings: MetaWorldSettings) -> TaskDistribution:
 class MetaWorldExperiment(ReinforcementExperiment):
     """Evaluations on test tasks also count successes as Meta-World does, and of every goal."""
 
-    def evaluate(self, settings: MetaWorldSettings, learner: Learner, split: str) -> ReturnEvaluation:  # type: ignore[override]
-        """As of any experiment."""
+    def evaluate(self, settings: MetaWorldSettings, learner: Learner, split: str) -> TaskEvaluation:  # type: ignore[override]
+        """As of any experiment; those of rl2 have the success rate of each episode alone."""
         evaluation = super().evaluate(settings, learner, split)
-        if split != "test":
+        if split != "test" or not isinstance(evaluation, ReturnEvaluation):
             return evaluation
         names = learner.task_distribution.names(evaluation.tasks)  # type: ignore[attr-defined]  # of MetaWorld
         return evaluate_goals(learner, evaluation, names, LANES[settings.environment.benchmark])

@@ -119,7 +119,7 @@ class ReinforcementSettings(Settings):
 
     method: GradientMethod | RL2 = variants(
         "method",
-        "how a task is learned: by gradient steps (maml and its kin, see inner loop); by a policy with a memory (rl2)",
+        "how a task is learned: by gradient steps (maml and its kin), or by a memory (rl2)",
         {"maml": GradientMethod, RL2_NAME: RL2},
         "method",
     )

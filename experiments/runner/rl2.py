@@ -26,7 +26,7 @@ WITHOUT_EFFECT = ("budget", "lanes", "support_lambda", "bootstrap", "baseline", 
 class RL2(TrialPPO):
     """A policy with a memory that is trained on trials of several episodes."""
 
-    memory_size: int = setting(128, "units of the GRU, which comes after the hidden layers", at_least=1)
+    memory_size: int = setting(128, "units of the GRU after the hidden layers", at_least=1)
 
 
 def recurrent_policy(settings: Any, observation_space: Box, action_space: gymnasium.Space) -> nn.Module:

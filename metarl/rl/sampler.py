@@ -23,7 +23,7 @@ class Sampling:
 
     num_tasks: int = setting(20, "tasks in a meta-batch, M", at_least=1)
     episodes_per_task: int = setting(
-        20, "episodes per task, before and after each inner step, E; with rl2, those of a trial", at_least=1
+        20, "episodes per task, before and after each inner step or in a trial, E", at_least=1
     )
     budget: str = setting(
         "episodes",

@@ -38,7 +38,7 @@ class TrialPPO:
     """
 
     step_size: float = setting(0.001, "step size of Adam", more_than=0, flag="rl2_step_size")
-    epochs: int = setting(5, "passes over the trials of an iteration", at_least=1, flag="rl2_epochs")
+    epochs: int = setting(5, "passes over the trials", at_least=1, flag="rl2_epochs")
     minibatches: int = setting(4, "updates of a pass, each on an equal part of the trials", at_least=1)
     clip: float = setting(
         0.2,
@@ -49,7 +49,7 @@ class TrialPPO:
     )
     entropy_bonus: float = setting(0.01, "weight of the entropy of the action distribution", at_least=0)
     value_weight: float = setting(0.5, "weight of the squared error of values", at_least=0)
-    max_gradient_norm: float = setting(0.5, "norm beyond which a gradient is scaled down", more_than=0)
+    max_gradient_norm: float = setting(0.5, "largest norm of a gradient", more_than=0)
 
     def __post_init__(self) -> None:
         check_settings(self)

@@ -136,7 +136,7 @@ def test_the_recipe_of_the_method_is_the_default_where_there_is_one():
 
 
 @pytest.mark.parametrize("name", ["half_cheetah_direction", "half_cheetah_velocity"])
-@pytest.mark.parametrize("dynamics", ["", ", gymnasium"])
+@pytest.mark.parametrize("dynamics", ["", ", gymnasium", ", peers"])
 def test_the_recipes_take_as_many_environment_steps_as_the_recommended_ones(name, dynamics):
     experiment = find_experiment(name)
     ours, theirs = (experiment.values(recipe + dynamics) for recipe in ("rl2", "recommended"))

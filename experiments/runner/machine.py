@@ -43,6 +43,19 @@ def keep_freed_memory() -> None:
         mallopt(parameter, 1 << 30)
 
 
+def return_unused_memory() -> None:
+    """Return freed memory to the operating system, also from between objects that are in use.
+
+    A small object that stays may lie where a large tensor was, and the next such tensor no longer fits there. With
+    memory that is kept, a run on Omniglot with tensors of 50 MB grew by 5 MB per iteration. What is returned is fetched
+    again page by page, so this is for every hundredth iteration or so. Other C libraries than glibc lack it.
+    """
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError):
+        return
+
+
 def prepare_process(settings: Settings) -> str:
     """Set the memory, the threads, the device and the seed of PyTorch; return the device."""
     keep_freed_memory()

@@ -30,6 +30,7 @@ myst_heading_anchors = 3
 suppress_warnings = ["myst.header"]  # a page that is included, such as the changelog, starts with its own title
 
 default_role = "literal"  # docstrings put code between single backticks
+autodoc_mock_imports = ["metaworld"]  # an extra that building the pages does not need
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"

@@ -23,7 +23,6 @@ from metarl.core.errors import NonFiniteError
 from metarl.core.parallel import parallel_map, task_chunks
 from metarl.core.parameters import (
     Parameters,
-    constants_of,
     copied_to,
     expand_over_tasks,
     own_module,
@@ -32,6 +31,7 @@ from metarl.core.parameters import (
 )
 from metarl.core.randomness import keyed_generator
 from metarl.core.settings import check_settings, setting
+from metarl.core.stateful import Stateful
 from metarl.core.validation import require, require_whole
 from metarl.few_shot.gradient_sums import GradientSums
 from metarl.few_shot.learner_checks import (
@@ -53,7 +53,7 @@ _AVERAGE_RATE = 0.1  # by which running averages move per iteration, as torch's 
 
 
 @dataclass(frozen=True, eq=False)
-class FewShotLearner:
+class FewShotLearner(Stateful):
     """Meta-learns with a few-shot method over a distribution of tasks.
 
         learner = FewShotLearner(Sine(), MAML(MLP((1, 40, 40, 1)), REGRESSION, GradientDescent(0.01)))
@@ -62,7 +62,8 @@ class FewShotLearner:
 
     The settings are fixed. The method is copied, with its module, criterion and rule, so that later changes of the
     caller's have no effect. What changes is `state`; `dataclasses.replace` makes a learner with other settings that
-    continues from a copy of it, and refuses settings that the state does not fit.
+    continues from a copy of it, and refuses settings that the state does not fit. `theta`, `iteration` and `state_dict`
+    are those of `metarl.core.stateful.Stateful`.
 
     Attributes:
         task_distribution: where tasks come from.
@@ -239,20 +240,6 @@ class FewShotLearner:
         """Return the metrics of the method's own of every task, (M,), by name."""
         return self.method.further_metrics(self._theta_of(len(tasks)), tasks)
 
-    @property
-    def theta(self) -> Parameters:
-        """The meta-parameters."""
-        return self.state.theta
-
-    @property
-    def iteration(self) -> int:
-        """Meta-iterations done."""
-        return self.state.iteration
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that a later iteration depends on, beside the settings."""
-        return {**vars(self.state), "constants": constants_of(self.method.module)}
-
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a state; ValueError, and nothing changed, if names or shapes in it are others than our own.
 
@@ -297,9 +284,9 @@ class FewShotLearner:
         theta, adam = (copied_to(part, self.device) for part in (state.theta, state.adam))
         self._set(state=FewShotState(theta, adam, int(state.iteration)))
 
-    def _set(self, **attributes: Any) -> None:
-        for name, value in attributes.items():
-            object.__setattr__(self, name, value)
+    @property
+    def _module(self) -> nn.Module:
+        return self.method.module
 
 
 def _own_method(method: Method, device: str) -> Method:

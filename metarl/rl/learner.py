@@ -12,7 +12,6 @@ With S inner steps the second and third line are done S times, each from the par
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
 
 import numpy as np
 import torch
@@ -26,15 +25,13 @@ from metarl.core.meta_gradient import query_weights
 from metarl.core.parallel import parallel_map, task_chunks, workers
 from metarl.core.parameters import (
     Parameters,
-    constants_of,
     expand_over_tasks,
     own_module,
     parameters_of,
     ravel,
-    restore_constants,
     unravel,
 )
-from metarl.core.randomness import RolloutKey, keyed_generator
+from metarl.core.randomness import RolloutKey
 from metarl.core.rules import AdaptationRule, GradientDescent
 from metarl.core.settings import check_settings, setting
 from metarl.core.timing import PhaseTimer
@@ -46,12 +43,12 @@ from metarl.rl.agent import Agent
 from metarl.rl.episodes import Samples
 from metarl.rl.estimators import EPISODIC, STEP_UNITS, Estimator, PolicyModel, outcomes, score
 from metarl.rl.evaluation import ReturnEvaluation, evaluate, held_out_tasks
+from metarl.rl.learner_base import PolicyLearner
 from metarl.rl.learner_checks import (
     check_combination,
     check_finite_parameters,
     check_parts,
     check_policy,
-    check_state,
     warn_of_defects,
 )
 from metarl.rl.learner_state import LearnerState
@@ -66,7 +63,7 @@ _CHUNK_SAMPLES = 16_384  # samples of one task chunk on a CPU: its activations s
 
 
 @dataclass(frozen=True, eq=False)
-class Learner:
+class Learner(PolicyLearner):
     """Meta-learns the parameters of a policy over a task distribution.
 
         learner = Learner(Navigation2D(), policy, Sampling(num_tasks=20, episodes_per_task=20))
@@ -75,7 +72,8 @@ class Learner:
 
     The settings are fixed. The policy, the rule and the outer optimiser are copied, so that later changes of the
     caller's have no effect. What changes is `state`; `dataclasses.replace` makes a learner with other settings that
-    continues from a copy of it, and refuses settings that the state does not fit.
+    continues from a copy of it, and refuses settings that the state does not fit. States are saved and environments
+    closed as by any `metarl.rl.learner_base.PolicyLearner`.
 
     Attributes:
         task_distribution: samples tasks and builds environments.
@@ -124,6 +122,7 @@ class Learner:
     state: LearnerState = field(default=None, repr=False)  # type: ignore[assignment]  # None becomes a new state
 
     _model: PolicyModel = field(init=False, repr=False)
+    _lanes: Lanes = field(init=False, repr=False)
     _sampler: Sampler = field(init=False, repr=False)
     _view: LearningView = field(init=False, repr=False)
 
@@ -137,8 +136,8 @@ class Learner:
         rollout = Rollout(policy, family, self.task_distribution.horizon)
         self._set(_model=PolicyModel(policy, family, self.estimator, self.step_unit))
         self._set(_view=LearningView(self.advantages, family, self.estimator in EPISODIC))
-        lanes = Lanes(self.task_distribution, self.threads, self.sampling.lanes)
-        self._set(_sampler=Sampler(lanes, rollout, self.sampling.budget))
+        self._set(_lanes=Lanes(self.task_distribution, self.threads, self.sampling.lanes))
+        self._set(_sampler=Sampler(self._lanes, rollout, self.sampling.budget))
         theta = self.rule.meta_parameters(parameters_of(policy))
         check_combination(self, theta)
         check_policy(self, family, theta)
@@ -246,44 +245,6 @@ class Learner:
         shape = self.task_distribution.observation_space.shape or ()
         return Agent(self.policy, parameters, self.task_distribution.action_space, shape)
 
-    @property
-    def theta(self) -> Parameters:
-        """The meta-parameters."""
-        return self.state.theta
-
-    @property
-    def iteration(self) -> int:
-        """Meta-iterations done."""
-        return self.state.iteration
-
-    @property
-    def env_steps(self) -> int:
-        """Environment steps taken in training."""
-        return self.state.env_steps
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that a later iteration depends on, beside the settings."""
-        return {**vars(self.state), "constants": constants_of(self.policy)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a state; ValueError, and nothing changed, if names or shapes in it are others than our own."""
-        given = LearnerState.from_dict(state)
-        check_state(given, self.state)
-        restore_constants(self.policy, state.get("constants"))
-        rollout = replace(self._sampler.rollout)  # recordings hold the constants that they were made with
-        self._set(_sampler=replace(self._sampler, rollout=rollout))
-        self._continue_from(given)
-
-    def close(self) -> None:
-        """Close the environments that this learner has opened; it opens others when it needs them."""
-        self._sampler.lanes.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
     def _adapt(
         self,
         tasks: Tasks,
@@ -338,13 +299,6 @@ class Learner:
         adapted, norms = zip(*parallel_map(of_chunk, chunks, self.device), strict=True)
         return {name: torch.cat([part[name] for part in adapted]) for name in phi}, torch.cat(norms)
 
-    def _sample_tasks(self) -> Tasks:
-        """A meta-batch of tasks; ValueError if the distribution gives another number of them."""
-        tasks = self.task_distribution.sample(self.sampling.num_tasks, self._generator("train/tasks"))
-        if (rows := num_rows(tasks)) != self.sampling.num_tasks:
-            raise ValueError(f"sample({self.sampling.num_tasks}) returned {rows} tasks; allowed: as many as asked for")
-        return tasks
-
     def _outer_update(self, objective: MetaObjective) -> UpdateOutcome:
         """Improve theta, and count the iteration."""
         theta, iteration = self.state.theta, self.state.iteration
@@ -365,20 +319,12 @@ class Learner:
     def _rule(self) -> AdaptationRule:
         return self.rule.at(self.state.iteration)
 
-    def _generator(self, purpose: str) -> np.random.Generator:
-        return keyed_generator(self.seed, purpose, self.state.iteration)
-
     def _chunk(self, samples: Samples) -> int:
         num_tasks, per_task = samples.weights.shape
         if self.task_chunk is not None or samples.weights.is_cuda:
             return self.task_chunk or num_tasks
         return max(1, _CHUNK_SAMPLES // per_task)
 
-    def _continue_from(self, state: LearnerState) -> None:
-        """Take over a copy of a state; ValueError unless its names and shapes are the learner's own."""
-        check_state(state, self.state)
-        self._set(state=state.copied_to(self.device))
-
-    def _set(self, **attributes: Any) -> None:
-        for name, value in attributes.items():
-            object.__setattr__(self, name, value)
+    def _constants_restored(self) -> None:
+        rollout = replace(self._sampler.rollout)  # recordings hold the constants that they were made with
+        self._set(_sampler=replace(self._sampler, rollout=rollout))

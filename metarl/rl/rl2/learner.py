@@ -10,7 +10,6 @@ There is no inner loop: parameters are the same for all tasks, and adapting to a
 """
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
 
 import numpy as np
 import torch
@@ -20,8 +19,8 @@ from metarl.core.adam import initial_adam_state
 from metarl.core.ambient import in_standard_modes
 from metarl.core.distributed import Processes, current
 from metarl.core.parallel import parallel_map
-from metarl.core.parameters import Parameters, constants_of, own_module, parameters_of, restore_constants
-from metarl.core.randomness import RolloutKey, keyed_generator
+from metarl.core.parameters import Parameters, own_module, parameters_of
+from metarl.core.randomness import RolloutKey
 from metarl.core.settings import check_settings, setting
 from metarl.core.timing import PhaseTimer
 from metarl.core.validation import require_whole
@@ -30,7 +29,8 @@ from metarl.rl.adaptation_step import LearningView
 from metarl.rl.advantages import Advantages, discounted_returns, explained_variance
 from metarl.rl.episodes import Episodes
 from metarl.rl.evaluation import held_out_tasks
-from metarl.rl.learner_checks import check_state, warn_of_defects
+from metarl.rl.learner_base import PolicyLearner
+from metarl.rl.learner_checks import warn_of_defects
 from metarl.rl.learner_state import LearnerState
 from metarl.rl.metrics import update_metrics
 from metarl.rl.rl2.evaluation import TrialEvaluation, evaluate, trial_metrics
@@ -46,7 +46,7 @@ _SCALE_DECAY = 0.9  # of the moving average of the returns' variance, an iterati
 
 
 @dataclass(frozen=True, eq=False)
-class RL2Learner:
+class RL2Learner(PolicyLearner):
     """Meta-learns the parameters of a policy with a memory over a task distribution.
 
         tasks = BernoulliBandits(arms=5, horizon=10)
@@ -56,7 +56,8 @@ class RL2Learner:
             metrics = learner.step()
 
     The settings are fixed, and the policy is copied. What changes is `state`; `dataclasses.replace` makes a learner
-    with other settings that continues from a copy of it.
+    with other settings that continues from a copy of it. States are saved and environments closed as by any
+    `metarl.rl.learner_base.PolicyLearner`.
 
     Attributes:
         task_distribution: samples tasks and builds environments.
@@ -121,16 +122,12 @@ class RL2Learner:
         """
         timer, iteration = PhaseTimer(self.device), self.state.iteration
         key = RolloutKey(self.seed, "train", iteration)
-        tasks = self.task_distribution.sample(
-            self.sampling.num_tasks, keyed_generator(self.seed, "train/tasks", iteration)
-        )
+        tasks = self._sample_tasks()
         with timer.phase("rollout"):
             episodes, values = self._play(tasks, self.sampling.episodes_per_task, key)
         with timer.phase("update"):
             objective, returns, explained = self._objective(episodes, values)
-            theta, adam, outcome = update(
-                objective, self.state.outer["adam"], keyed_generator(self.seed, "train/minibatches", iteration)
-            )
+            theta, adam, outcome = update(objective, self.state.outer["adam"], self._generator("train/minibatches"))
         self.state.theta, self.state.outer = theta, {"adam": adam, "returns": returns}
         self.state.iteration, self.state.env_steps = iteration + 1, self.state.env_steps + episodes.env_steps
         return {
@@ -176,42 +173,6 @@ class RL2Learner:
             tasks = held_out_tasks(self, tasks)
         return evaluate(self, tasks, episodes, trials_per_task)
 
-    @property
-    def theta(self) -> Parameters:
-        """The meta-parameters."""
-        return self.state.theta
-
-    @property
-    def iteration(self) -> int:
-        """Meta-iterations done."""
-        return self.state.iteration
-
-    @property
-    def env_steps(self) -> int:
-        """Environment steps taken in training."""
-        return self.state.env_steps
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that a later iteration depends on, beside the settings."""
-        return {**vars(self.state), "constants": constants_of(self.policy)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a state; ValueError, and nothing changed, if names or shapes in it are others than our own."""
-        given = LearnerState.from_dict(state)
-        check_state(given, self.state)
-        restore_constants(self.policy, state.get("constants"))
-        self._continue_from(given)
-
-    def close(self) -> None:
-        """Close the environments that this learner has opened; it opens others when it needs them."""
-        self._lanes.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
     def _play(self, tasks: Tasks, episodes: int, key: RolloutKey) -> tuple[Episodes, Tensor]:
         """Play a trial of each task with the present parameters."""
         self.policy.load_state_dict(self.state.theta, strict=False)
@@ -246,15 +207,6 @@ class RL2Learner:
             self.task_chunk or max(_SMALLEST_CHUNK, _CHUNK_SAMPLES // trials.valid.shape[1]),
         )
         return objective, now, float(explained)
-
-    def _continue_from(self, state: LearnerState) -> None:
-        """Take over a copy of a state; ValueError unless its names and shapes are the learner's own."""
-        check_state(state, self.state)
-        self._set(state=state.copied_to(self.device))
-
-    def _set(self, **attributes: Any) -> None:
-        for name, value in attributes.items():
-            object.__setattr__(self, name, value)
 
 
 def _moved_average(before: Parameters, variance: Tensor) -> Parameters:

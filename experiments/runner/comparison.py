@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from metarl.core.settings import SettingError
+from metarl.experiments.runner.results import is_metric, task_values
 from metarl.experiments.runner.statistics import (
     Interval,
     improvement_interval,
@@ -49,13 +50,13 @@ class Scores:
 def metrics_of(row: Row) -> list[str]:
     """The metrics of a row's last iterates, which all of its seeds have."""
     seeds = [seed["last"] for seed in row["seeds"]]
-    return [name for name, value in seeds[0].items() if _judged(value) and all(name in of for of in seeds)]
+    return [name for name, value in seeds[0].items() if is_metric(value) and all(name in of for of in seeds)]
 
 
 def scores_of(row: Row, metric: str) -> Scores:
     """The scores of a row; SettingError if its seeds have different numbers of test tasks."""
     kept = [seed["last"] for seed in row["seeds"]]
-    scores = [[np.inf if value is None else value for value in of[metric]["per_task"]] for of in kept]
+    scores = [task_values(of[metric]) for of in kept]
     if len(counts := {len(of) for of in scores}) > 1:
         raise SettingError(f"the seeds of {row['name']!r} have {sorted(counts)} test tasks; allowed: one number")
     return Scores(
@@ -102,11 +103,6 @@ def comparison(ours: Scores, theirs: Scores) -> str:
     ]:
         lines.append(f"test tasks differ between the rows: seed {', '.join(map(str, different))}")
     return "\n".join(lines)
-
-
-def _judged(value: Any) -> bool:
-    """Whether a part of an evaluation is a metric, with a value for each test task."""
-    return isinstance(value, Mapping) and "per_task" in value
 
 
 def _number(value: float) -> str:

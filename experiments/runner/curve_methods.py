@@ -7,7 +7,7 @@ from torch import nn
 
 from metarl.core.rules import GradientDescent
 from metarl.core.settings import setting
-from metarl.experiments.runner.few_shot import BuildsMethod, MakeModule
+from metarl.experiments.runner.few_shot import ADAPTED, BuildsMethod, MakeModule, inner_loop
 from metarl.experiments.runner.settings import same_as
 from metarl.few_shot.criteria import Criterion
 from metarl.few_shot.methods.gradient import MAML
@@ -15,8 +15,6 @@ from metarl.few_shot.methods.laplace import Llama
 from metarl.few_shot.methods.particles import BMAML, EMAML
 from metarl.few_shot.methods.platipus import Platipus
 from metarl.few_shot.methods.subspaces import MaskedDescent, MTNet
-
-_ADAPTED = ("*weight", "*bias")  # all but the matrices T
 
 
 @dataclass(frozen=True)
@@ -28,9 +26,8 @@ class CurveMethod(GradientDescent, BuildsMethod):
 
     @property
     def rule(self) -> GradientDescent:
-        """The inner loop."""
-        values = {name: getattr(self, name) for name in GradientDescent.__dataclass_fields__}
-        return GradientDescent(**{**values, "adapted": _ADAPTED})
+        """The inner loop, which leaves the matrices T of T-nets as they are."""
+        return inner_loop(self, ADAPTED)
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ def policy_parity(build: Callable[[str], metarl.Learner], device: str) -> list[P
         path = learner.adapt(tasks, 1)
         expected = _of_policy(learner, path)
     with build(device) as other:
-        found = _of_policy(other, [_moved(at, device) for at in path])
+        found = _of_policy(other, [moved(at, device) for at in path])
     return [Parity(name, _difference(found[name], expected[name])) for name in expected]
 
 
@@ -70,12 +70,12 @@ def _of_policy(learner: metarl.Learner, path: list[AdaptationStep]) -> dict[str,
     objective, vector = learner.objective(path), ravel(list(learner.theta.values()))
     _, gradient = objective.loss_and_gradient(vector)
     product = objective.kl_products(vector, 1.0, np.random.default_rng(0))
-    moved = vector - 0.01 * gradient / gradient.norm()
+    further = vector - 0.01 * gradient / gradient.norm()
     return {
         "adapted parameters": ravel(list(adapted.values())),
         "meta-gradient": gradient,
         "Hessian-vector product": product(gradient),
-        "loss and KL after a step": torch.stack(objective.evaluate(moved)),
+        "loss and KL after a step": torch.stack(objective.evaluate(further)),
     }
 
 
@@ -88,7 +88,7 @@ def _of_images(method: metarl.Method, theta: Parameters, tasks: FewShotTasks, de
     return {"meta-gradient": ravel([value.sum(dim=0) for value in gradients.values()]), "losses": losses}
 
 
-def _moved(at: AdaptationStep, device: str) -> AdaptationStep:
+def moved(at: AdaptationStep, device: str) -> AdaptationStep:
     """With parameters and samples on the device, which is all that an objective needs."""
     tensors: Any = {name: value.to(device) for name, value in vars(at.samples).items() if isinstance(value, Tensor)}
     parameters = {name: value.to(device) for name, value in at.parameters.items()}

@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from metarl.experiments.runner.results import is_metric, task_values
+
 RESAMPLES = 10_000  # of a bootstrap
 INTERVAL = 1.96  # standard errors in half of a 95 % interval
 DIVERGED = 1e3  # a squared error that a task does not come back from
@@ -36,7 +38,7 @@ def summarise(row: Mapping[str, Any]) -> dict[str, Any]:
     for part, prefix in (("last", ""), ("best", "best/")):
         kept = [seed[part] for seed in seeds if part in seed]
         for name, value in (kept[0] if kept else {}).items():
-            if isinstance(value, Mapping) and "per_task" in value:
+            if is_metric(value):
                 entry[prefix + name] = _metric(name, [of[name] for of in kept])
             elif name in _ITERATE:
                 entry[prefix + name] = common([of[name] for of in kept])
@@ -73,7 +75,7 @@ def _metric(name: str, kept: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         means = [of["mean"] for of in kept]
         interval = {"bootstrap_95": bootstrap_interval(means)}
         return {**_over_seeds(means, 3), **interval, "standard_error_over_tasks": errors}
-    per_task = np.array([[np.inf if value is None else value for value in of["per_task"]] for of in kept])
+    per_task = np.array([task_values(of) for of in kept])
     half_widths = [INTERVAL * error for error in errors if error is not None]
     return {
         **_over_seeds([of["mean"] for of in kept], 5),

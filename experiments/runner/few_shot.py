@@ -33,7 +33,7 @@ from metarl.few_shot.outer import OuterLoop
 from metarl.few_shot.tasks import FewShotDistribution
 from metarl.runs import RunError
 
-_ADAPTED = ("*weight", "*bias")  # all but the shifts of batch norms, which tasks share, as in the paper's code
+ADAPTED = ("*weight", "*bias")  # all but the shifts of batch norms, which tasks share, as in the paper's code
 _HEAD = ("head.*",)
 
 
@@ -80,6 +80,12 @@ class BuildsMethod(ABC):
     @abstractmethod
     def build(self, criterion: Criterion, module: nn.Module, make: MakeModule) -> Method:
         """Return the method with its module; `make` returns a further module at each call."""
+
+
+def inner_loop(settings: GradientDescent, adapted: tuple[str, ...]) -> GradientDescent:
+    """The rule in the settings of a method that has more of them, for the parameters that it adapts."""
+    values = {name: getattr(settings, name) for name in GradientDescent.__dataclass_fields__}
+    return GradientDescent(**{**values, "adapted": adapted})
 
 
 METHODS: dict[str, type[GradientDescent]] = {
@@ -229,7 +235,7 @@ class FewShotExperiment(Experiment):
 
     def build_rule(self, settings: FewShotSettings) -> GradientDescent:
         """The inner loop, with the names of the parameters that it adapts."""
-        return replace(settings.method, adapted=_HEAD if isinstance(settings.method, ANIL) else _ADAPTED)
+        return replace(settings.method, adapted=_HEAD if isinstance(settings.method, ANIL) else ADAPTED)
 
     def meta_batch(self, settings: Any) -> int:
         """The number of tasks in a meta-batch."""

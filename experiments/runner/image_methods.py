@@ -1,12 +1,12 @@
 """Methods on images beyond gradient descent that are differentiated through, as variants of `--method`."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import nn
 
 from metarl.core.rules import GradientDescent
 from metarl.core.settings import check_settings
-from metarl.experiments.runner.few_shot import BuildsMethod, MakeModule
+from metarl.experiments.runner.few_shot import ADAPTED, BuildsMethod, MakeModule, inner_loop
 from metarl.experiments.runner.settings import same_as
 from metarl.few_shot.criteria import Criterion
 from metarl.few_shot.methods.implicit import IMAML
@@ -25,7 +25,9 @@ class ImplicitSteps(GradientDescent, BuildsMethod):
 
     def build(self, criterion: Criterion, module: nn.Module, make: MakeModule) -> IMAML:
         """As of any method that is built so; the shifts of batch norms are adapted, too."""
-        return IMAML(module, criterion, _inner_loop(self), 0, self.regularisation, self.cg_iterations, self.damping)
+        return IMAML(
+            module, criterion, inner_loop(self, ("*",)), 0, self.regularisation, self.cg_iterations, self.damping
+        )
 
 
 @dataclass(frozen=True)
@@ -50,12 +52,7 @@ class PrototypeStart(GradientDescent, BuildsMethod):
 
     def build(self, criterion: Criterion, module: nn.Module, make: MakeModule) -> ProtoMAML:
         """As of any method that is built so; batch norms' shifts are shared by the tasks."""
-        return ProtoMAML(module, criterion, replace(_inner_loop(self), adapted=("*weight", "*bias")))
-
-
-def _inner_loop(settings: GradientDescent) -> GradientDescent:
-    """The rule in the settings of a method that has more of them."""
-    return GradientDescent(**{name: getattr(settings, name) for name in GradientDescent.__dataclass_fields__})
+        return ProtoMAML(module, criterion, inner_loop(self, ADAPTED))
 
 
 IMAGE_METHODS: dict[str, type] = {"proto-maml": PrototypeStart, "imaml": ImplicitSteps, "meta-lstm": LearnedUpdates}

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+from contextlib import suppress
 
 import torch
 
@@ -35,12 +36,8 @@ def keep_freed_memory() -> None:
     The graph of a chunk is tens of megabytes that come and go in every iteration; fetching them from the operating
     system page by page took a fifth of an iteration on Omniglot. It has no effect where the C library is not glibc.
     """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError):
-        return
     for parameter in (_TRIM_THRESHOLD, _MMAP_THRESHOLD):
-        mallopt(parameter, 1 << 30)
+        _tell_glibc("mallopt", parameter, 1 << 30)
 
 
 def return_unused_memory() -> None:
@@ -50,10 +47,13 @@ def return_unused_memory() -> None:
     memory that is kept, a run on Omniglot with tensors of 50 MB grew by 5 MB per iteration. What is returned is fetched
     again page by page, so this is for every hundredth iteration or so. Other C libraries than glibc lack it.
     """
-    try:
-        ctypes.CDLL(None).malloc_trim(0)
-    except (AttributeError, OSError):
-        return
+    _tell_glibc("malloc_trim", 0)
+
+
+def _tell_glibc(function: str, *arguments: int) -> None:
+    """Call a function of glibc; nothing happens where the C library is another one."""
+    with suppress(AttributeError, OSError):
+        getattr(ctypes.CDLL(None), function)(*arguments)
 
 
 def prepare_process(settings: Settings) -> str:

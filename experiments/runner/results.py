@@ -151,11 +151,21 @@ def validation_of(lines: Sequence[Mapping[str, float]]) -> dict[str, list[float]
     return {name.removeprefix(_EVALUATION): [round(line[name], 5) for line in evaluated] for name in names}
 
 
+def is_metric(part: Any) -> bool:
+    """Whether a part of an evaluation in a row is a metric, with a value for each test task."""
+    return isinstance(part, Mapping) and "per_task" in part
+
+
+def task_values(metric: Mapping[str, Any]) -> list[float]:
+    """The value of a metric on each test task, infinite where a task diverged."""
+    return [math.inf if value is None else value for value in metric["per_task"]]
+
+
 def rounded_evaluation(record: Mapping[str, Any]) -> dict[str, Any]:
     """What the file of an evaluation holds, without what the row has in other places, in sensible digits."""
     kept: dict[str, Any] = {}
     for name, value in record.items():
-        if isinstance(value, Mapping) and "per_task" in value:
+        if is_metric(value):
             digits = 2 if name.startswith("return/") else 5
             per_task = [_rounded(of, digits) for of in value["per_task"]]
             error = _rounded(value["standard_error"], digits + 2)

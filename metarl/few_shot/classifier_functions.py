@@ -1,12 +1,11 @@
 """Functions to be minimised, as few-shot tasks: losses of a small classifier of images (Andrychowicz et al. 2016)."""
 
 import numpy as np
-import torch.nn.functional as F
-from torch import Tensor
 
 from metarl.core.validation import require_whole
 from metarl.few_shot.criteria import Criterion, cross_entropy
 from metarl.few_shot.images.image_classes import ImagesBySplit
+from metarl.few_shot.networks import averaged
 from metarl.few_shot.tasks import Examples, FewShotTasks, ImageEpisodes
 
 
@@ -40,13 +39,8 @@ class ClassifierFunctions:
     def sample(self, num_tasks: int, split: str, rng: np.random.Generator) -> FewShotTasks:
         """Draw functions: inputs (M, ways * shots, size) from 0 to 1, and class numbers (M, ways * shots)."""
         drawn = self._episodes.sample(num_tasks, split, rng).support
-        examples = Examples(self._averaged(drawn.inputs), drawn.targets)
+        examples = Examples(averaged(drawn.inputs, self.pixels), drawn.targets)
         return FewShotTasks(examples, examples)
-
-    def _averaged(self, images: Tensor) -> Tensor:
-        """Images (M, N, H, W, C) as vectors (M, N, size)."""
-        channels_first = images.flatten(0, 1).permute(0, 3, 1, 2)
-        return F.adaptive_avg_pool2d(channels_first, self.pixels).flatten(1).view(*images.shape[:2], self.size)
 
 
 # Of classifiers of which the loss alone is of interest, not how many images are classified rightly.

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from metarl.core.errors import NonFiniteError
+from metarl.core.errors import NonFiniteError, first_line
 from metarl.core.parameters import Parameters, expand_over_tasks
 from metarl.core.validation import require, require_part, require_whole
 from metarl.few_shot.method import Method
@@ -96,7 +96,7 @@ def check_method(learner: "FewShotLearner", tasks: FewShotTasks) -> None:
         raise
     except Exception as error:  # user code may raise anything
         inputs, targets = (tuple(values.shape[1:]) for values in (examples.inputs, examples.targets))
-        kind, reason = type(method.module).__name__, str(error).strip().split("\n")[0] or type(error).__name__
+        kind, reason = type(method.module).__name__, first_line(error)
         raise ValueError(
             f"the module {kind} cannot learn a task of inputs {inputs} and targets {targets} ({reason}); allowed: what "
             "torch.func.vmap can do and torch.autograd can differentiate as often as the method needs, without chance, "

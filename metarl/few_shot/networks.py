@@ -96,6 +96,12 @@ class MLP(nn.Module):
         return self.head(self.features(inputs))
 
 
+def averaged(images: Tensor, pixels: int) -> Tensor:
+    """Images (M, N, H, W, C) averaged to a height and width and flattened, (M, N, pixels^2 C)."""
+    channels_first = images.flatten(0, 1).permute(0, 3, 1, 2)
+    return F.adaptive_avg_pool2d(channels_first, pixels).flatten(1).unflatten(0, images.shape[:2])
+
+
 def _glorot(layer: nn.Linear) -> nn.Linear:
     nn.init.xavier_uniform_(layer.weight)
     nn.init.zeros_(layer.bias)

@@ -5,13 +5,13 @@ Axes: M tasks, N examples of a task; images are (N, H, W, C).
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from metarl.core.validation import require_whole
+from metarl.core.validation import require, require_whole
 from metarl.few_shot.images.image_classes import ImagesBySplit, classes_of, split_of
 
 _CHUNK_VALUES = 63_000  # input numbers that a CPU's cache likes to see at a time: 80 Omniglot images
@@ -184,6 +184,13 @@ class ImageBatches:
         for split, classes in self._classes.items():
             classes.require_examples(split, "1", 1)
         self.images, self.size = dict(images), size
+
+    @classmethod
+    def of(cls, task_distribution: FewShotDistribution, size: int) -> Self:
+        """Return batches of the images of a distribution of tasks; ValueError if it is not one of images."""
+        images: Any = getattr(task_distribution, "images", None)
+        require(images is not None, "task_distribution", task_distribution, "one of images, such as ImageEpisodes")
+        return cls(images, size)
 
     @property
     def ways(self) -> int:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metarl.core.errors import NonFiniteError
+from metarl.core.errors import NonFiniteError, first_line
 from metarl.core.parameters import Parameters, call_per_task, expand_over_tasks, require_alike
 from metarl.core.validation import require_part, require_whole
 from metarl.rl.action_distributions import ActionDistribution
@@ -96,7 +96,7 @@ def check_policy(learner: "Learner", action_distribution: ActionDistribution, th
         output = call_per_task(learner.policy, phi, inputs)
     except Exception as error:  # user code may raise anything
         raise ValueError(
-            f"the policy {kind} cannot map observations {seen} for a batch of tasks ({_first_line(error)}); allowed: "
+            f"the policy {kind} cannot map observations {seen} for a batch of tasks ({first_line(error)}); allowed: "
             f"what torch.func.vmap can do, in float32, without chance, and one tensor {expected}"
         ) from error
     if not isinstance(output, Tensor) or output.shape != (1, 2, size):
@@ -107,7 +107,7 @@ def check_policy(learner: "Learner", action_distribution: ActionDistribution, th
         again = call_per_task(learner.policy, phi, inputs)
     except Exception as error:  # user code may raise anything
         raise ValueError(
-            f"the policy {kind} cannot be called and differentiated twice ({_first_line(error)}); allowed: operations "
+            f"the policy {kind} cannot be called and differentiated twice ({first_line(error)}); allowed: operations "
             "that torch.autograd can differentiate twice, and no tensor kept from one call to the next"
         ) from error
     if not torch.equal(output, again):
@@ -121,10 +121,6 @@ def _differentiate_twice(output: Tensor, phi: Parameters) -> None:
     first = torch.autograd.grad(output.square().sum(), values, create_graph=True, materialize_grads=True)
     total = torch.stack([gradient.square().sum() for gradient in first]).sum()
     torch.autograd.grad(total, values, materialize_grads=True)  # an error too where the first ones carry no graph
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__
 
 
 def check_state(state: LearnerState, own: LearnerState) -> None:

@@ -7,6 +7,7 @@ import pytest
 from metarl.experiments import benchmark
 from metarl.experiments.runner import benchmarks
 from metarl.experiments.runner.benchmarks import with_floors
+from tests.experiments.runner.helpers import error_of
 
 TINY = ["--recipe", "paper", "--num-tasks", "2", "--episodes-per-task", "2", "--horizon", "3", "--threads", "1"]
 
@@ -73,9 +74,4 @@ def test_the_table_says_how_near_a_part_is_to_its_floor(capsys):
     ],
 )
 def test_bad_input_gets_one_line(words, named, capsys):
-    with pytest.raises(SystemExit) as ended:
-        benchmark.main(words)
-    assert ended.value.code == 2
-    message = capsys.readouterr().err
-    assert named in message
-    assert message.count("\n") == 1
+    assert named in error_of(capsys, benchmark.main, words)

@@ -8,6 +8,7 @@ import torch
 from metarl.experiments import gpu_report
 from metarl.experiments.runner import device_parity
 from metarl.experiments.runner.device_parity import Parity
+from tests.experiments.runner.helpers import error_of
 
 TINY = {"num_tasks": 2, "episodes_per_task": 2, "horizon": 5, "hidden_sizes": (8,), "hvp_sample_fraction": 1.0}
 POLICIES = {"navigation": ("navigation_2d", "paper", TINY)}
@@ -82,9 +83,4 @@ def test_the_script_prints_a_table_and_writes_the_report(found, tmp_path, monkey
     ],
 )
 def test_bad_input_gets_one_line(words, named, capsys):
-    with pytest.raises(SystemExit) as ended:
-        gpu_report.main(words)
-    assert ended.value.code == 2
-    message = capsys.readouterr().err
-    assert named in message
-    assert message.count("\n") == 1
+    assert named in error_of(capsys, gpu_report.main, words)

@@ -1,7 +1,5 @@
 """What holds on any device: no waiting for the host inside conjugate gradient; CPU and GPU give the same update."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -11,13 +9,13 @@ from metarl import (
     CLASSIFICATION,
     MAML,
     TRPO,
-    AdaptationStep,
     FewShotLearner,
     GradientDescent,
     ImageEpisodes,
 )
 from metarl.core.parameters import ravel
 from metarl.core.trust_region import conjugate_gradient
+from metarl.experiments.runner.device_parity import moved
 from metarl.few_shot.networks import ConvNet
 from tests.builders import navigation_learner
 
@@ -42,13 +40,6 @@ def device_learner(**changes):
     settings = {"num_tasks": 6, "episodes_per_task": 10, "outer": TRPO(hvp_sample_fraction=0.5)}
     defaults = {"horizon": 40, "hidden_sizes": (32, 32), "rule": GradientDescent(0.2), **settings}
     return navigation_learner(**{**defaults, **changes})
-
-
-def moved(at: AdaptationStep, device: str) -> AdaptationStep:
-    """With parameters and samples on the device, which is all that an objective needs."""
-    tensors = {name: value.to(device) for name, value in vars(at.samples).items() if isinstance(value, torch.Tensor)}
-    parameters = {name: value.to(device) for name, value in at.parameters.items()}
-    return replace(at, parameters=parameters, samples=replace(at.samples, **tensors))
 
 
 @pytest.fixture(scope="module")

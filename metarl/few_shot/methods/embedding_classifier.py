@@ -2,13 +2,11 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import Tensor, nn
 
 from metarl.core.parameters import Parameters
 from metarl.core.settings import setting
-from metarl.core.validation import require
 from metarl.few_shot.method import State
 from metarl.few_shot.methods.embedding import EmbeddingMethod
 from metarl.few_shot.tasks import Examples, FewShotDistribution, FewShotTasks, ImageBatches
@@ -34,9 +32,7 @@ class EmbeddingClassifier(EmbeddingMethod):
 
     def training_tasks(self, task_distribution: FewShotDistribution) -> FewShotDistribution:
         """Return batches of images of all training classes."""
-        images: Any = getattr(task_distribution, "images", None)
-        require(images is not None, "task_distribution", task_distribution, "one of images, such as ImageEpisodes")
-        return ImageBatches(images, self.batch_size)
+        return ImageBatches.of(task_distribution, self.batch_size)
 
     def adapt(self, theta: Parameters, support: Examples) -> State:
         """Return what is learned from the support examples; an empty state where there are none, as in training."""

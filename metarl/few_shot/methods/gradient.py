@@ -13,7 +13,7 @@ A state is the adapted parameters phi, a dict of tensors with a leading axis of 
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -168,10 +168,7 @@ class Classifier(MAML):
 
     def training_tasks(self, task_distribution: FewShotDistribution) -> FewShotDistribution:
         """Return batches of images of all training classes."""
-        images: Any = getattr(task_distribution, "images", None)
-        if images is None:
-            raise ValueError(f"task_distribution = {task_distribution!r}; allowed: images, such as of ImageEpisodes")
-        return ImageBatches(images, self.batch_size)
+        return ImageBatches.of(task_distribution, self.batch_size)
 
     def adapt(self, theta: Parameters, support: Examples) -> Parameters:
         """Return the parameters with a new last layer, before any fine-tuning."""

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metarl.few_shot.method import State
+from metarl.few_shot.networks import averaged
 
 USAGE_DECAY = 0.95
 _FIRST_CONTENT = 1e-6  # of every slot
@@ -26,9 +27,7 @@ class _SequenceNet(nn.Module):
 
     def joined(self, images: Tensor, previous: Tensor) -> Tensor:
         """Images (M, T, H, W, C) and previous labels (M, T, ways) to (M, T, features)."""
-        channels_first = images.flatten(0, 1).permute(0, 3, 1, 2)
-        small = F.adaptive_avg_pool2d(channels_first, self.pixels)
-        return torch.cat([small.reshape(*images.shape[:2], -1), previous], dim=2)
+        return torch.cat([averaged(images, self.pixels), previous], dim=2)
 
 
 class LSTMNet(_SequenceNet):

@@ -6,6 +6,7 @@ import torch
 
 from metarl.core.parameters import Parameters
 from metarl.core.validation import require
+from metarl.few_shot.methods.centroids import class_means
 from metarl.few_shot.methods.embedding import one_hot
 from metarl.few_shot.methods.gradient import MAML, call_features
 from metarl.few_shot.tasks import Examples
@@ -45,8 +46,7 @@ class ProtoMAML(MAML):
 
     def _with_prototypes(self, theta: Parameters, support: Examples) -> Parameters:
         features = call_features(self.module, self.rule.start(theta), support.inputs)  # (M, N, F)
-        members = one_hot(support.targets).to(features.dtype)
-        prototypes = members.mT @ features / members.sum(dim=1).unsqueeze(2)
+        prototypes = class_means(features, one_hot(support.targets))
         head = {"head.weight": 2 * prototypes, "head.bias": -prototypes.square().sum(dim=2)}
         # as views, so that inner gradients in them do not run through the prototypes as well
         return {**{name: value.view_as(value) for name, value in theta.items()}, **head}

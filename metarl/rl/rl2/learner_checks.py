@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from metarl.core.errors import first_line
 from metarl.core.validation import require, require_whole
 from metarl.rl.action_distributions import ActionDistribution
 from metarl.rl.advantages import Advantages
@@ -50,9 +51,9 @@ def check_policy(learner: "RL2Learner", action_distribution: ActionDistribution)
         torch.autograd.grad(whole[0].sum() + whole[1].sum(), learned, materialize_grads=True)
         steps = _step_by_step(policy, inputs)
     except Exception as error:  # user code may raise anything
-        reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise ValueError(
-            f"the policy {kind} cannot go through inputs {tuple(inputs.shape)} ({reason}); allowed: {expected}"
+            f"the policy {kind} cannot go through inputs {tuple(inputs.shape)} ({first_line(error)}); "
+            f"allowed: {expected}"
         ) from error
     if not _has_shapes(whole, shapes):
         found = ", ".join(str(tuple(part.shape)) for part in whole)

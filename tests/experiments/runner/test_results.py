@@ -173,10 +173,9 @@ def test_every_file_that_is_kept_is_whole_and_small():
         assert results.row_path(row["experiment"], name).exists()
         for seed in row["seeds"]:
             for evaluation in (seed["last"], seed.get("best", {})):
-                for metric in (of for of in evaluation.values() if isinstance(of, dict) and "per_task" in of):
-                    values = [np.inf if value is None else value for value in metric["per_task"]]
+                for metric in filter(results.is_metric, evaluation.values()):
                     mean = np.inf if metric["mean"] is None else metric["mean"]
-                    assert np.mean(values) == pytest.approx(mean, abs=5e-3, rel=1e-5)
+                    assert np.mean(results.task_values(metric)) == pytest.approx(mean, abs=5e-3, rel=1e-5)
             assert {len(values) for values in seed.get("curve", {"": [0]}).values()} <= set(range(1, 201))
     files = [path for path in results.FOLDER.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 8e6

@@ -9,6 +9,7 @@ from gymnasium.spaces import Box
 from torch import nn
 
 from metarl.core.settings import setting
+from metarl.experiments.runner.flat_settings import flat_settings
 from metarl.experiments.runner.machine import choose_threads
 from metarl.rl.evaluation import held_out_tasks
 from metarl.rl.rl2.evaluation import TrialEvaluation, evaluate
@@ -18,8 +19,11 @@ from metarl.rl.rl2.ppo import TrialPPO
 
 MakePolicy = Callable[[Any, Box, gymnasium.Space], nn.Module]
 
+NAME = "rl2"  # of the method and of its recipes
+# of the inner loop, and of the outer optimisers that differentiate through one
+_LOOPS = ("rule", "objective", "outer")
 # settings of other parts that a learner without an inner loop does not look at
-WITHOUT_EFFECT = ("budget", "lanes", "support_lambda", "bootstrap", "baseline", "weighting")
+_WITHOUT_EFFECT = ("budget", "lanes", "support_lambda", "bootstrap", "baseline", "weighting")
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,45 @@ class RL2(TrialPPO):
 
     memory_size: int = setting(128, "units of the GRU after the hidden layers", at_least=1)
 
+    def without_effect(self, settings: Any) -> Mapping[str, str]:
+        """RL^2 has neither an inner loop nor the outer optimisers that differentiate through one."""
+        loops = [name for name, of in flat_settings(type(settings)).items() if of.part in _LOOPS]
+        return dict.fromkeys([*loops, *_WITHOUT_EFFECT], "method")
+
+    def build(self, experiment: Any, settings: Any, distribution: Any, device: str) -> RL2Learner:
+        """The learner with the experiment's policy; ValueError for settings that do not go together."""
+        return RL2Learner(
+            distribution,
+            experiment.memory_policy(settings, distribution.observation_space, distribution.action_space),
+            sampling=settings.sampling,
+            ppo=self,
+            advantages=settings.advantages,
+            seed=settings.run.seed,
+            threads=choose_threads(settings.machine.threads),
+            device=device,
+            task_chunk=settings.machine.task_chunk or None,
+        )
+
+    def evaluate(self, settings: Any, learner: RL2Learner, split: str) -> TrialEvaluation:
+        """Returns on held-out tasks in the first episode of a trial, and after `evaluation_steps` earlier ones."""
+        chosen = settings.evaluation
+        tasks = held_out_tasks(learner, chosen.num_tasks, split)
+        return evaluate(learner, tasks, chosen.inner_steps + 1, chosen.episodes_per_task)
+
+    def selection_metric(self, settings: Any, metrics: Mapping[str, float]) -> float:
+        """The return of a whole trial in training."""
+        return metrics["return/trial"]
+
+    def progress_text(self, settings: Any, metrics: Mapping[str, float]) -> str:
+        """Returns in the first and the last episode of a trial."""
+        last = max(int(name.removeprefix("return/step_")) for name in metrics if name.startswith("return/step_"))
+        first = f"return {metrics['return/step_0']:.1f}"
+        return f"{first} -> {metrics[f'return/step_{last}']:.1f}" if last else first
+
+    def record(self, settings: Any, learner: RL2Learner) -> dict[str, Any]:
+        """The method, as there are no gradient steps to tell of."""
+        return {"method": NAME}
+
 
 def recurrent_policy(settings: Any, observation_space: Box, action_space: gymnasium.Space) -> nn.Module:
     """The policy of an experiment that names none for RL^2: the hidden layers, then a GRU."""
@@ -35,37 +78,3 @@ def recurrent_policy(settings: Any, observation_space: Box, action_space: gymnas
     return RecurrentPolicy(
         observation_space, action_space, settings.method.memory_size, layers.hidden_sizes, layers.activation
     )
-
-
-def build(settings: Any, distribution: Any, policy: MakePolicy, device: str) -> RL2Learner:
-    """The learner; ValueError for settings that do not go together."""
-    return RL2Learner(
-        distribution,
-        policy(settings, distribution.observation_space, distribution.action_space),
-        sampling=settings.sampling,
-        ppo=settings.method,
-        advantages=settings.advantages,
-        seed=settings.run.seed,
-        threads=choose_threads(settings.machine.threads),
-        device=device,
-        task_chunk=settings.machine.task_chunk or None,
-    )
-
-
-def evaluate_trials(settings: Any, learner: RL2Learner, split: str) -> TrialEvaluation:
-    """Returns on held-out tasks in the first episode of a trial, and after `evaluation_steps` earlier ones at most."""
-    chosen = settings.evaluation
-    tasks = held_out_tasks(learner, chosen.num_tasks, split)
-    return evaluate(learner, tasks, chosen.inner_steps + 1, chosen.episodes_per_task)
-
-
-def selection_metric(metrics: Mapping[str, float]) -> float:
-    """The return of a whole trial in training."""
-    return metrics["return/trial"]
-
-
-def progress_text(metrics: Mapping[str, float]) -> str:
-    """Returns in the first and the last episode of a trial."""
-    last = max(int(name.removeprefix("return/step_")) for name in metrics if name.startswith("return/step_"))
-    first = f"return {metrics['return/step_0']:.1f}"
-    return f"{first} -> {metrics[f'return/step_{last}']:.1f}" if last else first

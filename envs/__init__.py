@@ -8,9 +8,11 @@ from .ant import AntDirection, AntGoal, AntVelocity
 from .bandits import BernoulliBandits
 from .gymnasium_tasks import GymnasiumTasks
 from .half_cheetah import HalfCheetahDirection, HalfCheetahVelocity
+from .humanoid import HumanoidDirection
 from .navigation import Navigation2D
 from .oracle import ObservedTasks
 from .random_mdps import RandomMDPs
+from .random_parameters import HopperParameters, WalkerParameters
 from .tasks import SingleTaskEnv, TaskBatch, TaskDistribution, Tasks, check_tasks
 from .vector_tasks import VectorTasks, choose_from
 
@@ -22,6 +24,8 @@ __all__ = [
     "GymnasiumTasks",
     "HalfCheetahDirection",
     "HalfCheetahVelocity",
+    "HopperParameters",
+    "HumanoidDirection",
     "Navigation2D",
     "ObservedTasks",
     "RandomMDPs",
@@ -30,6 +34,7 @@ __all__ = [
     "TaskDistribution",
     "Tasks",
     "VectorTasks",
+    "WalkerParameters",
     "check_tasks",
     "choose_from",
 ]
@@ -46,6 +51,9 @@ for _distribution in (
     AntVelocity,
     AntDirection,
     AntGoal,
+    HumanoidDirection,
+    WalkerParameters,
+    HopperParameters,
     BernoulliBandits,
     RandomMDPs,
 ):

@@ -67,8 +67,8 @@ class PaperAnt(Ant):
     def position(self, state: State) -> np.ndarray:
         return state["subtree_com"][:, TORSO, :2]
 
-    def x_velocity(self, previous: np.ndarray, state: State) -> np.ndarray:
-        return state["subtree_linvel"][:, TORSO, 0].copy()
+    def velocity(self, previous: np.ndarray, state: State) -> np.ndarray:
+        return state["subtree_linvel"][:, TORSO, :2]
 
     def shared_reward(self, state: State, actions: np.ndarray) -> np.ndarray:
         forces = np.clip(state["cfrc_ext"], -1.0, 1.0)

@@ -65,8 +65,8 @@ class PaperHalfCheetah(Body):
     def position(self, state: State) -> np.ndarray:
         return state["com"][:, :2]
 
-    def x_velocity(self, previous: np.ndarray, state: State) -> np.ndarray:
-        return state["com_vx"]
+    def velocity(self, previous: np.ndarray, state: State) -> np.ndarray:
+        return state["com_vx"][:, None] * (1.0, 0.0)
 
     def shared_reward(self, state: State, actions: np.ndarray) -> np.ndarray:
         return -0.05 * np.square(actions).sum(axis=1)
@@ -105,7 +105,7 @@ class GymnasiumHalfCheetah(Body):
         return np.concatenate([state["qpos"][:, 1:], state["qvel"]], axis=1)
 
     def position(self, state: State) -> np.ndarray:
-        # y of a planar body is 0; no task asks for it
+        # y of a planar body is 0
         return state["qpos"][:, :1] * (1.0, 0.0)
 
     def shared_reward(self, state: State, actions: np.ndarray) -> np.ndarray:

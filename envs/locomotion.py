@@ -35,9 +35,9 @@ class Direction(MujocoTasks):
         """Draw directions (count,), -1 and +1 in turn; which one is first is chance."""
         return {"direction": rng.choice([-1.0, 1.0]) * (-1.0) ** np.arange(count)}
 
-    def task_reward(self, position: np.ndarray, x_velocity: np.ndarray, tasks: Tasks) -> np.ndarray:
+    def task_reward(self, position: np.ndarray, velocity: np.ndarray, tasks: Tasks) -> np.ndarray:
         """Return direction * vx, (N,)."""
-        return tasks["direction"] * x_velocity
+        return tasks["direction"] * velocity[:, 0]
 
 
 class Velocity(MujocoTasks):
@@ -68,9 +68,9 @@ class Velocity(MujocoTasks):
         """Draw velocities (count,) in m/s, each from the whole range."""
         return {"velocity": rng.uniform(0.0, self.fastest[self.dynamics], count)}
 
-    def task_reward(self, position: np.ndarray, x_velocity: np.ndarray, tasks: Tasks) -> np.ndarray:
+    def task_reward(self, position: np.ndarray, velocity: np.ndarray, tasks: Tasks) -> np.ndarray:
         """Return bonus - |vx - v|, (N,)."""
-        return self.bonus[self.dynamics] - np.abs(x_velocity - tasks["velocity"])
+        return self.bonus[self.dynamics] - np.abs(velocity[:, 0] - tasks["velocity"])
 
 
 RADIUS = 3.0  # of the disc of goals, in metres
@@ -112,6 +112,6 @@ class Goal(MujocoTasks):
         radius, angle = RADIUS * np.sqrt(rng.uniform(size=count)), rng.uniform(0.0, 2 * np.pi, count)
         return {"goal": np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)}
 
-    def task_reward(self, position: np.ndarray, x_velocity: np.ndarray, tasks: Tasks) -> np.ndarray:
+    def task_reward(self, position: np.ndarray, velocity: np.ndarray, tasks: Tasks) -> np.ndarray:
         """Return bonus - |x - g|_1, (N,)."""
         return self.bonus[self.dynamics] - np.abs(position - tasks["goal"]).sum(axis=1)

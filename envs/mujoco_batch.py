@@ -1,4 +1,4 @@
-"""N copies of one MuJoCo model, stepped together on C threads.
+"""N lanes of one MuJoCo model, whose parameters may differ from lane to lane, stepped together on C threads.
 
 The physics is `mujoco.batch.Batch` (MuJoCo 3.17 and later; before that `envs.lane_batch`, which is slower). It
 keeps the whole state of every lane, the constraint solver's warm start included, so a lane's trajectory is that
@@ -105,9 +105,9 @@ class Body:
         """Return where the body is on the ground (N, 2), in metres."""
         raise NotImplementedError
 
-    def x_velocity(self, previous: np.ndarray, state: State) -> np.ndarray:
-        """Return the forward speed (N,) in m/s; `previous` (N, 2) is the position before the step."""
-        return (self.position(state)[:, 0] - previous[:, 0]) / self.dt
+    def velocity(self, previous: np.ndarray, state: State) -> np.ndarray:
+        """Return the velocity on the ground (N, 2) in m/s; `previous` (N, 2) is the position before the step."""
+        return (self.position(state) - previous) / self.dt
 
     def shared_reward(self, state: State, actions: np.ndarray) -> np.ndarray:
         """Return the part of the reward (N,) that does not depend on the task; actions (N, A) are clipped."""
@@ -138,9 +138,15 @@ class MujocoTasks(TaskDistribution):
         self.observation_space = Box(-np.inf, np.inf, (self.body.observation_size,), np.float64)
         self.action_space = Box(low, high, dtype=np.float64)
 
-    def task_reward(self, position: np.ndarray, x_velocity: np.ndarray, tasks: Tasks) -> np.ndarray:
-        """Return the task's part of the reward (N,) from position (N, 2), speed (N,), the lanes' tasks."""
+    def task_reward(self, position: np.ndarray, velocity: np.ndarray, tasks: Tasks) -> np.ndarray:
+        """Return the task's part of the reward (N,) from position and velocity, (N, 2) both, and the lanes' tasks."""
         raise NotImplementedError
+
+    def change_models(self, simulation: Batch, tasks: Tasks) -> None:
+        """Give each lane the model of its task, where tasks differ in it: called at the start of every episode.
+
+        A body with `leftover_forces` cannot have it, as these are computed with one model.
+        """
 
     def make(self, num_envs: int, threads: int = 1) -> "MujocoBatch":
         """Build a batch of `num_envs` lanes; the number of threads changes its speed and nothing else."""
@@ -183,6 +189,7 @@ class MujocoBatch(TaskBatch):
         """Put every lane in an initial state of the body, and run `mj_forward` there."""
         body = self.body
         states = [body.initial_state(np.random.default_rng(seed)) for seed in seeds]
+        self.distribution.change_models(self.simulation, self.tasks)
         self.simulation.reset(stage=mujoco.mjtStage.mjSTAGE_NONE)
         self.state["qpos"][:] = [qpos for qpos, _ in states]
         self.state["qvel"][:] = [qvel for _, qvel in states]
@@ -204,8 +211,8 @@ class MujocoBatch(TaskBatch):
         with np.errstate(over="ignore", invalid="ignore"):  # in lanes that blew up
             state.update(body.derive(state))
             observations = body.observe(state)
-            x_velocity = body.x_velocity(previous, state)
-            rewards = self.distribution.task_reward(body.position(state), x_velocity, self.tasks)
+            velocity = body.velocity(previous, state)
+            rewards = self.distribution.task_reward(body.position(state), velocity, self.tasks)
             rewards += body.shared_reward(state, actions)
         if blown_up.any():
             observations[blown_up] = self.observations[blown_up]
@@ -221,7 +228,7 @@ class MujocoBatch(TaskBatch):
         if self.renderer is None or (self.renderer.height, self.renderer.width) != (height, width):
             self.renderer = _renderer(self.body.model, height, width)
         data = self.simulation.get_data(lane)
-        mujoco.mj_forward(self.body.model, data)
+        mujoco.mj_forward(self.simulation.get_model(lane), data)
         self.renderer.update_scene(data, camera="track")
         return self.renderer.render()
 

@@ -1,15 +1,25 @@
-"""What the half-cheetah and ant experiments share."""
+"""What the experiments with simulated bodies share."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from metarl.core.settings import setting
-from metarl.experiments.runner.recipes import Recipe
+from metarl.experiments.runner.recipes import RECOMMENDED, Recipe, memory, recommended
 from metarl.experiments.runner.reinforcement import EnvironmentSettings, ReinforcementExperiment, ReinforcementSettings
 from metarl.experiments.runner.settings import part
 from metarl.rl.task_distribution import TaskDistribution
 
 PAPER = {"num_tasks": 40, "horizon": 200, "evaluation_episodes": 20}  # of all of them
+PEERS = {"dynamics": "peers"}
+
+
+def random_parameters(iterations: int) -> dict[str, Recipe]:
+    """The recipes of bodies with random parameters, for as many iterations of 10 tasks."""
+    return {
+        "maml": Recipe({**PAPER, **PEERS}, note="settings of the MAML paper, which has no such tasks"),
+        RECOMMENDED: recommended(10, iterations, second_order=False, baseline="quadratic", episodes_per_task=10),
+        "rl2": memory(200, iterations),
+    }
 
 
 @dataclass(frozen=True)

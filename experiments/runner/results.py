@@ -44,6 +44,9 @@ REINFORCEMENT = (
     "ant_velocity",
     "ant_direction",
     "ant_goal",
+    "walker_parameters",
+    "hopper_parameters",
+    "humanoid_direction",
 )
 SUPERVISED = {  # metric, and gradient steps that have a column
     "sine": ("mse", (0, 1, 5, 10)),

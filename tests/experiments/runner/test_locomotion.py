@@ -15,6 +15,7 @@ from tests.experiments.runner.helpers import TINY, error_of, parameters, state_o
 NAMES = ["half_cheetah_direction", "half_cheetah_velocity", "ant_velocity", "ant_direction", "ant_goal"]
 
 
+ONLY_PEERS = ["walker_parameters", "hopper_parameters", "humanoid_direction"]
 PEERS = ["half_cheetah_direction", "half_cheetah_velocity", "ant_direction", "ant_goal"]
 
 
@@ -22,7 +23,7 @@ PEERS = ["half_cheetah_direction", "half_cheetah_velocity", "ant_direction", "an
     ("name", "dynamics"),
     [
         *((name, dynamics) for name in NAMES for dynamics in ("paper", "gymnasium")),
-        *((name, "peers") for name in PEERS),
+        *((name, "peers") for name in (*PEERS, *ONLY_PEERS)),
     ],
 )
 def test_every_experiment_runs_in_its_dynamics(name, dynamics, tmp_path):

@@ -47,7 +47,7 @@ def test_the_papers_settings():
     names = ("num_tasks", "episodes_per_task", "horizon", "inner_step_size", "max_kl", "iterations",
              "evaluation_episodes", "extra_step_scale")  # fmt: skip
     found = {
-        name: tuple(values(name, "paper")[of] for of in names) for name in SCRIPTS[:7]
+        name: tuple(values(name, "paper")[of] for of in names) for name in (*SCRIPTS[:6], "meta_world")
     }  # others have another paper
     assert found == {
         "navigation_2d": (20, 20, 100, 0.5, 0.01, 100, 40, 0.5),

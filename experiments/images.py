@@ -64,14 +64,14 @@ class OwnRidge(Ridge):
 
 @dataclass(frozen=True)
 class OwnPairs(Pairs):
-    """Siamese networks, trained on as many pairs as there are classes, which all differ in class."""
+    """Siamese networks, trained on two images of every class at once."""
 
     pairs: int | None = same_as(  # type: ignore[assignment]
         Pairs,
         "pairs",
         default=None,
         source="",
-        help="pairs of images in a training task; none for one of each training class",
+        help="classes of a training task, two images of each; none for all of them",
     )
 
     def build(self, module: nn.Module, training: ImageEpisodes) -> EmbeddingMethod:

@@ -118,7 +118,7 @@ class Relations(Episodic):
 
 @dataclass(frozen=True)
 class Pairs(Convolved):
-    """Siamese networks, trained on pairs of images."""
+    """Siamese networks, trained on all pairs of a batch of images."""
 
     pairs: int = same_as(Siamese, "pairs")
 

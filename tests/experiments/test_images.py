@@ -143,7 +143,7 @@ def test_recipes_are_prototypes_and_maml():
     assert (maml.method.inner_steps, maml.evaluation.inner_steps) == (5, 5)
 
 
-def test_siamese_networks_take_a_pair_of_each_class(places):
+def test_siamese_networks_take_two_images_of_each_class(places):
     changes = {"data": places[1], "cache": places[3], "method": "siamese", "size": 16, "colour": "grey"}
     for pairs, found in ((None, 4), (3, 3)):
         settings = images.EXPERIMENT.configure(**changes, ways=2, shots=1, filters=4, threads=1, pairs=pairs)

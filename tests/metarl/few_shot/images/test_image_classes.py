@@ -6,7 +6,6 @@ import torch
 
 from metarl.core.randomness import keyed_generator
 from metarl.few_shot.images.image_classes import ImageClasses, classes_of
-from metarl.few_shot.methods.siamese import ImagePairs
 from metarl.few_shot.tasks import ImageBatches, ImageEpisodes, draw_distinct
 
 SIZES = (3, 7, 4, 5)
@@ -40,21 +39,14 @@ def test_episodes_of_unequal_classes_draw_every_image_of_each_class_alone():
     assert within.min() > 0.7 * within.mean()
 
 
-def test_batches_and_pairs_of_unequal_classes():
+def test_batches_of_unequal_classes():
     batch = ImageBatches({"train": unequal()}, 500).sample(2, "train", keyed_generator(0, "a"))
     found = numbers_of(batch.query.inputs)
     assert torch.equal(OWNERS[found], batch.query.targets)
     assert set(found.flatten().tolist()) == set(range(19))
-    pairs = ImagePairs({"train": unequal()}, 4).sample(100, "train", keyed_generator(0, "a"))
-    left, right = numbers_of(pairs.support.inputs), numbers_of(pairs.query.inputs)
-    assert torch.equal(OWNERS[left] == OWNERS[right], pairs.support.targets == pairs.query.targets)
-    assert not (left == right).any()
-    assert set(right.flatten().tolist()) == set(range(19))
 
 
-@pytest.mark.parametrize(
-    "make", [lambda im: ImageEpisodes(im, 3, 1, 2), lambda im: ImageBatches(im, 5), lambda im: ImagePairs(im, 4)]
-)
+@pytest.mark.parametrize("make", [lambda im: ImageEpisodes(im, 3, 1, 2), lambda im: ImageBatches(im, 5)])
 def test_classes_of_equal_size_draw_as_a_tensor_does(make):
     images = torch.randint(0, 256, (4, 5, 2, 2, 3), dtype=torch.uint8)
     as_classes = ImageClasses(images.flatten(0, 1), (5,) * 4)
@@ -78,8 +70,6 @@ def test_a_class_with_too_few_images_is_refused_by_name():
     empty = ImageClasses(torch.zeros(2, 2, 2, 1, dtype=torch.uint8), (2, 0), ("a", "b"))
     with pytest.raises(ValueError, match="train class b"):
         ImageBatches({"train": empty}, 3)
-    with pytest.raises(ValueError, match="train class b"):
-        ImagePairs({"train": empty}, 2)
 
 
 def test_drawn_images_go_from_0_to_1():

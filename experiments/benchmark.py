@@ -3,6 +3,7 @@
 The flags of the experiment's own script choose what is timed. Parts are measured in turn, several times over, so that a
 slow moment of the machine hits all of them; medians are printed with their spread, and how near they are to what the
 machine can do: the physics alone, and the speed of a large matrix product. Run it with nothing else running.
+`python experiments/benchmark.py all` measures what `docs/performance.md` shows, in about ten minutes.
 """
 
 import metarl.experiments  # noqa: F401  # before torch: see there
@@ -11,6 +12,7 @@ import metarl.experiments  # noqa: F401  # before torch: see there
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from metarl.core.settings import SettingError, nearest
@@ -24,10 +26,13 @@ from metarl.experiments.runner.benchmarks import (
 )
 from metarl.experiments.runner.command_line import OneLineParser, read
 from metarl.experiments.runner.experiment import find_experiment
+from metarl.experiments.runner.performance import measure_all
 from metarl.experiments.runner.results import REINFORCEMENT
 from metarl.experiments.runner.training import one_line_errors
 
 FEW_SHOT = ("sine", "omniglot")
+ALL = "all"  # what the page on performance shows
+KNOWN = (*REINFORCEMENT, *FEW_SHOT, ALL)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -35,15 +40,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = sys.argv[1:] if arguments is None else list(arguments)
     parser = OneLineParser("Time the parts of an experiment's meta-iteration, and of its simulator.")
     parser.usage = "%(prog)s EXPERIMENT [--repeats INT] [--json] [flags of the experiment's script]"
-    parser.add_argument("experiment", metavar="EXPERIMENT", help=", ".join(REINFORCEMENT + FEW_SHOT))
+    parser.add_argument("experiment", metavar="EXPERIMENT", help=", ".join(KNOWN))
     parser.add_argument("--repeats", type=int, default=7, metavar="INT", help="measurements of each part (default 7)")
     parser.add_argument("--json", action="store_true", help="print JSON alone")
     chosen, flags = parser.parse_known_args(words)
     with one_line_errors():
-        if chosen.experiment not in REINFORCEMENT + FEW_SHOT:
-            known = REINFORCEMENT + FEW_SHOT
-            hint = nearest(chosen.experiment, known)
-            raise SettingError(f"EXPERIMENT = {chosen.experiment!r}; allowed: {', '.join(known)}{hint}")
+        if chosen.experiment not in KNOWN:
+            hint = nearest(chosen.experiment, KNOWN)
+            raise SettingError(f"EXPERIMENT = {chosen.experiment!r}; allowed: {', '.join(KNOWN)}{hint}")
+        if chosen.experiment == ALL:
+            if further := words[words.index(ALL) + 1 :] or words[: words.index(ALL)]:
+                raise SettingError(f"{further[0]} has no effect with {ALL}; allowed: {ALL} alone")
+            measure_all(Path(__file__))
+            print("python experiments/reproduce.py --report writes them into docs/performance.md")
+            return
         if chosen.repeats < 1:
             raise SettingError(f"--repeats = {chosen.repeats}; allowed: at least 1")
         measured = measure(chosen.experiment, flags, chosen.repeats)

@@ -14,12 +14,18 @@ from metarl.experiments.runner.arrival import Arrival, arrival
 from metarl.experiments.runner.digest import digest
 from metarl.experiments.runner.experiment import Experiment, find_experiment
 from metarl.experiments.runner.method_table import FAMILIES, INSTANCES, PUBLISHED_INSTANCES, MethodEntry
+from metarl.experiments.runner.performance import performance_tables
 from metarl.experiments.runner.result_plots import MOST_LINES, Line
 from metarl.experiments.runner.results import EXPERIMENTS, OTHER_TASKS, REINFORCEMENT, SUPERVISED
 from metarl.runs import write_atomically
 
 ROOT = Path(__file__).parents[2]
-PAGES = ("docs/results.md", "docs/guides/few_shot_methods.md", "README.md")  # in which markers name tables
+PAGES = (
+    "docs/results.md",
+    "docs/guides/few_shot_methods.md",
+    "docs/performance.md",
+    "README.md",
+)  # in which markers name tables
 
 Entries = dict[str, dict[str, Any]]  # of an experiment, by row
 
@@ -67,7 +73,7 @@ class Report:
                     found[table] = tables.supervised(entries, judged, steps, known)
         found["few-shot methods"] = tables.few_shot_methods(list(self._methods()))
         found["instances"] = tables.instances(self.summary.get("omniglot", {}), INSTANCES, PUBLISHED_INSTANCES)
-        return found
+        return found | performance_tables()
 
     def pictures(self) -> Iterator[tuple[str, Figure]]:
         """All pictures, each with its path in the folder of results."""

@@ -45,7 +45,7 @@ def overview(rows: Sequence[tuple[str, str, Entry, Sequence[float]]]) -> str:
         cells = [_with_interval(entry[f"return/step_{step}"], published[step : step + 1]) for step in (1, 2, 3)]
         effort = [str(len(entry["seeds"])), f"{np.mean(entry['env_steps']) / 1e6:.1f}"]
         lines.append([environment.replace("_", " "), name, *cells, *effort])
-    return _markdown(columns, lines)
+    return markdown(columns, lines)
 
 
 def arrivals(rows: Sequence[tuple[str, str, Sequence[Arrival | None]]]) -> str:
@@ -59,7 +59,7 @@ def arrivals(rows: Sequence[tuple[str, str, Sequence[Arrival | None]]]) -> str:
         steps = [np.inf if of is None else of.env_steps / 1e6 for of in seeds]
         minutes = [np.inf if of is None else of.minutes for of in seeds]
         lines.append([environment.replace("_", " "), name, _median_and_each(steps), _median_and_each(minutes)])
-    return _markdown(["environment", "row", "million environment steps", "minutes"], lines)
+    return markdown(["environment", "row", "million environment steps", "minutes"], lines)
 
 
 def returns(entries: Mapping[str, Entry], published: Published, training: bool) -> str:
@@ -87,7 +87,7 @@ def returns(entries: Mapping[str, Entry], published: Published, training: bool) 
             if windows:
                 cells.append(_mean(entry.get("training")) if not prefix else "")
             lines.append([label, *cells])
-    return _markdown(columns, lines)
+    return markdown(columns, lines)
 
 
 def supervised(entries: Mapping[str, Entry], metric: str, steps: Sequence[int], published: Published) -> str:
@@ -115,7 +115,7 @@ def supervised(entries: Mapping[str, Entry], metric: str, steps: Sequence[int], 
             if f"{metric}/{further}" in entry:
                 cells = [_score(entry[f"{metric}/{further}"], metric), *[""] * (len(steps) - 1)]
                 lines.append([f"{name}, {words}", *cells, *effort, ""])
-    return _markdown(columns, lines)
+    return markdown(columns, lines)
 
 
 def instances(entries: Mapping[str, Entry], numbers: Sequence[int], published: Published) -> str:
@@ -131,7 +131,7 @@ def instances(entries: Mapping[str, Entry], numbers: Sequence[int], published: P
         own = [_score(entries.get(name, {}).get(f"accuracy/instance_{number}"), "accuracy") for number in numbers]
         lines.append([name, *(cell or NOT_RUN for cell in own)])
         lines.append([f"{name}, published", *(f"{100 * value:.1f}" for value in known)])
-    return _markdown(["row", *map(str, numbers)], lines)
+    return markdown(["row", *map(str, numbers)], lines)
 
 
 def few_shot_methods(rows: Sequence[tuple[str, MethodEntry, Entry | None, str, Sequence[float]]]) -> str:
@@ -155,7 +155,7 @@ def few_shot_methods(rows: Sequence[tuple[str, MethodEntry, Entry | None, str, S
             [family if family != before else "", *cells, "accuracy, %" if kind == "accuracy" else kind, known, own]
         )
         before = family
-    return _markdown(columns, lines)
+    return markdown(columns, lines)
 
 
 def headline(entry: Entry) -> str:
@@ -181,7 +181,7 @@ def _median_and_each(values: Sequence[float]) -> str:
     return f"{each[0]} ({', '.join(each[1:])})"
 
 
-def _markdown(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+def markdown(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     rows = [columns, ["---"] * len(columns), *lines]
     return "".join(f"| {' | '.join(row)} |\n" for row in rows)
 

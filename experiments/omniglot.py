@@ -53,7 +53,6 @@ IMAML = {
 }
 PROTO_MAML = {
     "method": "proto-maml",
-    "num_tasks": 8,
     "queries": 5,
     "inner_steps": 3,
     "inner_step_size": 0.1,
@@ -201,7 +200,9 @@ RECIPES = {  # published: accuracy
     ),
     "5-way 1-shot, iMAML": Recipe(IMAML, (0.995,)),
     **{
-        f"{ways}-way {shots}-shot, Proto-MAML": Recipe({**PROTO_MAML, "ways": ways, "shots": shots})
+        f"{ways}-way {shots}-shot, Proto-MAML": Recipe(
+            {**PROTO_MAML, "ways": ways, "shots": shots, "num_tasks": 40 // ways}  # 200 query images an iteration
+        )
         for ways in (5, 20)
         for shots in (1, 5)
     },

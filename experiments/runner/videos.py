@@ -133,4 +133,8 @@ def _position(batch: TaskBatch) -> Any:
 
 
 def _describe(task: Tasks) -> str:
-    return ", ".join(f"{name} {np.round(value[0], 3)}" for name, value in task.items())
+    """The parameters of a task, in words for those that have more than three numbers."""
+    return ", ".join(
+        f"{name} {np.round(value[0], 3)}" if value[0].size <= 3 else f"{name} ({value[0].size} numbers)"
+        for name, value in task.items()
+    )

@@ -36,6 +36,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         dynamics = sorted({row["dynamics"] for row in rows if "dynamics" in row})
         if chosen.rows and len(dynamics) > 1:
             raise SettingError(f"rows with the dynamics {', '.join(dynamics)}; allowed: rows of the same dynamics")
+        methods = {row.get("settings", {}).get("method") == "rl2" for row in rows}
+        if chosen.rows and len(methods) > 1 and chosen.metric is None:
+            raise SettingError(
+                "steps of rl2 are earlier episodes of a trial, those of other rows are gradient steps; "
+                f"allowed: with a --metric, such as {metric}"
+            )
         scores = [scores_of(row, metric) for row in rows if metric in metrics_of(row)]
         print(f"{chosen.name}, {metric}\n\n{shown_scores(scores)}")
         if len(chosen.rows) == 2:

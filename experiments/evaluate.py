@@ -8,7 +8,7 @@ from typing import Any
 
 from metarl.core.settings import SettingError
 from metarl.experiments.runner.command_line import OneLineParser
-from metarl.experiments.runner.flat_settings import flat_settings, to_flat
+from metarl.experiments.runner.flat_settings import flag, flat_settings, to_flat
 from metarl.experiments.runner.outputs import output_folder
 from metarl.experiments.runner.scripts import SCRIPT_HELP
 from metarl.experiments.runner.start import experiment_of, open_run
@@ -41,7 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
             _, settings, learner = open_run(chosen.run, checkpoint, changes, chosen.script)
         except SettingError as error:
             raise SettingError(str(error).replace("--evaluation-", "--")) from None
-        _check(chosen, experiment.name, to_flat(settings))
+        values, idle = to_flat(settings), settings.without_effect
+        if useless := [name for name in given if _SETTINGS[name] in idle]:
+            name, cause = useless[0].replace("_", "-"), idle[_SETTINGS[useless[0]]]
+            raise SettingError(f"--{name} has no effect with {flag(cause)} {values[cause]}; allowed: without it")
+        _check(chosen, experiment.name, values)
         different = [f"{name}_{value}" for name, value in given.items() if name not in _OF_THIS_MACHINE]
         usual = chosen.run / "-".join(["evaluation", *["best"] * chosen.best, *different])
         output = output_folder(chosen.output or usual)
@@ -89,10 +93,8 @@ def _parser() -> OneLineParser:
 def _check(chosen: argparse.Namespace, name: str, values: dict[str, Any]) -> None:
     """SettingError for flags that have no effect on a run with these flat values."""
     inner_steps, num_tasks = values["evaluation_steps"], values["evaluation_tasks"]
-    if values.get("method") == "rl2":
-        for flag, given in (("--extra-step-scale", chosen.extra_step_scale), ("--video", chosen.video)):
-            if given is not None:
-                raise SettingError(f"{flag} is for runs that take gradient steps, rl2 takes none; allowed: without it")
+    if values.get("method") == "rl2" and chosen.video is not None:
+        raise SettingError("--video is for runs that take gradient steps, rl2 takes none; allowed: without it")
     if chosen.extra_step_scale is not None and inner_steps <= max(1, values.get("inner_steps", 0)):
         raise SettingError(f"--extra-step-scale with --steps {inner_steps}; allowed: with more steps than in training")
     if chosen.video is not None and "horizon" not in values:

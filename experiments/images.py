@@ -3,6 +3,7 @@
 The folder holds a folder per class, or `train/`, `validation/` and `test/` with a folder per class each.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -30,6 +31,7 @@ from metarl.few_shot.learner import FewShotLearner
 from metarl.few_shot.method import Method
 from metarl.few_shot.methods.embedding import EmbeddingMethod
 from metarl.few_shot.tasks import ImageEpisodes
+from metarl.runs import RunError
 
 RECIPES = {  # nothing is published about pictures of one's own
     RECOMMENDED: Recipe(
@@ -151,13 +153,27 @@ def training_tasks(settings: OwnSettings, device: str) -> ImageEpisodes:
 
 
 class OwnExperiment(ImageExperiment):
-    """The experiment on pictures of one's own, whose records name the classes of each split."""
+    """The experiment on pictures of one's own, whose runs and records name the classes of each split."""
+
+    def data_of(self, learner: FewShotLearner) -> dict[str, Any]:
+        """The names of the classes of each split."""
+        tasks: Any = learner.task_distribution
+        return {"classes": {split: list(of.names) for split, of in tasks.images.items()}}
+
+    def check_data(self, config: Mapping[str, Any], learner: FewShotLearner) -> None:
+        """RunError where a class that the run trains on is held out now, or the other way round."""
+        owners = {name: split for split, names in config.get("classes", {}).items() for name in names}
+        for split, names in self.data_of(learner)["classes"].items():
+            for name in names:
+                if "train" in (before := owners.get(name, split), split) and before != split:
+                    raise RunError(
+                        f"class {name} is of {split} now and was of {before} when the run began; allowed: the class "
+                        "folders of then, or train/, validation/ and test/ with the classes in config.json"
+                    )
 
     def record(self, settings: Any, learner: FewShotLearner) -> dict[str, Any]:
         """As of any experiment on images, with the names of the classes."""
-        tasks: Any = learner.task_distribution
-        names = {split: list(of.names) for split, of in tasks.images.items()}
-        return {**super().record(settings, learner), "classes": names}
+        return {**super().record(settings, learner), **self.data_of(learner)}
 
 
 EXPERIMENT = OwnExperiment(

@@ -10,6 +10,7 @@ import metarl
 from metarl.core.settings import SettingError
 from metarl.experiments.runner.command_line import OneLineParser
 from metarl.experiments.runner.scripts import SCRIPT_HELP
+from metarl.experiments.runner.start import read_run
 from metarl.experiments.runner.training import one_line_errors
 from metarl.few_shot.images.pictures import read_picture
 
@@ -37,6 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         names = [name for name, _ in labelled]
         if len(set(names)) < 2:
             raise SettingError(f"--support = {' '.join(chosen.support)}; allowed: two classes or more")
+        if chosen.steps is not None:
+            _, settings, _ = read_run(chosen.run, script=chosen.script)
+            if "evaluation_steps" in settings.without_effect:
+                raise SettingError(f"--steps = {chosen.steps} of a method without gradient steps; allowed: without it")
         model = metarl.open_classifier(chosen.run, chosen.best, chosen.steps, chosen.script)
         pictures = [_read(file) for _, file in labelled]
         new = [_read(file) for file in chosen.query]

@@ -27,6 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """List, or train, evaluate, keep and report."""
     with one_line_errors():
         chosen = _parser().parse_args(sys.argv[1:] if arguments is None else arguments)
+        given = [name for name in ("recipes", "seeds", *_PASSED_ON) if getattr(chosen, name) is not None]
+        if chosen.name is None and given:
+            raise SettingError(f"--{given[0]} without NAME has no effect; allowed: a NAME, see --help")
         if chosen.name is None and not chosen.report:
             print(listing())
             return
@@ -60,13 +63,14 @@ def _reproduce(chosen: argparse.Namespace) -> None:
     """Run what the command line asks for."""
     experiment = find_experiment(chosen.name)
     recipes = [experiment.recipe_name(name) for name in chosen.recipes or _usual(experiment)]
-    if min(chosen.seeds) < 0:
-        raise SettingError(f"--seeds = {min(chosen.seeds)}; allowed: at least 0")
+    seeds = chosen.seeds or (0, 1, 2)
+    if min(seeds) < 0:
+        raise SettingError(f"--seeds = {min(seeds)}; allowed: at least 0")
     changes = {name: value for name in _PASSED_ON if (value := getattr(chosen, name)) is not None}
     if useless := [name for name in changes if name not in flat_settings(experiment.settings)]:
         raise SettingError(f"--{useless[0]} means nothing in {experiment.name}; allowed: without it")
     for recipe in recipes:
-        for seed in chosen.seeds:
+        for seed in seeds:
             run_recipe(experiment, recipe, seed, changes)
 
 
@@ -81,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         "name", nargs="?", choices=results.EXPERIMENTS, metavar="NAME", help=", ".join(results.EXPERIMENTS)
     )
     parser.add_argument("--recipes", nargs="+", metavar="NAME", help="rows (default: those with published results)")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="INT", help="(default 0 1 2)")
+    parser.add_argument("--seeds", type=int, nargs="+", metavar="INT", help="(default 0 1 2)")
     parser.add_argument("--report", action="store_true", help="only the digest, tables and pictures of what is kept")
     helps = {
         "iterations": "continue runs up to this (default: the recipe's); what has come as far stays as it is",

@@ -55,7 +55,8 @@ def _method(experiment: ImageExperiment, settings: Any, theta: dict[str, Any]) -
 def _like_training(experiment: ImageExperiment, settings: Any, theta: dict[str, Any]) -> ImageEpisodes:
     """Training tasks of black images, as many classes of them as theta knows; they take no memory."""
     episodes = settings.episodes
-    classes = max(episodes.ways, len(theta["head.weight"]) if "head.weight" in theta else 0)
+    of_classes = next((theta[name] for name in ("classifier.weight", "head.weight") if name in theta), ())
+    classes = max(episodes.ways, len(of_classes))
     examples = episodes.shots + episodes.training_queries
     black = torch.zeros(1, *experiment.form(settings).shape, dtype=torch.uint8).expand(classes * examples, -1, -1, -1)
     images = {"train": ImageClasses(black, (examples,) * classes)}

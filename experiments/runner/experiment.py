@@ -126,6 +126,13 @@ class Experiment:
         """Make the learner; SettingError for settings that do not go together."""
         raise NotImplementedError
 
+    def data_of(self, learner: Any) -> dict[str, Any]:
+        """What config.json records of the data that a run begins with."""
+        return {}
+
+    def check_data(self, config: Mapping[str, Any], learner: Any) -> None:
+        """RunError where the data are other ones than those that a run of this config.json began with."""
+
     def check_continuable(self, learner: Any) -> None:
         """RunError if a learner's state, as it was loaded, is enough to evaluate it but not to train on."""
 

@@ -202,7 +202,10 @@ class FewShotExperiment(Experiment):
         device = prepare_process(settings)
         tasks = self.training_tasks(settings, device)
         self.evaluation_tasks(settings, tasks)  # what evaluations need is refused now, not after training
-        module = self.network(settings, tasks)
+        try:
+            module = self.network(settings, tasks)
+        except ValueError as error:
+            raise SettingError(str(error)) from error
         if settings.evaluation.statistics == "per-step" and not _normalised(module):
             raise SettingError("--evaluation-statistics = per-step of a network without batch norm; allowed: batch")
         try:

@@ -19,7 +19,7 @@ from metarl.experiments.runner.few_shot import (
     methods,
 )
 from metarl.experiments.runner.image_evaluation import ImageEvaluation, accuracy_curves, draw_curves, draw_predictions
-from metarl.experiments.runner.image_methods import IMAGE_METHODS, PrototypeStart
+from metarl.experiments.runner.image_methods import IMAGE_METHODS, ImplicitSteps, PrototypeStart
 from metarl.experiments.runner.memory_methods import MEMORY_METHODS, FastWeights, Recurrent
 from metarl.experiments.runner.settings import part
 from metarl.few_shot.images.image_cache import default_cache
@@ -96,6 +96,8 @@ class ImageSettings(FewShotSettings):
     def without_effect(self) -> Mapping[str, str]:
         """Methods that embed take no inner steps; most learn one task at a time, some from no episodes."""
         method = self.method
+        if isinstance(method, ImplicitSteps):
+            return {"second_order": "method"}
         if not isinstance(method, Embedded):
             return {}
         single = [] if method.batched else ["num_tasks", *["queries"] * (not method.episodic)]
@@ -201,7 +203,10 @@ def training_episodes(settings: ImageSettings, images: ImagesBySplit, device: st
 def evaluation_episodes(settings: ImageSettings, training: Any) -> ImageEpisodes:
     """Tasks of evaluations, with as many query as support images, as in the paper."""
     shots, flag = settings.judged_shots, "--evaluation-shots" if settings.evaluation.shots else "--shots"
-    return _episodes(settings, training.images, shots, shots, flag)
+    try:
+        return _episodes(settings, training.images, shots, shots, flag)
+    except SettingError as error:
+        raise SettingError(f"{error}, for evaluations, which take as many query as support images") from error
 
 
 def classes(settings: ImageSettings, training: ImageEpisodes) -> int:

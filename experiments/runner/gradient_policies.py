@@ -53,8 +53,8 @@ class GradientMethod:
     """Learns a task by gradient steps, see the settings of the inner and the outer loop."""
 
     def without_effect(self, settings: Any) -> Mapping[str, str]:
-        """All settings have an effect."""
-        return {}
+        """Steps of size alpha / s have their size at test time, too."""
+        return {"extra_step_scale": "averaged_steps"} if settings.rule.averaged else {}
 
     def build(self, experiment: Any, settings: Any, distribution: Any, device: str) -> Learner:
         """The learner with the experiment's policy; ValueError for settings that do not go together."""
@@ -93,7 +93,8 @@ class GradientMethod:
     def record(self, settings: Any, learner: Learner) -> dict[str, Any]:
         """The step sizes that the learner has after its iterations."""
         rule = settings.rule.at(learner.iteration)
-        return {"inner_step_size": rule.step_size, "extra_step_scale": rule.extra_step_scale}
+        scale = {} if rule.averaged else {"extra_step_scale": rule.extra_step_scale}
+        return {"inner_step_size": rule.step_size, **scale}
 
 
 def _build_policy(experiment: Any, settings: Any, distribution: Any) -> nn.Module:

@@ -17,7 +17,7 @@ def random_parameters(iterations: int) -> dict[str, Recipe]:
     """The recipes of bodies with random parameters, for as many iterations of 10 tasks."""
     return {
         "maml": Recipe({**PAPER, **PEERS}, note="settings of the MAML paper, which has no such tasks"),
-        RECOMMENDED: recommended(10, iterations, second_order=False, baseline="quadratic", episodes_per_task=10),
+        RECOMMENDED: recommended(10, iterations, second_order=False, episodes_per_task=10),
         "rl2": memory(200, iterations),
     }
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from metarl.core.settings import setting
+from metarl.core.settings import SettingError, setting
 from metarl.experiments.runner.embedding_methods import Convolved, Embedded, embedded_shape
 from metarl.experiments.runner.settings import same_as
 from metarl.few_shot.criteria import CLASSIFICATION
@@ -107,6 +107,8 @@ class Statistician(Convolved):
 
     def build(self, module: nn.Module, training: ImageEpisodes) -> Method:
         """As of any of them."""
+        if self.decoder_filters % 2:
+            raise SettingError(f"--decoder-filters = {self.decoder_filters}; allowed: an even number")
         features = math.prod(embedded_shape(module, training))
         height, width, channels = training.image_shape
         sizes = {"context": self.context_size, "latent": self.latent_size, "filters": self.decoder_filters}

@@ -58,7 +58,13 @@ OTHER_TASKS = {  # the setting whose rows have a table of their own, and the met
     "sine": ("curves", "mse"),
     "optimiser": ("functions", "cross_entropy"),
 }
-EXPERIMENTS = (*REINFORCEMENT, "meta_world", *SUPERVISED)  # whose results are kept, in the order of tables
+EXPERIMENTS = (
+    *REINFORCEMENT,
+    "meta_world",
+    "bandits",
+    "random_mdps",
+    *SUPERVISED,
+)  # whose results are kept, in the order of tables
 FORMAT = 1
 CURVE_POINTS = 200
 _COUNTS = ("iteration", "env_steps")

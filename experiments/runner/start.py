@@ -85,6 +85,7 @@ def start_run(experiment: Experiment, request: Request) -> ActiveRun:
         return ActiveRun(Run(request.run_dir or Path("runs")), settings, learner)
     directory = request.run_dir or _new_directory(f"{experiment.name}-seed{settings.run.seed}")
     config = {**new_config(experiment, recipe, settings), **scripts.entry_of(experiment, directory)}
+    config |= experiment.data_of(learner)
     active = ActiveRun(Run.create(directory, config), settings, learner)
     active.run.save(CHECKPOINT, active.state())
     return active
@@ -103,6 +104,7 @@ def resume_run(experiment: Experiment, request: Request) -> ActiveRun:
         require_unedited(experiment, run.config, state["config"], run.directory / "config.json")
     settings = from_flat(experiment.settings, now)
     learner = _build(experiment, settings)
+    experiment.check_data(run.config, learner)
     progress = _load_state(learner, run, CHECKPOINT, state)
     if learner.iteration >= settings.run.iterations:
         raise SettingError(
@@ -149,6 +151,7 @@ def open_run(
         if changes:
             raise
         raise RunError(f"{run.directory / 'config.json'} cannot be used: {error}") from error
+    experiment.check_data(run.config, learner)
     _load_state(learner, run, checkpoint, state)
     return experiment, settings, learner
 

@@ -81,7 +81,8 @@ class Curves:
         }
         family = rng.integers(len(self.families), size=shape)
         y = np.choose(np.broadcast_to(family, x.shape), [values[name] for name in self.families])
-        spread = self.noise_std + self.relative_noise * amplitude
+        is_sine = np.choose(family, [float(name == "sine") for name in self.families])
+        spread = self.noise_std + self.relative_noise * amplitude * is_sine
         y = y + spread * rng.standard_normal(x.shape)
         inputs, targets = torch.from_numpy(x).float(), torch.from_numpy(y).float()
         support, query = (

@@ -62,7 +62,9 @@ def evaluate(
 
     def measure(block: FewShotTasks, first_task: int) -> dict[str, Tensor]:
         metric = learner.metric(block, inner_steps, statistics, first_task)
-        further = {name: values.unsqueeze(0) for name, values in learner.further_metrics(block).items()}
+        before = None if statistics is None else statistics[0]
+        own = learner.further_metrics(block, before, first_task)
+        further = {name: values.unsqueeze(0) for name, values in own.items()}
         return {learner.method.criterion.name: metric, **further}
 
     found = _over_blocks(learner, num_tasks, split, measure)

@@ -236,9 +236,25 @@ class FewShotLearner(Stateful):
         return torch.cat(parts, dim=1)
 
     @in_standard_modes
-    def further_metrics(self, tasks: FewShotTasks) -> dict[str, Tensor]:
-        """Return the metrics of the method's own of every task, (M,), by name."""
-        return self.method.further_metrics(self._theta_of(len(tasks)), tasks)
+    def further_metrics(
+        self, tasks: FewShotTasks, statistics: Parameters | None = None, first_task: int = 0
+    ) -> dict[str, Tensor]:
+        """Return the metrics of the method's own of every task, (M,), by name.
+
+        Args:
+            tasks: M tasks.
+            statistics: of batch norms on query examples before any step; None for those of the batch at hand.
+            first_task: number of the first of these tasks, for errors.
+
+        Raises:
+            NonFiniteError: a metric is not finite.
+        """
+        found = self.method.at(self.iteration).further_metrics(self._theta_of(len(tasks)), tasks, statistics or {})
+        for name, values in found.items():
+            if not (finite := values.isfinite()).all():
+                task = first_task + int(finite.logical_not().nonzero()[0])
+                raise NonFiniteError(f"the metric {name} of task {task} is not finite")
+        return found
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from a state; ValueError, and nothing changed, if names or shapes in it are others than our own.

@@ -169,11 +169,18 @@ class Method(ABC):
         gradients = torch.autograd.grad(loss.sum(), list(theta.values()), materialize_grads=True)
         return dict(zip(theta, gradients, strict=True)), loss.detach(), metric
 
-    def further_metrics(self, theta: Parameters, tasks: FewShotTasks) -> dict[str, Tensor]:
+    def further_metrics(
+        self, theta: Parameters, tasks: FewShotTasks, statistics: Parameters | None = None
+    ) -> dict[str, Tensor]:
         """Return further metrics of query examples, (M,), by name; evaluations report them too.
 
         By default these are the metrics of the predictive distribution, after as many inner steps as training takes,
         or one, where the criterion knows the noise of targets.
+
+        Args:
+            theta: meta-parameters (M, ...).
+            tasks: M tasks.
+            statistics: of batch norms on query examples, where fixed ones are asked for, without an axis of tasks.
         """
         if self.criterion.noise_std is None:
             return {}

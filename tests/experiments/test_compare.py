@@ -1,5 +1,6 @@
 """Comparing rows of results, from the command line."""
 
+import json
 import re
 
 import numpy as np
@@ -98,3 +99,12 @@ def test_no_results_and_no_scipy(kept, capsys, monkeypatch):
     assert error_of(capsys, compare.main, [NAMED]).startswith("error: scipy is not installed; pip install")
     monkeypatch.setattr(compare, "find_spec", lambda name: name)
     assert error_of(capsys, compare.main, ["sine"]).startswith("error: NAME = 'sine' has no results; allowed")
+
+
+def test_steps_of_another_kind_are_compared_only_by_a_metric_that_is_named(kept, capsys):
+    pytest.importorskip("scipy", reason="needs the extra 'statistics'")
+    path = kept / NAMED / "other.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "settings": {"method": "rl2"}}))
+    assert "steps of rl2 are earlier episodes" in error_of(capsys, compare.main, [NAMED, "maml", "other"])
+    compare.main([NAMED, "maml", "other", "--metric", "return/step_1"])
+    assert "better than other" in capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 import torch
@@ -72,6 +73,19 @@ def test_a_run_keeps_unequal_classes_and_records_how_they_were_split(run, places
     assert settings.method.training_ways is None
     for name in ("predictions", "shots_and_ways", "adaptation"):
         assert (run / f"{name}.png").stat().st_size > 5_000
+
+
+def test_classes_that_changed_sides_since_the_run_began_are_refused(run, places, tmp_path, capsys):
+    shutil.copytree(run, copied := tmp_path / "run")
+    config = json.loads((copied / "config.json").read_text())
+    moved = config["classes"]["train"].pop()
+    config["classes"]["test"].append(moved)
+    (copied / "config.json").write_text(json.dumps(config))
+    for call in (
+        (evaluate.main, [str(copied)]),
+        (main, images.EXPERIMENT, ["--resume", str(copied), "--iterations", "9"]),
+    ):
+        assert f"class {moved} is of train now and was of test" in error_of(capsys, *call)
 
 
 def test_what_is_read_and_resized_is_said(places, tmp_path, capsys):
@@ -191,3 +205,17 @@ def test_a_run_whose_settings_have_no_effect_is_still_opened(run):
     config = json.loads((run / "config.json").read_text())
     config["settings"]["episodes"]["num_tasks"] = 9
     assert settings_of(images.EXPERIMENT, config).episodes.num_tasks == 9
+
+
+def test_steps_of_a_method_without_any_are_refused_in_an_evaluation(run, capsys):
+    before = sorted(path.name for path in run.iterdir())
+    line = error_of(capsys, evaluate.main, [str(run), "--steps", "3"])
+    assert "--steps has no effect with --method prototypical" in line
+    assert sorted(path.name for path in run.iterdir()) == before
+
+
+def test_decoders_have_an_even_number_of_filters(places, tmp_path, capsys):
+    words = ["--method", "neural-statistician", "--decoder-filters", "3", "--run-dir", str(tmp_path / "run")]
+    assert "--decoder-filters = 3; allowed: an even number" in error_of(
+        capsys, main, images.EXPERIMENT, [*TINY, *places, *words]
+    )

@@ -140,6 +140,8 @@ def test_queries_and_runs_that_cannot_be_get_one_line(runs, pictures, capsys, tm
     line = error_of(capsys, predict.main, [str(runs / "maml"), *words[:4], str(tmp_path / "text.png")])
     assert "text.png is damaged or of another kind" in line
     assert "--steps = -1" in error_of(capsys, predict.main, [str(runs / "maml"), *words, "--steps", "-1"])
+    line = error_of(capsys, predict.main, [str(runs / "prototypical"), *words, "--steps", "2"])
+    assert "--steps = 2 of a method without gradient steps" in line
     assert "holds no run" in error_of(capsys, predict.main, [str(tmp_path), *words])
     assert "best.pt does not exist" in error_of(capsys, predict.main, [str(runs / "maml"), "--best", *words])
 

@@ -72,9 +72,7 @@ class ImageClassifier:
             ValueError: images or labels that cannot be used.
         """
         inputs = self._inputs("images", images)
-        names = labels.tolist() if isinstance(labels, Tensor | np.ndarray) else list(labels)
-        if len(names) != len(inputs):
-            raise ValueError(f"labels are {len(names)} for {len(inputs)} images; allowed: one for each")
+        names = _as_names(labels, len(inputs))
         classes = tuple(dict.fromkeys(names))
         require(len(classes) > 1, "classes", classes, "two or more")
         if self.most_classes is not None and len(classes) > self.most_classes:
@@ -125,6 +123,20 @@ class ImageClassifier:
         if not arrays:
             raise ValueError(f"{name} are none; allowed: one or more")
         return torch.from_numpy(np.stack([self.form.of_array(array) for array in arrays])).float() / 255
+
+
+def _as_names(labels: Any, count: int) -> list[Hashable]:
+    """The class of each of `count` images; ValueError for what is no sequence of names or numbers."""
+    if isinstance(labels, set | str | bytes) or not isinstance(labels, Iterable):
+        raise ValueError(f"labels are a {type(labels).__name__}; allowed: a sequence with the class of each image")
+    given = labels.tolist() if isinstance(labels, Tensor | np.ndarray) else list(labels)
+    names = [label.item() if isinstance(label, Tensor) and not label.ndim else label for label in given]
+    if len(names) != count:
+        raise ValueError(f"labels are {len(names)} for {count} images; allowed: one for each")
+    for number, name in enumerate(names):
+        if not isinstance(name, Hashable) or isinstance(name, Tensor) or name != name:  # as a NaN
+            raise ValueError(f"labels[{number}] is {name!r}; allowed: a name or a number")
+    return names
 
 
 def _as_arrays(name: str, images: Any) -> list[np.ndarray]:

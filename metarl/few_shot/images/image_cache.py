@@ -18,8 +18,13 @@ def default_cache() -> Path:
 
 
 def files_below(folder: Path) -> list[Path]:
-    """Return all files in a folder and in those within it."""
-    found = (Path(inner, name) for inner, _, names in os.walk(folder.resolve()) for name in names)
+    """Return all files in a folder and in those within it, also behind links to folders."""
+    found, seen = [], set()
+    for inner, folders, names in os.walk(folder.resolve(), followlinks=True):
+        if (real := os.path.realpath(inner)) in seen:  # a link to a folder around it, or a second one
+            folders.clear()
+        seen.add(real)
+        found += [Path(inner, name) for name in names]
     return sorted(found)
 
 

@@ -208,7 +208,8 @@ def _download_omniglot(cache: Path) -> Path:
 
 
 def _read_mini_imagenet(folder: Path) -> dict[str, Tensor]:
-    splits = {}
+    splits: dict[str, Tensor] = {}
+    owners: dict[str, str] = {}
     skipped = Skipped()
     for short, split in MINI_IMAGENET_SPLITS.items():
         found = [p for p in sorted(folder.glob(f"*{short}*.p*kl*")) if p.is_file()]
@@ -221,6 +222,9 @@ def _read_mini_imagenet(folder: Path) -> dict[str, Tensor]:
             classes = {path.name: _read_files(pictures_in(path, skipped)) for path in folders}
         else:
             raise RunError(f"{folder} lacks the {short} split; allowed: {short}/, {short}.csv or a pickle of it")
+        for name in classes if not found else ():  # pickles may number the classes of each split from 0
+            if owners.setdefault(name, short) != short:
+                raise RunError(f"{folder}: class {name} is in {owners[name]} and {short}; allowed: in one of them")
         sizes = {len(images) for images in classes.values()}
         if len(sizes) != 1 or not min(sizes):
             raise RunError(

@@ -179,6 +179,10 @@ def _faithful(image: Image.Image, name: str) -> Image.Image:
     upright = ImageOps.exif_transpose(image)
     if sixteen:
         return _of_sixteen_bits(upright, tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO)
+    if upright.mode == "L" and isinstance(key := upright.info.get("transparency"), int):
+        # Pillow scales grey of 2 and 4 bits to 8, but not the number that is transparent
+        bits = next((int(of[2:]) for of in raw if of in ("L;2", "L;4")), 8)
+        upright.info["transparency"] = key * 255 // (2**bits - 1)
     if upright.has_transparency_data:
         layer = upright.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")

@@ -56,6 +56,11 @@ class EmbeddingMethod(Method):
 
     def __post_init__(self) -> None:
         check_settings(self)
+        owners: dict[str, str] = {}  # of each name in theta, the prefix of its part
+        for prefix, part in self.parts.items():
+            for name, _ in [*part.named_parameters(), *part.named_buffers()]:
+                taken = owners.setdefault(prefix + name, prefix) != prefix
+                require(not taken, "module", prefix + name, f"another name, as {prefix[:-1]} is a part of the method")
         for part in self.parts.values():
             for name, layer in part.named_modules() if self.batch_norm != "batch" else ():
                 foreign = isinstance(layer, nn.modules.batchnorm._NormBase)

@@ -28,7 +28,7 @@ class EmbeddingClassifier(EmbeddingMethod):
     @property
     def parts(self) -> dict[str, nn.Module]:
         """The embedding, and the classifier's last layer."""
-        return {"": self.module, "head.": self.head}
+        return {"": self.module, "classifier.": self.head}
 
     def training_tasks(self, task_distribution: FewShotDistribution) -> FewShotDistribution:
         """Return batches of images of all training classes."""
@@ -48,7 +48,7 @@ class EmbeddingClassifier(EmbeddingMethod):
 
     def classified(self, theta: Parameters, features: Tensor) -> Tensor:
         """Return log-probabilities (M, Q, classes) of all training classes."""
-        return self.apply("head.", theta, (features.flatten(2),), {})[0].log_softmax(dim=2)
+        return self.apply("classifier.", theta, (features.flatten(2),), {})[0].log_softmax(dim=2)
 
     def averaged(self, features: Tensor) -> Parameters:
         """Return what of a batch's features (M, Q, ...) is averaged over training, by name; by default nothing."""

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from metarl.core.adaptation import adapt_step, adaptation_path
 from metarl.core.meta_gradient import pull_back, query_weights, reptile_gradient
 from metarl.core.parallel import task_chunks
-from metarl.core.parameters import Parameters, parameters_of
+from metarl.core.parameters import Parameters, expand_over_tasks, parameters_of
 from metarl.core.rules import AdaptationRule, GradientDescent
 from metarl.core.settings import check_settings, setting
 from metarl.core.validation import require, require_whole
@@ -179,11 +179,15 @@ class Classifier(MAML):
         return super().states(self._with_new_head(theta, support), support, inner_steps)
 
     @torch.no_grad()
-    def further_metrics(self, theta: Parameters, tasks: FewShotTasks) -> dict[str, Tensor]:
+    def further_metrics(
+        self, theta: Parameters, tasks: FewShotTasks, statistics: Parameters | None = None
+    ) -> dict[str, Tensor]:
         """Return the accuracy of the nearest support image, in features, if the module has any."""
         if not hasattr(self.module, "features"):
             return {}
-        support, query = (call_features(self.module, theta, of.inputs) for of in (tasks.support, tasks.query))
+        support = call_features(self.module, theta, tasks.support.inputs)
+        fixed = {**theta, **expand_over_tasks(statistics or {}, len(tasks))}
+        query = call_features(self.module, fixed, tasks.query.inputs)
         found = nearest_neighbour(support, tasks.support.targets, query)
         return {"nearest_neighbour": (found == tasks.query.targets).double().mean(dim=1)}
 

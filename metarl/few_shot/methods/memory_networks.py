@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metarl.core.validation import require
 from metarl.few_shot.method import State
 from metarl.few_shot.networks import averaged
 
@@ -93,6 +94,7 @@ class MemoryNet(_SequenceNet):
         reads: int = 4,
         pixels: int = 20,
     ):
+        require(reads <= memory[0], "reads", reads, f"at most the {memory[0]} slots of the memory")
         super().__init__(size, ways, pixels)
         self.hidden, self.reads = hidden, reads
         self.slots, self.width = memory

@@ -105,7 +105,9 @@ class SequenceClassifier(SharedMethod):
         return self.criterion(log_probabilities, tasks.support.targets)
 
     @torch.no_grad()
-    def further_metrics(self, theta: Parameters, tasks: FewShotTasks) -> dict[str, Tensor]:
+    def further_metrics(
+        self, theta: Parameters, tasks: FewShotTasks, statistics: Parameters | None = None
+    ) -> dict[str, Tensor]:
         """Return accuracy by instance on the support sequence: `instance_1` is that at the first image of a class."""
         log_probabilities, _ = self._read(first_rows(theta), tasks.support)
         right = log_probabilities.argmax(dim=2) == tasks.support.targets

@@ -116,7 +116,9 @@ class NeuralStatistician(EmbeddingMethod):
         return log_likelihood.mean(dim=1), of_contexts + gaussian_kl(latent, prior).mean(dim=1), seen
 
     @torch.no_grad()
-    def further_metrics(self, theta: Parameters, tasks: FewShotTasks) -> dict[str, Tensor]:
+    def further_metrics(
+        self, theta: Parameters, tasks: FewShotTasks, statistics: Parameters | None = None
+    ) -> dict[str, Tensor]:
         """Return the bound per image of the support sets, as `bound`, with noise that is always the same."""
         support = tasks.support
         sizes = (len(one_hot(support.targets)[0, 0]), self.model.context, self.model.latent)

@@ -34,7 +34,7 @@ def make_photographs(folder, classes=3, images=4):
     """Folders of classes in train, val and test; the images of a class are of one colour."""
     for split in ("train", "val", "test"):
         for name in range(classes):
-            place = folder / split / f"n{name}"
+            place = folder / split / f"{split}{name}"
             place.mkdir(parents=True)
             for number in range(images):
                 Image.new("RGB", (90, 84), (80 * name, 60 * number, 5)).save(place / f"{number}.png")

@@ -104,3 +104,15 @@ def test_an_untrained_policy_is_evaluated(tmp_path):
     record = json.loads((run / "evaluation.json").read_text())
     assert (record["iteration"], len(record["return/step_2"]["per_task"])) == (0, 4)
     assert not (run / "metrics.jsonl").exists()
+
+
+def test_the_scale_of_extra_steps_is_refused_where_steps_are_averaged():
+    experiment = find_experiment("half_cheetah_direction")
+    with pytest.raises(SettingError, match="--extra-step-scale has no effect with --averaged-steps"):
+        experiment.configure("recommended", extra_step_scale=0.3)
+    assert experiment.configure("paper", extra_step_scale=0.3).rule.extra_step_scale == 0.3
+
+
+def test_imaml_has_no_order_of_derivatives():
+    with pytest.raises(SettingError, match="--second-order has no effect with --method imaml"):
+        find_experiment("omniglot").configure("5-way 1-shot, iMAML", second_order=False)

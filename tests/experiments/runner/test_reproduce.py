@@ -149,6 +149,8 @@ def test_without_arguments_every_row_and_its_command_are_listed(tiny, capsys, mo
         (["navigation_2d", "--data", "images"], "--data means nothing in navigation_2d"),
         (["navigation_2d", "--report"], "--report with navigation_2d"),
         (["navigation"], "navigation"),
+        (["--recipes", "maml"], "--recipes without NAME"),
+        (["--report", "--seeds", "1"], "--seeds without NAME"),
     ],
 )
 def test_bad_input_gets_one_line_and_leaves_nothing(tiny, capsys, words, named):

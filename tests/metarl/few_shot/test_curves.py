@@ -53,6 +53,8 @@ def test_noise_is_absolute_or_a_share_of_the_amplitude():
     assert abs((noisy - clean).std() - 0.3) < 0.01
     _, relative = draw(2_000, relative_noise=0.01)
     assert 0.02 < (relative - clean).std() < 0.035  # 0.01 times the root mean square of amplitudes, 2.95
+    lines = [draw(20, families=("line",), **noise)[1] for noise in ({}, {"relative_noise": 1.0})]
+    torch.testing.assert_close(*lines)  # which have no amplitude
 
 
 def test_support_points_may_be_on_a_part_of_the_range():

@@ -1,10 +1,19 @@
 """Mixtures of Gaussians against torch's own, and the two ways to judge an ensemble."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
+from metarl.core.errors import NonFiniteError
+from metarl.core.rules import GradientDescent
+from metarl.few_shot.criteria import REGRESSION
+from metarl.few_shot.learner import FewShotLearner
+from metarl.few_shot.methods.gradient import MAML
+from metarl.few_shot.networks import MLP
 from metarl.few_shot.predictive import Mixture, predictive_metrics, sample_variance
+from metarl.few_shot.tasks import Sine
 
 
 def mixture(features=2):
@@ -42,3 +51,18 @@ def test_one_component_with_fixed_noise_is_a_gaussian():
     expected = Normal(means[0], 0.5).log_prob(targets)
     torch.testing.assert_close(found.log_density(targets), expected)
     torch.testing.assert_close(found.std, torch.full((1, 2), 0.5, dtype=torch.float64))
+
+
+def test_metrics_of_the_method_have_the_step_size_of_the_iteration():
+    rule = GradientDescent(0.001, milestones=(1,), milestone_step_sizes=(0.1,))
+    learner = FewShotLearner(Sine(), MAML(MLP((1, 10, 1)), replace(REGRESSION, noise_std=0.3), rule), num_tasks=2)
+    learner.step()
+    tasks = learner.sample(3, "test")
+    members = learner.further_metrics(tasks)["members"]
+    torch.testing.assert_close(members, learner.metric(tasks, 1)[1])
+
+
+def test_metrics_that_are_not_finite_are_refused():
+    learner = FewShotLearner(Sine(), MAML(MLP((1, 10, 1)), replace(REGRESSION, noise_std=1e-30)), num_tasks=2)
+    with pytest.raises(NonFiniteError, match="the metric nll of task 7 is not finite"):
+        learner.further_metrics(learner.sample(2, "test"), first_task=7)

@@ -137,6 +137,10 @@ def test_labels_that_cannot_be_are_refused():
         (LABELS[:5], "labels are 5 for 6 images"),
         (["a"] * 6, r"classes = \('a',\); allowed: two or more"),
         (list("abcdab"), "labels have 4 classes; allowed: at most 3"),
+        (np.zeros((6, 1), int), r"labels\[0\] is \[0\]; allowed: a name or a number"),
+        ([1.0, float("nan"), 1.0, 2.0, 2.0, 2.0], r"labels\[1\] is nan"),
+        ({1, 2, 3, 4, 5, 6}, "labels are a set"),
+        (None, "labels are a NoneType"),
     ):
         with pytest.raises(ValueError, match=line):
             model.learn(SUPPORT, labels)
@@ -174,3 +178,13 @@ def test_methods_that_read_in_order_see_the_images_in_a_random_one(name):
     assert found.shape == (4, 3)
     torch.testing.assert_close(found.sum(dim=1), torch.ones(4))
     torch.testing.assert_close(found, torch.cat([model.probabilities(QUERY[i : i + 1]) for i in range(4)]))
+
+
+def test_labels_may_be_scalars_of_torch():
+    model = of_method(maml())
+    numbers = [0, 0, 1, 1, 2, 2]
+    model.learn(SUPPORT, numbers)
+    expected = model.probabilities(QUERY)
+    model.learn(SUPPORT, list(torch.tensor(numbers)))
+    assert model.classes == (0, 1, 2)
+    assert torch.equal(model.probabilities(QUERY), expected)

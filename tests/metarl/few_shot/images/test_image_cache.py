@@ -90,3 +90,13 @@ def test_links_that_lead_nowhere_do_not_stop_it(tmp_path):
 def test_the_cache_is_the_users(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert default_cache() == tmp_path / "metarl"
+
+
+def test_files_behind_links_to_folders_are_seen_once(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "a.png").touch()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "around").symlink_to(tmp_path / "data")
+    found = [path for path in files_below(tmp_path / "data") if path.parent.name == "train"]
+    assert [path.name for path in found] == ["a.png"]

@@ -3,6 +3,7 @@
 import io
 import os
 import pickle
+import shutil
 import time
 import zipfile
 
@@ -147,7 +148,7 @@ def test_mini_imagenet_as_the_ravi_split_lists_it(tmp_path):
         for number in range(4):
             name = f"{split}{number}.png"
             Image.new("RGB", (84, 84), (number, 9, 7)).save(tmp_path / "images" / name)
-            lines.append(f"{name},n{number % 2}")
+            lines.append(f"{name},{split}{number % 2}")
         (tmp_path / f"{split}.csv").write_text("\n".join(lines) + "\n")
     found = images.mini_imagenet(tmp_path, tmp_path / "cache")["test"]
     assert found[:, :, 0, 0].tolist() == [[[0, 9, 7], [2, 9, 7]], [[1, 9, 7], [3, 9, 7]]]
@@ -289,7 +290,7 @@ def make_photographs(folder):
     endings = ("PNG", "Jpg", "webp", "bmp")
     for split in images.MINI_IMAGENET_SPLITS:
         for number in range(2):
-            place = folder / split / f"n{number}"
+            place = folder / split / f"{split}{number}"
             place.mkdir(parents=True)
             for ending in endings:
                 Image.new("RGB", (99, 70), (0, 120 * number, 0)).save(place / f"a.{ending}")
@@ -299,7 +300,7 @@ def make_photographs(folder):
 def test_mini_imagenet_from_folders_reads_pictures_of_every_kind(tmp_path, capsys):
     make_photographs(tmp_path / "data")
     (tmp_path / "data" / "train" / ".ipynb_checkpoints").mkdir()
-    (tmp_path / "data" / "val" / "n0" / "Thumbs.db").touch()
+    (tmp_path / "data" / "val" / "val0" / "Thumbs.db").touch()
     found = images.mini_imagenet(tmp_path / "data", tmp_path / "cache")
     assert {split: tuple(of.shape) for split, of in found.items()} == dict.fromkeys(
         ("train", "validation", "test"), (2, 5, 84, 84, 3)
@@ -314,11 +315,15 @@ def test_mini_imagenet_from_folders_reads_pictures_of_every_kind(tmp_path, capsy
     save_checkpoint(path, {**load_checkpoint(path), "validation": [1, 2]})
     images.mini_imagenet(tmp_path / "data", tmp_path / "cache")
     assert "is not used: it does not hold uint8 validation images" in capsys.readouterr().err
-    os.mkfifo(tmp_path / "data" / "test" / "n1" / "pipe.jpg")
+    shutil.copytree(tmp_path / "data" / "val" / "val0", tmp_path / "data" / "test" / "val0")
+    with pytest.raises(RunError, match="class val0 is in val and test; allowed: in one of them"):
+        images.mini_imagenet(tmp_path / "data", tmp_path / "cache")
+    shutil.rmtree(tmp_path / "data" / "test" / "val0")
+    os.mkfifo(tmp_path / "data" / "test" / "test1" / "pipe.jpg")
     with pytest.raises(RunError, match=r"pipe\.jpg is not a regular file"):
         images.mini_imagenet(tmp_path / "data", tmp_path / "cache")
-    (tmp_path / "data" / "test" / "n1" / "pipe.jpg").unlink()
-    (tmp_path / "data" / "test" / "n1" / "b.png").unlink()
+    (tmp_path / "data" / "test" / "test1" / "pipe.jpg").unlink()
+    (tmp_path / "data" / "test" / "test1" / "b.png").unlink()
     with pytest.raises(RunError, match=r"classes of test have \[4, 5\] images; .*experiments/images.py"):
         images.mini_imagenet(tmp_path / "data", tmp_path / "cache")
 

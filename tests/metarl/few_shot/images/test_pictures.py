@@ -105,6 +105,9 @@ def test_palettes_and_single_transparent_values_are_read():
     half = bytes(128 if number == black else 255 for number in range(4))
     assert pixels(saved(palette, transparency=half))[0][:2] == [[127, 127, 127], [200, 10, 30]]
     assert pixels(saved(Image.new("L", (1, 1), 7), transparency=7)) == [[[255, 255, 255]]]
+    for bits, row, value in ((2, 0b01000000, 1), (4, 0x70, 7)):  # a pixel of this value and one of 0
+        seen = np.array(decoded(png(2, 1, bits, 0, bytes([0, row]), struct.pack(">H", value)), "x"))[0, :, 0]
+        assert seen.tolist() == [255, 0]
     assert pixels(saved(Image.fromarray(WIDE), transparency=300)) == [[127, 0, 255], [255, 4, 156]]
     assert pixels(saved(Image.new("LA", (1, 1), (9, 0)))) == [[[255, 255, 255]]]
 

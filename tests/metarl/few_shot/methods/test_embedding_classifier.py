@@ -26,7 +26,7 @@ def test_training_is_plain_classification_of_batches(name):
     learned = {name: theta[name] for name, _ in method.module.named_parameters()}
     for task in range(2):
         found = functional_call(method.module, learned, (drawn.query.inputs[task],))
-        logits = found @ theta["head.weight"].T + theta["head.bias"]
+        logits = found @ theta["classifier.weight"].T + theta["classifier.bias"]
         torch.testing.assert_close(loss[task], F.cross_entropy(logits, drawn.query.targets[task]))
         assert metric[task] == (logits.argmax(dim=1) == drawn.query.targets[task]).double().mean()
     assert method.predict(rows, {}, drawn.query.inputs).shape[2] == CLASSES
@@ -42,3 +42,10 @@ def test_training_is_plain_classification_of_batches(name):
 def test_tasks_without_images_are_refused(make_one):
     with pytest.raises(ValueError, match="task_distribution"):
         make_one().training_tasks(Sine())
+
+
+def test_layers_of_the_embedding_must_not_be_named_as_a_part_of_the_method():
+    module = torch.nn.Sequential()
+    module.add_module("classifier", torch.nn.Linear(3, 3))
+    with pytest.raises(ValueError, match=r"module = 'classifier\.weight'; allowed: another name"):
+        SimpleShot(module, CLASSIFICATION, head=torch.nn.Linear(3, 3))

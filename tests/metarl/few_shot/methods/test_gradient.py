@@ -10,10 +10,11 @@ import torch
 from metarl.core.parameters import ravel, unravel
 from metarl.core.rules import GradientDescent
 from metarl.few_shot.criteria import CLASSIFICATION, REGRESSION
+from metarl.few_shot.evaluation import step_statistics
 from metarl.few_shot.learner import FewShotLearner
 from metarl.few_shot.methods.gradient import MAML, Classifier, FewShotReptile
 from metarl.few_shot.networks import MLP, ConvNet
-from metarl.few_shot.tasks import FewShotTasks
+from metarl.few_shot.tasks import Examples, FewShotTasks
 from tests.metarl.few_shot.learners import (
     RULES,
     Smooth,
@@ -236,6 +237,18 @@ class TestClassifier:
         features = [learner.method.module.features(of.inputs[0]) for of in (tasks.support, tasks.query)]
         nearest = torch.cdist(features[1], features[0]).argmin(dim=1)
         assert found[0] == (tasks.support.targets[0][nearest] == tasks.query.targets[0]).double().mean()
+
+    def test_with_fixed_statistics_the_neighbour_of_an_image_does_not_depend_on_the_others(self, learner):
+        tasks = learner.sample(2, "test")
+        [fixed] = step_statistics(learner, learner.sample(3, "train"), 0)
+        together = learner.further_metrics(tasks, fixed)["nearest_neighbour"]
+        alone = [
+            learner.further_metrics(
+                replace(tasks, query=Examples(*(of[:, k : k + 1] for of in tasks.query.tensors))), fixed
+            )
+            for k in range(tasks.query.targets.shape[1])
+        ]
+        torch.testing.assert_close(together, torch.stack([of["nearest_neighbour"] for of in alone]).mean(dim=0))
 
 
 @pytest.mark.parametrize(

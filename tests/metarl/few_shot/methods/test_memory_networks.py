@@ -147,3 +147,8 @@ def test_no_task_reaches_another(name):
         [gradient] = torch.autograd.grad(of_task.square().sum(), images, retain_graph=True)
         assert gradient[1].any()
         assert not gradient[[0, 2]].any()
+
+
+def test_there_are_no_more_heads_than_slots():
+    with pytest.raises(ValueError, match="reads = 3; allowed: at most the 2 slots"):
+        MemoryNet((4, 4, 1), 3, memory=(2, 4), reads=3)

@@ -86,7 +86,7 @@ def comparison(ours: Scores, theirs: Scores) -> str:
     sign = 1 if ours.larger_is_better else -1
     one, other = (sign * of.per_task.mean(axis=1) for of in (ours, theirs))
     share, interval = probability_of_improvement(one, other), improvement_interval(one, other)
-    lines = [f"P({ours.name} is better than {theirs.name}) = {share:.2f} {_ends(interval)}, over runs".rstrip()]
+    lines = [f"P({ours.name} is better than {theirs.name}) = {f'{share:.2f} {_ends(interval)}'.rstrip()}, over runs"]
     shared = [seed for seed in ours.seeds if seed in theirs.seeds]
     if not shared:
         return f"{lines[0]}\nno pairs: they have no seed in common"

@@ -15,6 +15,7 @@ import numpy as np
 
 RESAMPLES = 10_000
 FEWEST = 3  # seeds of which there is an interval
+FEWEST_TO_RANK = 5  # of each row, of an interval of which of two is better: three that all win resample to certainty
 _BATCH = 500  # resamples at a time
 
 Interval = tuple[float, float]
@@ -66,7 +67,9 @@ def probability_of_improvement(ours: np.ndarray, theirs: np.ndarray) -> float:
 
 
 def improvement_interval(ours: np.ndarray, theirs: np.ndarray) -> Interval | None:
-    """The 95 % bootstrap interval of the probability of improvement, stratified by row; None below three seeds each."""
+    """The 95 % bootstrap interval of the probability of improvement, stratified by row; None below five seeds each."""
+    if min(len(ours), len(theirs)) < FEWEST_TO_RANK:
+        return None
     return _interval(lambda one, other, axis: _share_better(one, other), [ours, theirs])
 
 

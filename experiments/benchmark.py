@@ -3,7 +3,7 @@
 The flags of the experiment's own script choose what is timed. Parts are measured in turn, several times over, so that a
 slow moment of the machine hits all of them; medians are printed with their spread, and how near they are to what the
 machine can do: the physics alone, and the speed of a large matrix product. Run it with nothing else running.
-`python experiments/benchmark.py all` measures what `docs/performance.md` shows, in about ten minutes.
+`python experiments/benchmark.py all` measures several experiments in turn and keeps the results.
 """
 
 import metarl.experiments  # noqa: F401  # before torch: see there

@@ -104,7 +104,11 @@ def require_parsing(script: str, flags: list[str], monkeypatch: pytest.MonkeyPat
         super(OneLineParser, parser).parse_args(arguments)
         raise Parsed
 
+    def measure_nothing(*arguments):
+        raise Parsed
+
     monkeypatch.setattr(OneLineParser, "parse_args", parse)
+    monkeypatch.setattr("metarl.experiments.benchmark.measure_all", measure_nothing)
     with pytest.raises(Parsed):
         module.main(flags)
 

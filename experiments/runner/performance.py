@@ -22,7 +22,7 @@ REINFORCEMENT = {  # words of `experiments/benchmark.py`
     "half-cheetah direction, recommended": "half_cheetah_direction",
     "ant direction, paper": "ant_direction --recipe paper --num-tasks 20 --repeats 3",
 }
-FEW_SHOT = {"Omniglot": "omniglot --repeats 5", "sine": "sine --threads 1 --repeats 60"}
+FEW_SHOT = {"Omniglot": "omniglot --repeats 3", "sine": "sine --threads 1 --repeats 60"}
 CASES = {**REINFORCEMENT, **FEW_SHOT}
 _PLAIN = ("task_by_task_seconds", "plain_seconds")  # the same computed as most libraries do
 

@@ -57,7 +57,7 @@ class HumanoidDirection(MujocoTasks):
 
     name = "humanoid_direction"
     bodies: ClassVar = {"peers": Humanoid}
-    task_space: ClassVar = {"angle": Box(0.0, 2 * np.pi, (), np.float64)}
+    task_space = {"angle": Box(0.0, 2 * np.pi, (), np.float64)}  # noqa: RUF012
 
     def __init__(self, dynamics: str = "peers", horizon: int = 200):
         super().__init__(dynamics, horizon)

@@ -63,7 +63,7 @@ def test_help_names_the_launchers(words, capsys):
 def test_what_is_not_known_gets_one_line(words, start, nearest, capsys):
     line = error_of(capsys, console.main, words.split())
     assert line.startswith(start)
-    assert line.endswith(f"; the nearest is {nearest}" if nearest else "sine")
+    assert line.endswith(f"; the nearest is {nearest}" if nearest else "walker-parameters")
 
 
 def test_check_is_a_command(capsys):

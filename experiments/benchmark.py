@@ -31,7 +31,7 @@ from metarl.experiments.runner.results import REINFORCEMENT
 from metarl.experiments.runner.training import one_line_errors
 
 FEW_SHOT = ("sine", "omniglot")
-ALL = "all"  # what the page on performance shows
+ALL = "all"  # the cases of `metarl.experiments.runner.performance`
 KNOWN = (*REINFORCEMENT, *FEW_SHOT, ALL)
 
 
@@ -49,10 +49,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             hint = nearest(chosen.experiment, KNOWN)
             raise SettingError(f"EXPERIMENT = {chosen.experiment!r}; allowed: {', '.join(KNOWN)}{hint}")
         if chosen.experiment == ALL:
-            if further := words[words.index(ALL) + 1 :] or words[: words.index(ALL)]:
+            if further := [word for word in words if word != ALL]:
                 raise SettingError(f"{further[0]} has no effect with {ALL}; allowed: {ALL} alone")
-            measure_all(Path(__file__))
-            print("python experiments/reproduce.py --report writes them into docs/performance.md")
+            print(f"kept in {measure_all(Path(__file__))}")
             return
         if chosen.repeats < 1:
             raise SettingError(f"--repeats = {chosen.repeats}; allowed: at least 1")

@@ -8,7 +8,7 @@ from typing import Any
 
 from metarl.core.settings import SettingError
 from metarl.experiments.runner.command_line import OneLineParser
-from metarl.experiments.runner.flat_settings import flag, flat_settings, to_flat
+from metarl.experiments.runner.flat_settings import flat_settings, to_flat
 from metarl.experiments.runner.outputs import output_folder
 from metarl.experiments.runner.scripts import SCRIPT_HELP
 from metarl.experiments.runner.start import experiment_of, open_run
@@ -41,11 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             _, settings, learner = open_run(chosen.run, checkpoint, changes, chosen.script)
         except SettingError as error:
             raise SettingError(str(error).replace("--evaluation-", "--")) from None
-        values, idle = to_flat(settings), settings.without_effect
-        if useless := [name for name in given if _SETTINGS[name] in idle]:
-            name, cause = useless[0].replace("_", "-"), idle[_SETTINGS[useless[0]]]
-            raise SettingError(f"--{name} has no effect with {flag(cause)} {values[cause]}; allowed: without it")
-        _check(chosen, experiment.name, values)
+        _check(chosen, experiment.name, to_flat(settings))
         different = [f"{name}_{value}" for name, value in given.items() if name not in _OF_THIS_MACHINE]
         usual = chosen.run / "-".join(["evaluation", *["best"] * chosen.best, *different])
         output = output_folder(chosen.output or usual)

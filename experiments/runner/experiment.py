@@ -13,7 +13,7 @@ from tqdm import tqdm
 from metarl.core.distributed import Processes
 from metarl.core.evaluation import Evaluation
 from metarl.core.settings import SettingError, nearest
-from metarl.experiments.runner.flat_settings import flag, from_flat, to_flat, updated
+from metarl.experiments.runner.flat_settings import from_flat, require_effect, to_flat, updated
 from metarl.experiments.runner.recipes import RECOMMENDED, Recipe
 from metarl.experiments.runner.settings import Settings
 from metarl.rl.task_distribution import describe_error
@@ -111,12 +111,8 @@ class Experiment:
         for layer in (self.base_recipe, *[name] * (name != self.base_recipe)):
             values = updated(self.settings, values, self.recipes[layer].settings)
         settings = from_flat(self.settings, updated(self.settings, values, changes or {}))
-        values, idle = to_flat(settings), settings.without_effect
-        for change in changes or ():
-            if change in idle:
-                cause = f"{flag(idle[change])} {values[idle[change]]}"
-                raise SettingError(f"{flag(change)} has no effect with {cause}; allowed: without it")
-        return values
+        require_effect(settings, changes or ())
+        return to_flat(settings)
 
     def configure(self, recipe: str = "", **changes: Any) -> Any:
         """The settings of a recipe with changes, by flat name; SettingError for a change that cannot be."""

@@ -204,11 +204,8 @@ class FewShotExperiment(Experiment):
         self.evaluation_tasks(settings, tasks)  # what evaluations need is refused now, not after training
         try:
             module = self.network(settings, tasks)
-        except ValueError as error:
-            raise SettingError(str(error)) from error
-        if settings.evaluation.statistics == "per-step" and not _normalised(module):
-            raise SettingError("--evaluation-statistics = per-step of a network without batch norm; allowed: batch")
-        try:
+            if settings.evaluation.statistics == "per-step" and not _normalised(module):
+                raise SettingError("--evaluation-statistics = per-step of a network without batch norm; allowed: batch")
             return FewShotLearner(
                 tasks,
                 self.build_method(settings, module, tasks),

@@ -203,10 +203,8 @@ def training_episodes(settings: ImageSettings, images: ImagesBySplit, device: st
 def evaluation_episodes(settings: ImageSettings, training: Any) -> ImageEpisodes:
     """Tasks of evaluations, with as many query as support images, as in the paper."""
     shots, flag = settings.judged_shots, "--evaluation-shots" if settings.evaluation.shots else "--shots"
-    try:
-        return _episodes(settings, training.images, shots, shots, flag)
-    except SettingError as error:
-        raise SettingError(f"{error}, for evaluations, which take as many query as support images") from error
+    purpose = ", for evaluations, which take as many query as support images"
+    return _episodes(settings, training.images, shots, shots, flag, purpose)
 
 
 def classes(settings: ImageSettings, training: ImageEpisodes) -> int:
@@ -224,9 +222,11 @@ def pooled_network(settings: Any, training: ImageEpisodes) -> nn.Module:
     return ConvNet(shape, classes(settings, training), settings.network.filters, strided=False)
 
 
-def _episodes(settings: ImageSettings, images: ImagesBySplit, shots: int, queries: int, flag: str) -> ImageEpisodes:
+def _episodes(
+    settings: ImageSettings, images: ImagesBySplit, shots: int, queries: int, flag: str, purpose: str = ""
+) -> ImageEpisodes:
     ways = settings.episodes.ways
     try:
         return settings.kind_of_episodes(images, ways, shots, queries)
     except ValueError as error:
-        raise SettingError(f"--ways = {ways}, {flag} = {shots}: {error}") from error
+        raise SettingError(f"--ways = {ways}, {flag} = {shots}: {error}{purpose}") from error

@@ -6,7 +6,7 @@ variants of one part share it where the setting means the same in both.
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -44,6 +44,15 @@ class FlatSetting:
 def flag(name: str) -> str:
     """Return the flag of a setting's name."""
     return "--" + name.replace("_", "-")
+
+
+def require_effect(settings: Any, names: Iterable[str]) -> None:
+    """SettingError for the first of these flat names that has no effect beside the other settings."""
+    idle = settings.without_effect
+    for name in names:
+        if name in idle:
+            cause = f"{flag(idle[name])} {to_flat(settings)[idle[name]]}"
+            raise SettingError(f"{flag(name)} has no effect with {cause}; allowed: without it")
 
 
 def flat_settings(kind: type) -> dict[str, FlatSetting]:

@@ -29,12 +29,15 @@ _PLAIN = ("task_by_task_seconds", "plain_seconds")  # the same computed as most 
 Measured = Mapping[str, Mapping[str, Any]]  # by case, what `experiments/benchmark.py --json` prints
 
 
-def measure_all(script: Path, report: Callable[[str], None] = print) -> None:
+def measure_all(script: Path, report: Callable[[str], None] = print) -> Path:
     """Time all cases, each in a process of its own, and keep what was measured in `performance.json`.
 
     Args:
         script: `experiments/benchmark.py`.
         report: is told of each case before it begins.
+
+    Returns:
+        the file.
 
     Raises:
         subprocess.CalledProcessError: a case failed; what is kept stays as it was.
@@ -45,7 +48,9 @@ def measure_all(script: Path, report: Callable[[str], None] = print) -> None:
         command = [sys.executable, str(script), *words.split(), "--json"]
         cases[name] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
     kept = {"date": date.today().isoformat(), "cases": cases}
-    write_atomically(results.FOLDER / "performance.json", (json.dumps(kept, indent=1) + "\n").encode())
+    path = results.FOLDER / "performance.json"
+    write_atomically(path, (json.dumps(kept, indent=1) + "\n").encode())
+    return path
 
 
 def performance_tables() -> dict[str, str]:

@@ -26,7 +26,7 @@ from metarl.experiments.runner.config_file import (
     values_of,
 )
 from metarl.experiments.runner.experiment import Experiment
-from metarl.experiments.runner.flat_settings import flag, from_flat, to_flat, updated
+from metarl.experiments.runner.flat_settings import flag, from_flat, require_effect, to_flat, updated
 from metarl.experiments.runner.machine import choose_device
 from metarl.runs import Run, RunError
 
@@ -84,8 +84,8 @@ def start_run(experiment: Experiment, request: Request) -> ActiveRun:
     if learner.processes.rank > 0:
         return ActiveRun(Run(request.run_dir or Path("runs")), settings, learner)
     directory = request.run_dir or _new_directory(f"{experiment.name}-seed{settings.run.seed}")
-    config = {**new_config(experiment, recipe, settings), **scripts.entry_of(experiment, directory)}
-    config |= experiment.data_of(learner)
+    entries = {**scripts.entry_of(experiment, directory), **experiment.data_of(learner)}
+    config = {**new_config(experiment, recipe, settings), **entries}
     active = ActiveRun(Run.create(directory, config), settings, learner)
     active.run.save(CHECKPOINT, active.state())
     return active
@@ -170,6 +170,7 @@ def read_run(
     run, experiment = Run.open(Path(directory)), experiment_of(directory, script)
     values = updated(experiment.settings, to_flat(_settings_of(run, experiment)), changes or {})
     settings = from_flat(experiment.settings, values)
+    require_effect(settings, changes or ())
     return experiment, settings, _load_checkpoint(experiment, run, checkpoint)
 
 

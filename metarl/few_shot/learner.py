@@ -249,7 +249,7 @@ class FewShotLearner(Stateful):
         Raises:
             NonFiniteError: a metric is not finite.
         """
-        found = self.method.at(self.iteration).further_metrics(self._theta_of(len(tasks)), tasks, statistics or {})
+        found = self.method.at(self.iteration).further_metrics(self._theta_of(len(tasks)), tasks, statistics)
         for name, values in found.items():
             if not (finite := values.isfinite()).all():
                 task = first_task + int(finite.logical_not().nonzero()[0])

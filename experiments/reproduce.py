@@ -20,7 +20,7 @@ from metarl.experiments.runner.reproduction import run_recipe
 from metarl.experiments.runner.tables import headline
 from metarl.experiments.runner.training import one_line_errors
 
-_PASSED_ON = {"iterations": int, "threads": int, "data": str, "cache": str}
+_PASSED_ON = {"iterations": int, "threads": int, "data": str, "cache": str, "compile": bool}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -92,10 +92,13 @@ def _parser() -> argparse.ArgumentParser:
         "threads": "of physics and mathematics (default: all cores)",
         "data": "folder of the images",
         "cache": "folder of the prepared images",
+        "compile": "compile the meta-gradient of few-shot methods",
     }
     for name, kind in _PASSED_ON.items():
-        metavar = "INT" if kind is int else "DIR"
-        parser.add_argument(f"--{name}", type=kind, metavar=metavar, help=helps[name])
+        how = {"type": kind, "metavar": "INT" if kind is int else "DIR"}
+        parser.add_argument(
+            f"--{name}", help=helps[name], **({"action": "store_true", "default": None} if kind is bool else how)
+        )
     return parser
 
 

@@ -1,8 +1,10 @@
 """Learners and rollouts that tests share: settings of `Sampling` and `Advantages` may be given flat."""
 
+import shutil
 from dataclasses import fields, replace
 from typing import Any
 
+import pytest
 import torch
 from gymnasium.vector import VectorEnv
 from torch import nn
@@ -16,6 +18,10 @@ from metarl.rl.episodes import Episodes
 from metarl.rl.rollout import Rollout
 from metarl.rl.task_distribution import TaskDistribution, Tasks
 from tests.probes import CorridorTasks
+
+needs_compiler = pytest.mark.skipif(
+    not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="a compiled recording needs a C++ compiler"
+)
 
 _GROUPS = {"sampling": Sampling, "advantages": Advantages}
 

@@ -5,6 +5,7 @@ import platform
 import resource
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -112,8 +113,8 @@ def simulator_parts(learner: metarl.Learner) -> Timings:
 def few_shot_parts(name: str, settings: Any) -> tuple[Timings, str]:
     """Meta-iterations with one and with five inner steps, each beside the same tasks one after another.
 
-    Omniglot's images are random, 5-way 1-shot with 15 queries a class; of the settings the number of tasks counts. To
-    them come the methods that embed.
+    Omniglot's images are random, 5-way 1-shot with 15 queries a class; of the settings the number of tasks counts, and
+    whether meta-gradients are compiled. To them come the methods that embed.
 
     Returns:
         the parts, and the sizes in words.
@@ -121,7 +122,7 @@ def few_shot_parts(name: str, settings: Any) -> tuple[Timings, str]:
     device, num_tasks = prepare_process(settings), settings.episodes.num_tasks
     parts: Timings = {"matrix_product_flops": matrix_product(device)}
     for inner_steps in (1, 5):
-        learner = few_shot_learner(name, inner_steps, num_tasks, device)
+        learner = replace(few_shot_learner(name, inner_steps, num_tasks, device), compiled=settings.machine.compiled)
         parts[f"{inner_steps}_steps/seconds"] = partial(seconds_of, learner.step)
         parts[f"{inner_steps}_steps/task_by_task_seconds"] = partial(seconds_of, _task_by_task(learner))
     if name == "omniglot":

@@ -15,8 +15,10 @@ from metarl.experiments.runner.experiment import Experiment, step
 from metarl.experiments.runner.machine import prepare_process
 from metarl.experiments.runner.settings import (
     EVALUATION,
+    MACHINE,
     RUN,
     EvaluationSettings,
+    MachineSettings,
     RunSettings,
     Settings,
     part,
@@ -157,6 +159,13 @@ class FewShotEvaluationSettings(EvaluationSettings):
 
 
 @dataclass(frozen=True)
+class FewShotMachineSettings(MachineSettings):
+    """Where a run computes, and how."""
+
+    compiled: bool = same_as(FewShotLearner, "compiled", flag="compile", changeable=True)
+
+
+@dataclass(frozen=True)
 class FewShotSettings(Settings):
     """The settings of a few-shot run; experiments add a network, and declare the method again where they have more."""
 
@@ -165,6 +174,7 @@ class FewShotSettings(Settings):
     method: GradientDescent = methods("anil adapts the last layer alone")
     outer: OuterLoop = part(OuterLoop, "outer loop")
     evaluation: FewShotEvaluationSettings = part(FewShotEvaluationSettings, EVALUATION)
+    machine: FewShotMachineSettings = part(FewShotMachineSettings, MACHINE)
 
     @property
     def judged_shots(self) -> int:
@@ -214,6 +224,7 @@ class FewShotExperiment(Experiment):
                 settings.run.seed,
                 device,
                 settings.machine.task_chunk or None,
+                settings.machine.compiled,
             )
         except ValueError as error:  # settings that do not go together
             raise SettingError(str(error)) from error

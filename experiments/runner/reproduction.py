@@ -43,7 +43,7 @@ def run_recipe(experiment: Experiment, recipe: str, seed: int, changes: Mapping[
         raise SettingError(
             f"--iterations = {asked}; allowed: at least {kept}, which are kept of {recipe!r}, seed {seed}"
         )
-    words = [word for name, value in changes.items() for word in (flag(name), str(value))]
+    words = [word for name, value in changes.items() for word in (flag(name), *[str(value)] * (value is not True))]
     if not started:
         new = ["--recipe", trained, "--seed", str(seed), "--run-dir", str(directory)]
         training.main(experiment, [*new, *words], evaluated=False)

@@ -27,7 +27,7 @@ class GradientSums:
         return {"_recorded": {}}
 
     def of(
-        self, method: Method, theta: Parameters, scheduled: tuple, tasks: FewShotTasks
+        self, method: Method, theta: Parameters, scheduled: tuple, tasks: FewShotTasks, compiled: bool = False
     ) -> Callable[..., Sequence[Tensor]]:
         """Return the function of tensors: meta-parameters, scheduled numbers, and tensors of tasks.
 
@@ -38,14 +38,16 @@ class GradientSums:
             theta: meta-parameters, for their names.
             scheduled: names of the scheduled numbers.
             tasks: a chunk, for the kind and the size of what it will be called with.
+            compiled: whether the function is compiled, whatever its size.
         """
         template = tasks.like([tensor[:0].clone() for tensor in tasks.tensors])
         sums = partial(_gradient_sums, method, tuple(theta), scheduled, template)
-        if method.shares_theta or sum(tensor.numel() for tensor in tasks.tensors) > RECORDED_VALUES:
+        large = sum(tensor.numel() for tensor in tasks.tensors) > RECORDED_VALUES
+        if method.shares_theta or (large and not compiled):
             return sums
         found = self._recorded.get(scheduled)
         if found is None or found[0] != method:
-            found = method, RecordedFunction(sums, f"the meta-gradient of {type(method).__name__}")
+            found = method, RecordedFunction(sums, f"the meta-gradient of {type(method).__name__}", compiled)
             self._recorded[scheduled] = found
         return found[1]
 

@@ -71,6 +71,8 @@ class FewShotLearner(Stateful):
         outer: the outer loop.
         device: where learning happens.
         task_chunk: tasks whose inner loops are differentiated together; None chooses by the size of the cache.
+        compiled: whether the meta-gradient is compiled, at the first iteration; one that cannot be warns and runs as it
+            is. Numbers are the same within rounding. For methods whose tasks have parameters of their own.
         processes: that divide the tasks of a meta-batch; by default all that torch.distributed knows. On CPUs their
             number changes nothing, except that one or two tasks by themselves may be rounded otherwise.
         state: to continue from; None starts with the module's parameters.
@@ -86,6 +88,11 @@ class FewShotLearner(Stateful):
     seed: int = setting(0, "names all randomness of the run", at_least=0, at_most=2**64 - 1)
     device: str = "cpu"
     task_chunk: int | None = None
+    compiled: bool = setting(
+        False,
+        "compile the meta-gradient with TorchInductor: a minute at the start, then faster; needs a C++ compiler, "
+        "or Triton on a GPU",
+    )
     processes: Processes = field(default_factory=current)
     state: FewShotState = field(default=None, repr=False)  # type: ignore[assignment]  # None becomes a new state
 
@@ -150,7 +157,7 @@ class FewShotLearner(Stateful):
         theta = self.state.theta
         numbers = next(iter(theta.values())).new_tensor(list(schedule.values()))
         chunks = self._chunks(tasks)
-        sums = self._gradient_sums.of(method, theta, tuple(schedule), chunks[0])
+        sums = self._gradient_sums.of(method, theta, tuple(schedule), chunks[0], self.compiled)
 
         def of_chunk(part: FewShotTasks) -> Sequence[Tensor]:
             return sums(*theta.values(), *numbers, *part.tensors)

@@ -34,6 +34,9 @@ def check_parts(learner: "FewShotLearner") -> None:
             require_part(name, getattr(learner.method, name), has, good)
     if learner.task_chunk is not None:
         require_whole("task_chunk", learner.task_chunk)
+    if learner.compiled and learner.method.shares_theta:
+        kind = type(learner.method).__name__
+        raise ValueError(f"compiled = True with {kind}, whose tasks share their parameters; allowed: False")
     num_tasks, ranks = learner.num_tasks, learner.processes.world_size
     if num_tasks < ranks:
         raise ValueError(f"num_tasks = {num_tasks} on {ranks} processes; allowed: one or more on each")

@@ -6,6 +6,7 @@ import signal
 
 import numpy as np
 import pytest
+import torch
 
 from metarl.experiments import mini_imagenet, navigation_2d, reproduce, sine
 from metarl.experiments.runner import reinforcement, report, reproduction, results, training
@@ -147,6 +148,7 @@ def test_without_arguments_every_row_and_its_command_are_listed(tiny, capsys, mo
         (["navigation_2d", "--recipes", "mamm"], "--recipe = 'mamm'"),
         (["navigation_2d", "--seeds", "-1"], "--seeds = -1"),
         (["navigation_2d", "--data", "images"], "--data means nothing in navigation_2d"),
+        (["navigation_2d", "--compile"], "--compile means nothing in navigation_2d"),
         (["navigation_2d", "--report"], "--report with navigation_2d"),
         (["navigation"], "navigation"),
         (["--recipes", "maml"], "--recipes without NAME"),
@@ -206,8 +208,12 @@ def test_a_supervised_run_is_evaluated_with_every_number_of_shots(tiny, monkeypa
     recipes = {"maml": Recipe(small, (0.67,), evaluations=shots)}
     monkeypatch.setattr(sine, "EXPERIMENT", dataclasses.replace(sine.EXPERIMENT, recipes=recipes))
     (tiny / "docs" / "results.md").write_text("<!-- table: sine -->\n<!-- end -->\n")
+    compiled = []
+    monkeypatch.setattr(torch, "compile", lambda function, **options: compiled.append(function) or function)
     reproduce.main(["sine", "--recipes", "maml", "--seeds", "0", "1", "--iterations", "2"])
-    reproduce.main(["sine", "--recipes", "maml", "--seeds", "0"])
+    assert not compiled
+    reproduce.main(["sine", "--recipes", "maml", "--seeds", "0", "--compile"])
+    assert len(compiled) == 1
     entry = json.loads((tiny / "results" / "summary.json").read_text())["sine"]["maml"]
     assert (entry["seeds"], entry["iterations"], entry["shots"], entry["evaluation_tasks"]) == ([0, 1], [4, 2], 5, 5)
     words = 'python experiments/sine.py --recipe "maml" --seed'

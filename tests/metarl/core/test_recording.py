@@ -12,7 +12,7 @@ from metarl.core import recording
 from metarl.core.parameters import call_per_task, expand_over_tasks, parameters_of
 from metarl.core.recording import RecordedFunction, RecordedModule
 from metarl.envs import Navigation2D
-from tests.builders import random_parameters
+from tests.builders import needs_compiler, random_parameters
 
 
 class Attending(nn.Module):
@@ -180,3 +180,42 @@ def test_a_function_that_cannot_be_replayed_warns_once_and_runs_as_it_is(functio
         found = [recorded(sign * torch.ones(3))[0] for sign in (1, 1, -1, 1)]
     assert len(caught) == 1
     assert [bool((value > 0.99).all()) for value in found] == [True, True, False, True]
+
+
+@needs_compiler
+def test_a_compiled_function_has_the_same_derivatives_within_rounding_from_the_first_call_on():
+    calls = []
+
+    def counted(*tensors):
+        calls.append(tensors)
+        return gradient_norm(*tensors)
+
+    compiled = RecordedFunction(counted, "counted", compiled=True)
+    for _ in range(3):
+        tensors = torch.randn(2, 2), torch.randn(4, 2)
+        for found, expected in zip(compiled(*tensors), gradient_norm(*tensors), strict=True):
+            torch.testing.assert_close(found, expected)
+            assert not found.requires_grad
+    assert len(calls) == 2  # what it is compared with, and what is recorded
+    first = compiled(*tensors)
+    assert all(map(torch.equal, first, compiled(*tensors)))
+
+
+@needs_compiler
+def test_a_compiled_function_with_other_numbers_warns_and_runs_as_it_is():
+    function = RecordedFunction(lambda x: [x + torch.rand_like(x)], "mine", compiled=True)
+    with pytest.warns(RuntimeWarning, match="mine cannot be recorded .its recording gives other numbers"):
+        found = function(torch.ones(3))[0]
+    assert ((found >= 1) & (found <= 2)).all()
+
+
+def test_without_a_compiler_a_function_warns_once_and_runs_as_it_is(monkeypatch):
+    def missing(function, **options):
+        raise RuntimeError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", missing)
+    function = RecordedFunction(lambda x: [2 * x], "mine", compiled=True)
+    with pytest.warns(RuntimeWarning, match="mine cannot be recorded .*no compiler") as caught:
+        found = [function(torch.ones(3))[0] for _ in range(2)]
+    assert len(caught) == 1
+    assert [value.tolist() for value in found] == [[2.0] * 3] * 2

@@ -12,6 +12,7 @@ from metarl.core.rules import GradientDescent
 from metarl.few_shot import gradient_sums
 from metarl.few_shot.gradient_sums import GradientSums
 from metarl.few_shot.methods.gradient import MAML, FewShotReptile
+from tests.builders import needs_compiler
 from tests.metarl.few_shot.learners import image_learner, sine_learner
 
 
@@ -34,6 +35,19 @@ def test_recorded_equals_plain(make, kind, more, inner_steps, monkeypatch):
     replays = [replay for function in functions for replay in function._recorded.values()]
     assert replays
     assert all(isinstance(replay, torch.fx.GraphModule) for replay in replays)
+
+
+@needs_compiler
+def test_compiled_equals_plain_within_rounding_and_large_chunks_are_compiled_too(monkeypatch):
+    monkeypatch.setattr(gradient_sums, "RECORDED_VALUES", 10)
+    plain = sine_learner(GradientDescent(0.1))
+    compiled = replace(plain, compiled=True)
+    for learner in (plain, compiled):
+        for _ in range(3):
+            learner.step()
+    assert compiled._gradient_sums._recorded
+    for name, value in plain.theta.items():
+        torch.testing.assert_close(compiled.theta[name], value)
 
 
 def test_large_chunks_are_not_recorded(monkeypatch):

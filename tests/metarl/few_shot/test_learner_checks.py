@@ -10,6 +10,7 @@ from metarl.core.distributed import Processes
 from metarl.core.rules import GradientDescent
 from metarl.few_shot.criteria import CLASSIFICATION, REGRESSION, Criterion, accuracy
 from metarl.few_shot.learner import FewShotLearner
+from metarl.few_shot.methods.centroids import Prototypical
 from metarl.few_shot.methods.gradient import MAML
 from metarl.few_shot.tasks import Examples, FewShotTasks, ImageEpisodes, Sine
 from tests.metarl.few_shot.learners import images, sine_learner
@@ -38,6 +39,7 @@ def line(**named):
         ({"task_distribution": [1, 2]}, "task_distribution"),
         ({"task_distribution": Sine}, "task_distribution"),
         ({"num_tasks": 2, "processes": Processes(0, 3)}, "num_tasks"),
+        ({"method": Prototypical(nn.Linear(1, 1), CLASSIFICATION), "compiled": True}, "compiled"),
     ],
 )
 def test_parts_that_are_none_are_refused_by_name(settings, name):

@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 import torch
 from gymnasium.vector import VectorEnv
-from torch import nn
+from torch import Tensor, nn
 
 from metarl import Advantages, CategoricalMLP, GaussianMLP, GradientDescent, Learner, Sampling
 from metarl.core.parameters import Parameters, parameters_of
 from metarl.core.randomness import RolloutKey
 from metarl.envs import Navigation2D
 from metarl.rl.action_distributions import action_distribution_for
+from metarl.rl.advantages import fit_values, standardised_advantages
 from metarl.rl.episodes import Episodes
 from metarl.rl.rollout import Rollout
 from metarl.rl.task_distribution import TaskDistribution, Tasks
@@ -24,6 +25,19 @@ needs_compiler = pytest.mark.skipif(
 )
 
 _GROUPS = {"sampling": Sampling, "advantages": Advantages}
+
+
+def estimate_advantages(
+    episodes: Episodes,
+    discount: float = 0.99,
+    gae_lambda: float = 1.0,
+    bootstrap: bool = False,
+    baseline: str = "linear",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the advantages of episodes, the explained variance, and what the advantages were divided by."""
+    values = fit_values(episodes, discount, bootstrap, baseline)
+    advantages, std = standardised_advantages(episodes, values, discount, gae_lambda)
+    return advantages, values.explained_variance, std
 
 
 def make_learner(task_distribution: TaskDistribution, policy: nn.Module, **flat: Any) -> Learner:

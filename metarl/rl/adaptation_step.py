@@ -7,7 +7,7 @@ from torch import Tensor
 from metarl.core.distributed import Processes
 from metarl.core.parameters import Parameters
 from metarl.rl.action_distributions import ActionDistribution
-from metarl.rl.advantages import Advantages, discounted_returns, estimate_advantages
+from metarl.rl.advantages import Advantages, Values, discounted_returns, fit_values, standardised_advantages
 from metarl.rl.episodes import Episodes, Samples, to_samples
 
 
@@ -18,16 +18,16 @@ class AdaptationStep:
     Attributes:
         parameters: phi_k, (M, ...).
         episodes: sampled with them.
+        values: of their steps, as a baseline predicts them.
         samples: the same with advantages, as losses take them.
-        explained_variance: of the baseline, (M,).
         advantage_std: what the advantages were divided by, (M,).
         gradient_norm: Euclidean norm of the inner gradient that led here, (M,); 0 before the first inner step.
     """
 
     parameters: Parameters
     episodes: Episodes
+    values: Values
     samples: Samples
-    explained_variance: Tensor
     advantage_std: Tensor
     gradient_norm: Tensor
 
@@ -65,24 +65,16 @@ class LearningView:
             processes: that hold other tasks.
             first_task: number of the first of these tasks, for errors.
         """
-        settings = self.advantages
-        advantages, explained, std = estimate_advantages(
-            self.rewarded(episodes),
-            settings.discount,
-            settings.gae_lambda_of(support),
-            settings.bootstrap,
-            settings.baseline,
-            first_task,
-        )
-        samples = to_samples(episodes, advantages, settings.weighting)
-        samples = samples if self.whole_episodes else samples.packed(processes)
-        return AdaptationStep(parameters, episodes, samples, explained, std, gradient_norm)
+        settings, rewarded = self.advantages, self.rewarded(episodes)
+        values = fit_values(rewarded, settings.discount, settings.bootstrap, settings.baseline, first_task)
+        samples, std = self._samples(rewarded, values, support, processes)
+        return AdaptationStep(parameters, episodes, values, samples, std, gradient_norm)
 
     def as_query(self, at: AdaptationStep, processes: Processes) -> Samples:
         """The samples of a step that another inner step has followed, with the advantages of the meta-gradient."""
         if self.advantages.support_lambda is None:
             return at.samples
-        return self.step(at.parameters, at.episodes, at.gradient_norm, False, processes).samples
+        return self._samples(self.rewarded(at.episodes), at.values, False, processes)[0]
 
     def returns(self, episodes: Episodes) -> Tensor:
         """Discounted return of every episode, (M, E)."""
@@ -92,3 +84,12 @@ class LearningView:
         """The episodes with the survival bonus and the bounds penalty in their rewards."""
         violation = self.action_distribution.bound_violation(episodes.actions)
         return episodes.with_bonus(self.advantages.survival_bonus - self.advantages.bounds_penalty * violation)
+
+    def _samples(
+        self, rewarded: Episodes, values: Values, support: bool, processes: Processes
+    ) -> tuple[Samples, Tensor]:
+        """Samples, and what their advantages were divided by, (M,)."""
+        settings = self.advantages
+        advantages, std = standardised_advantages(rewarded, values, settings.discount, settings.gae_lambda_of(support))
+        samples = to_samples(rewarded, advantages, settings.weighting)
+        return samples if self.whole_episodes else samples.packed(processes), std

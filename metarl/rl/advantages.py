@@ -18,7 +18,8 @@ _FEATURE_BUDGET = 4_000_000  # numbers in a chunk of baseline features: 32 MB
 
 @dataclass(frozen=True)
 class Advantages:
-    """How advantages are estimated, and how the steps of a task weigh in its losses; see `estimate_advantages`.
+    """How advantages are estimated, and how the steps of a task weigh in its losses; see `fit_values` and
+    `standardised_advantages`.
 
     A support lambda of its own pays because an inner gradient comes from the few episodes of one task and is mostly
     noise, which a smaller lambda reduces; the meta-gradient averages over all tasks, and keeps the larger one's smaller
@@ -128,51 +129,57 @@ def standardise(values: Tensor, valid: Tensor) -> Tensor:
     return torch.where(valid, values - mean, 0) / (std + 1e-8)
 
 
-def estimate_advantages(
-    episodes: Episodes,
-    discount: float = 0.99,
-    gae_lambda: float = 1.0,
-    bootstrap: bool = False,
-    baseline: str = "linear",
-    first_task: int = 0,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Standardised advantages against a baseline, refitted for every task on the very episodes it predicts.
+@dataclass(frozen=True)
+class Values:
+    """What a baseline predicts of the returns of episodes, float64.
+
+    Attributes:
+        values: of every step, (M, T, E).
+        final_values: of the state after the last valid step, (M, E), 0 where the episode terminated; None where nothing
+            counts after it.
+        explained_variance: the share of the returns' variance that the baseline explains, (M,).
+    """
+
+    values: Tensor
+    final_values: Tensor | None
+    explained_variance: Tensor
+
+
+def fit_values(
+    episodes: Episodes, discount: float = 0.99, bootstrap: bool = False, baseline: str = "linear", first_task: int = 0
+) -> Values:
+    """The values of a baseline that is fitted for every task on the very episodes it predicts.
 
     Args:
         episodes: a rollout.
-        discount, gae_lambda: as in `generalised_advantages`.
+        discount: in [0, 1].
         bootstrap: take the baseline's prediction, instead of 0, as the value of the state at the time limit. The
             baseline then sees no time, and is fitted to returns that include its own prediction there.
         baseline: which features, see `baseline_features`.
         first_task: number of the first of these tasks, for the error of a baseline that cannot be fitted.
-
-    Returns:
-        advantages (M, T, E); the share of the returns' variance that the baseline explains, (M,); and the standard
-        deviation that the advantages were divided by, (M,).
     """
     first = (slice(1), slice(1), slice(1))
     features = baseline_features(episodes.observations[first], episodes.rewards[first], baseline).shape[-1]
     size = max(1, _FEATURE_BUDGET // (features * episodes.valid[0].numel()))
 
     def of_chunk(tasks: slice) -> tuple[Tensor, Tensor, Tensor]:
-        first = first_task + tasks.start
-        return _advantages_of(episodes.of_tasks(tasks), discount, gae_lambda, bootstrap, baseline, first)
+        return _values_of(episodes.of_tasks(tasks), discount, bootstrap, baseline, first_task + tasks.start)
 
     device = episodes.valid.device
     parts = parallel_map(of_chunk, task_chunks(len(episodes.valid), size, workers(device)), device)
-    advantages, explained_variance, stds = (torch.cat(part) for part in zip(*parts, strict=True))
-    return advantages, explained_variance, stds
+    values, final_values, explained = (torch.cat(part) for part in zip(*parts, strict=True))
+    return Values(values, final_values if bootstrap else None, explained)
 
 
-def _advantages_of(
-    episodes: Episodes, discount: float, gae_lambda: float, bootstrap: bool, baseline: str, first_task: int
+def _values_of(
+    episodes: Episodes, discount: float, bootstrap: bool, baseline: str, first_task: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     # discounted returns, and the features that are to predict them
-    valid, rewards, dtype = episodes.valid, episodes.rewards.double(), episodes.rewards.dtype
+    valid, rewards = episodes.valid, episodes.rewards.double()
     time = torch.arange(rewards.shape[1], device=rewards.device).view(1, -1, 1).expand_as(rewards)
     returns = discounted_returns(rewards, discount)
     features = baseline_features(episodes.observations, time * (not bootstrap), baseline)
-    fitted, final_values = features, None
+    fitted, final_values = features, torch.zeros_like(returns[:, 0])
     if bootstrap:  # w' f_t = R_t + discount^(T - t) w' f_T, so the fit of w' (f_t - discount^(T - t) f_T) to R_t
         final_features = baseline_features(episodes.final_observations, torch.zeros_like(episodes.lengths), baseline)
         final_features = torch.where(episodes.terminated.unsqueeze(-1), 0, final_features)
@@ -186,10 +193,27 @@ def _advantages_of(
     if bootstrap:
         final_values = torch.einsum("mef,mf->me", final_features, coefficients)
         returns = returns + discount**left * final_values.unsqueeze(1)
-    # advantages against it, scaled to the size that losses expect
-    advantages = generalised_advantages(rewards, values, valid, discount, gae_lambda, final_values)
-    std = mean_and_std(advantages, valid)[1].to(dtype)
-    return standardise(advantages, valid).to(dtype), explained_variance(values, returns, valid), std
+    return values, final_values, explained_variance(values, returns, valid)
+
+
+def standardised_advantages(
+    episodes: Episodes, values: Values, discount: float = 0.99, gae_lambda: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Advantages against values, scaled to the size that losses expect.
+
+    Args:
+        episodes: a rollout.
+        values: of its steps.
+        discount, gae_lambda: as in `generalised_advantages`.
+
+    Returns:
+        advantages (M, T, E), and the standard deviation that they were divided by, (M,).
+    """
+    valid, dtype = episodes.valid, episodes.rewards.dtype
+    advantages = generalised_advantages(
+        episodes.rewards.double(), values.values, valid, discount, gae_lambda, values.final_values
+    )
+    return standardise(advantages, valid).to(dtype), mean_and_std(advantages, valid)[1].to(dtype)
 
 
 def explained_variance(values: Tensor, returns: Tensor, valid: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ def sampling_metrics(
     if reports_success(path, processes):
         per_task |= {f"success/step_{step}": at.episodes.success_rates for step, at in enumerate(path)}
     per_task["inner_gradient_norm"] = query.gradient_norm
-    per_task["explained_variance"] = query.explained_variance
+    per_task["explained_variance"] = query.values.explained_variance
     query_steps = query.episodes.env_steps
     summary = action_distribution.summary(query.episodes.dist_params[query.episodes.valid])
     sums = {name: float(values.double().sum()) for name, values in per_task.items()}

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from metarl.rl.advantages import discounted_returns, estimate_advantages
+from metarl.rl.advantages import discounted_returns
 from metarl.rl.episodes import to_samples
 from metarl.rl.estimators import outcomes
 from metarl.rl.evaluation import held_out_tasks
-from tests.builders import corridor_learner, navigation_learner
+from tests.builders import corridor_learner, estimate_advantages, navigation_learner
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def test_samples_are_made_as_the_settings_say(changes):
         expected = to_samples(at.episodes, advantages, weighting).packed()
         assert torch.equal(at.samples.advantages, expected.advantages)
         assert torch.equal(at.samples.weights, expected.weights)
-        assert torch.equal(at.explained_variance, explained)
+        assert torch.equal(at.values.explained_variance, explained)
         assert torch.equal(at.advantage_std, std)
 
 
@@ -51,7 +51,7 @@ def test_learning_sees_a_bonus_for_survival_that_returns_do_not_show(sampling):
             seen[task, :length] += 2.0
         advantages, explained, std = estimate_advantages(replace(at.episodes, rewards=seen))
         assert torch.equal(at.samples.advantages, to_samples(at.episodes, advantages).packed().advantages)
-        assert torch.equal(at.explained_variance, explained)
+        assert torch.equal(at.values.explained_variance, explained)
         assert torch.equal(at.advantage_std, std)
     if sampling:
         returns = discounted_returns(seen, 0.99)[:, 0]
@@ -69,4 +69,4 @@ def test_learning_sees_a_penalty_for_actions_beyond_their_bounds_that_returns_do
         advantages, explained, _ = estimate_advantages(replace(at.episodes, rewards=seen))
         expected = to_samples(at.episodes, advantages).packed().advantages
         torch.testing.assert_close(at.samples.advantages, expected, rtol=1e-3, atol=1e-4)
-        torch.testing.assert_close(at.explained_variance, explained, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(at.values.explained_variance, explained, rtol=1e-4, atol=1e-4)

@@ -10,14 +10,15 @@ from metarl.core.settings import SettingError
 from metarl.rl.advantages import (
     Advantages,
     discounted_returns,
-    estimate_advantages,
     explained_variance,
+    fit_values,
     generalised_advantages,
     mean_and_std,
     standardise,
 )
 from metarl.rl.baseline import BASELINES
 from metarl.rl.episodes import Episodes
+from tests.builders import estimate_advantages
 from tests.probes import ragged_episodes
 
 
@@ -178,7 +179,7 @@ def test_a_baseline_that_cannot_be_fitted_names_its_task(monkeypatch):
     episodes = ragged_episodes([[7, 3], [4, 7], [5, 5]])
     episodes.rewards[2] = torch.nan
     with pytest.raises(ArithmeticError, match="the baseline of task 12 cannot be fitted"):
-        estimate_advantages(episodes, first_task=10)
+        fit_values(episodes, first_task=10)
 
 
 @pytest.mark.parametrize(

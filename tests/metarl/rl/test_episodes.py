@@ -8,11 +8,9 @@ import torch
 from gymnasium.spaces import Box
 
 from metarl.rl.action_distributions import DiagonalGaussian
-from metarl.rl.advantages import (
-    estimate_advantages,
-)
 from metarl.rl.episodes import to_samples
 from metarl.rl.estimators import dice, lvc, score, surrogate
+from tests.builders import estimate_advantages
 from tests.probes import ragged_episodes
 
 

@@ -6,11 +6,11 @@ import torch
 
 from metarl import GradientDescent, keyed_generator
 from metarl.core.parameters import ravel
-from metarl.rl.advantages import discounted_returns, estimate_advantages
+from metarl.rl.advantages import discounted_returns
 from metarl.rl.episodes import to_samples
 from metarl.rl.estimators import outcomes
 from metarl.rl.evaluation import held_out_tasks
-from tests.builders import corridor_learner, navigation_learner, same
+from tests.builders import corridor_learner, estimate_advantages, navigation_learner, same
 
 
 def test_query_episodes_are_drawn_with_the_adapted_parameters():

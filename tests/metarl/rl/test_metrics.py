@@ -28,7 +28,7 @@ def test_sampling_metrics_are_those_of_loops_over_tasks_and_episodes():
     assert found["episode_length"] == steps / episodes
     assert found["failed_episodes"] == 0
     assert found["inner_gradient_norm"] == pytest.approx(path[1].gradient_norm.mean().item())
-    assert found["explained_variance"] == pytest.approx(path[1].explained_variance.mean().item())
+    assert found["explained_variance"] == pytest.approx(path[1].values.explained_variance.mean().item())
     logits = path[1].episodes.dist_params[path[1].episodes.valid]
     entropy = -(logits.softmax(-1) * logits.log_softmax(-1)).sum(dim=1).mean()
     assert found["policy_entropy"] == pytest.approx(entropy.item())
@@ -61,7 +61,7 @@ def test_the_explained_variance_is_that_of_the_last_episodes():
     learner = navigation_learner()
     tasks = learner.task_distribution.sample(4, learner._generator("train/tasks"))
     *_, last = learner.adapt(tasks, 1, purpose="train")
-    assert learner.step()["explained_variance"] == pytest.approx(last.explained_variance.mean().item())
+    assert learner.step()["explained_variance"] == pytest.approx(last.values.explained_variance.mean().item())
 
 
 @pytest.mark.parametrize(("status", "accepted"), [("accepted", 1.0), ("rejected", 0.0), ("stationary", 0.0)])

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from gymnasium.spaces import Box, Space
 from torch import Tensor
 
 from metarl.core.errors import NonFiniteError, first_line
@@ -43,6 +44,16 @@ def check_parts(learner: "Learner") -> None:
     numbers = int(np.prod(learner.task_distribution.observation_space.shape or ()))
     samples = learner.sampling.episodes_per_task * learner.task_distribution.horizon
     require_baseline(learner.advantages.baseline, numbers, samples)
+    check_bounds_penalty(learner.advantages, learner.task_distribution.action_space)
+
+
+def check_bounds_penalty(advantages: Advantages, action_space: Space) -> None:
+    """ValueError for a penalty beyond bounds that actions do not have."""
+    bounded = isinstance(action_space, Box) and np.isfinite([action_space.low, action_space.high]).any()
+    if advantages.bounds_penalty and not bounded:
+        raise ValueError(
+            f"bounds_penalty = {advantages.bounds_penalty} with actions without bounds, {action_space}; allowed: 0"
+        )
 
 
 def warn_of_defects(task_distribution: TaskDistribution) -> None:

@@ -9,6 +9,7 @@ from metarl.core.errors import first_line
 from metarl.core.validation import require, require_whole
 from metarl.rl.action_distributions import ActionDistribution
 from metarl.rl.advantages import Advantages
+from metarl.rl.learner_checks import check_bounds_penalty
 from metarl.rl.rl2.policies import input_size
 from metarl.rl.rl2.ppo import TrialPPO
 from metarl.rl.sampler import Sampling
@@ -34,6 +35,7 @@ def check_parts(learner: "RL2Learner") -> None:
     require(learner.processes.world_size == 1, "processes", learner.processes.world_size, "one, with RL^2")
     if defects := protocol_defects(learner.task_distribution, learner.sampling.num_tasks):
         raise ValueError(defects[0])
+    check_bounds_penalty(learner.advantages, learner.task_distribution.action_space)
 
 
 def check_policy(learner: "RL2Learner", action_distribution: ActionDistribution) -> None:

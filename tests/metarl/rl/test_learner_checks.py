@@ -1,11 +1,16 @@
 """What a learner refuses when it is made, in one line with the name of what is wrong."""
 
+from contextlib import nullcontext
+
+import numpy as np
 import pytest
 import torch
+from gymnasium.spaces import Box
 from torch import nn
 
 from metarl import (
     TRPO,
+    Advantages,
     GaussianMLP,
     GradientDescent,
     LayerStepSizes,
@@ -16,6 +21,7 @@ from metarl import (
 from metarl.core.distributed import Processes
 from metarl.envs import AntVelocity, Navigation2D
 from metarl.rl.estimators import dice, lvc, surrogate
+from metarl.rl.learner_checks import check_bounds_penalty
 from tests.builders import make_learner, navigation_learner
 
 
@@ -29,6 +35,16 @@ def test_a_quadratic_baseline_of_many_numbers_is_refused():
 def test_a_quadratic_baseline_of_few_samples_is_refused():
     with pytest.raises(ValueError, match=r"^baseline = 'quadratic'.*15 samples"):
         navigation_learner(baseline="quadratic", horizon=3)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "refused"), [(-1.0, 1.0, False), (-np.inf, 1.0, False), (-np.inf, np.inf, True)]
+)
+def test_a_penalty_beyond_bounds_that_actions_do_not_have_is_refused(low, high, refused):
+    space = Box(low, high, (2,))
+    with pytest.raises(ValueError, match=r"^bounds_penalty = 0.5 .*; allowed: 0") if refused else nullcontext():
+        check_bounds_penalty(Advantages(bounds_penalty=0.5), space)
+    check_bounds_penalty(Advantages(), space)
 
 
 @pytest.mark.parametrize(

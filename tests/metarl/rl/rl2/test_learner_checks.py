@@ -6,6 +6,7 @@ from torch import nn
 
 from metarl.core.distributed import Processes
 from metarl.envs import BernoulliBandits, Navigation2D
+from metarl.rl.advantages import Advantages
 from metarl.rl.outer import PPO
 from metarl.rl.policies import CategoricalMLP
 from metarl.rl.rl2.learner import RL2Learner
@@ -81,6 +82,7 @@ def test_policies_for_other_spaces_and_without_memory():
         ({"sampling": Sampling(lanes=4)}, "lanes"),
         ({"ppo": PPO()}, "ppo"),
         ({"advantages": None}, "advantages"),
+        ({"advantages": Advantages(bounds_penalty=0.5)}, "bounds_penalty"),  # of choices, which have no bounds
         ({"threads": 0}, "threads"),
         ({"task_chunk": 0}, "task_chunk"),
         ({"seed": -1}, "seed"),

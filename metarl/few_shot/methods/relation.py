@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from metarl.core.parameters import Parameters
 from metarl.few_shot.embedding_networks import EmbeddingBlock
 from metarl.few_shot.method import State
+from metarl.few_shot.methods.centroids import class_means
 from metarl.few_shot.methods.embedding import EmbeddingMethod
 
 
@@ -16,10 +17,11 @@ from metarl.few_shot.methods.embedding import EmbeddingMethod
 class Relation(EmbeddingMethod):
     """A network compares the map of each query image with that of each class.
 
-        map_k = sum of the maps of class k,    r_k = sigmoid(relation(map_k, map)),    P(k) = r_k / sum_j r_j
+        map_k = mean of the maps of class k,   r_k = sigmoid(relation(map_k, map)),    P(k) = r_k / sum_j r_j
 
     Training minimises the squared error of r against one-hot classes, as in the paper; the most probable class is that
-    of the largest r.
+    of the largest r. Deviation: the paper adds the maps of a class. With as many shots as in training their mean is the
+    same but for a factor, and with others it stays of the size that the comparison was trained on.
 
     Attributes:
         module: the embedding, to maps.
@@ -39,7 +41,7 @@ class Relation(EmbeddingMethod):
 
         Where batch norms keep the support's statistics, those of the comparison are of its images with all classes.
         """
-        maps = (members.to(features.dtype).mT @ features.flatten(2)).unflatten(2, features.shape[2:])
+        maps = class_means(features, members)
         if self.batch_norm != "support":
             return {"maps": maps}
         return {"maps": maps, "statistics": self.apply("relation.", theta, (maps, features), {})[1]}

@@ -147,6 +147,16 @@ def test_an_untrained_network_knows_nothing_of_images_of_noise(name):
     assert abs(right.mean() - 1 / 5) <= 3.5 * error + 1e-12
 
 
+@pytest.mark.parametrize("name", [name for name in MAKERS if name not in ORDERED])
+def test_what_is_shown_twice_counts_once(name):
+    """So that another number of shots than in training is nothing new to a method."""
+    method, theta = make(name, ways=3)
+    drawn = tasks(2, ways=3, ordered=True)
+    twice = drawn.support.joined(drawn.support)
+    found, expected = (outputs(method, theta, support, drawn.query.inputs) for support in (twice, drawn.support))
+    torch.testing.assert_close(found, expected)
+
+
 @every
 def test_a_method_that_sees_no_difference_scores_by_chance(name):
     method, theta = make(name, ways=4)

@@ -11,7 +11,7 @@ from tests.metarl.few_shot.embedding_methods import (
 )
 
 
-def test_relations_are_of_sums_and_training_minimises_their_squared_error():
+def test_relations_are_of_means_and_training_minimises_their_squared_error():
     method, theta = make("relation", "batch")
     rows, drawn = expand_over_tasks(theta, 3), tasks(shots=3)
     loss, metric = method.loss(rows, drawn, {})
@@ -24,7 +24,7 @@ def test_relations_are_of_sums_and_training_minimises_their_squared_error():
             functional_call(method.module, embed, (of.inputs[task],)) for of in (drawn.support, drawn.query)
         )
         labels = drawn.support.targets[task]
-        maps = torch.stack([support[labels == label].sum(dim=0) for label in range(3)])
+        maps = torch.stack([support[labels == label].mean(dim=0) for label in range(3)])
         r = functional_call(method.relation, relation, (maps, query)).sigmoid()
         wanted = F.one_hot(drawn.query.targets[task], 3)
         torch.testing.assert_close(loss[task], ((r - wanted) ** 2).mean())

@@ -12,7 +12,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,docs,video]"
 	touch $@
 
-# train 2D navigation with the paper's settings, evaluate, and say where to look
+# train 2D navigation with the recommended settings, evaluate, and say where to look
 train: install
 	$(BIN)/python experiments/navigation_2d.py --run-dir $(RUN_DIR)
 

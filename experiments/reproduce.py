@@ -9,6 +9,7 @@ pictures again.
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from metarl.core.settings import SettingError
 from metarl.experiments.runner import results
@@ -20,7 +21,17 @@ from metarl.experiments.runner.reproduction import run_recipe
 from metarl.experiments.runner.tables import headline
 from metarl.experiments.runner.training import one_line_errors
 
-_PASSED_ON = {"iterations": int, "threads": int, "data": str, "cache": str, "compile": bool}
+_PASSED_ON: dict[str, dict[str, Any]] = {  # settings, and how they are read
+    "iterations": {
+        "type": int,
+        "metavar": "INT",
+        "help": "continue runs up to this (default: the recipe's); what has come as far stays as it is",
+    },
+    "threads": {"type": int, "metavar": "INT", "help": "of physics and mathematics (default: all cores)"},
+    "data": {"metavar": "DIR", "help": "folder of the images"},
+    "cache": {"metavar": "DIR", "help": "folder of the prepared images"},
+    "compile": {"action": "store_true", "default": None, "help": "compile the meta-gradient of few-shot methods"},
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -87,18 +98,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--recipes", nargs="+", metavar="NAME", help="rows (default: those with published results)")
     parser.add_argument("--seeds", type=int, nargs="+", metavar="INT", help="(default 0 1 2)")
     parser.add_argument("--report", action="store_true", help="only the digest, tables and pictures of what is kept")
-    helps = {
-        "iterations": "continue runs up to this (default: the recipe's); what has come as far stays as it is",
-        "threads": "of physics and mathematics (default: all cores)",
-        "data": "folder of the images",
-        "cache": "folder of the prepared images",
-        "compile": "compile the meta-gradient of few-shot methods",
-    }
-    for name, kind in _PASSED_ON.items():
-        how = {"type": kind, "metavar": "INT" if kind is int else "DIR"}
-        parser.add_argument(
-            f"--{name}", help=helps[name], **({"action": "store_true", "default": None} if kind is bool else how)
-        )
+    for name, how in _PASSED_ON.items():
+        parser.add_argument(f"--{name}", **how)
     return parser
 
 

@@ -52,7 +52,7 @@ FAMILIES: dict[str, tuple[MethodEntry, ...]] = {
             OMNIGLOT,
             "5-way 1-shot, matching-fce",
         ),
-        MethodEntry("relation networks", NOTHING, "summed maps of each class", OMNIGLOT, "5-way 1-shot, relation"),
+        MethodEntry("relation networks", NOTHING, "mean map of each class", OMNIGLOT, "5-way 1-shot, relation"),
         MethodEntry("Siamese networks", NOTHING, "embeddings and labels", OMNIGLOT, "5-way 1-shot, siamese"),
     ),
     "closed form": (

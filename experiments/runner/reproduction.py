@@ -43,7 +43,7 @@ def run_recipe(experiment: Experiment, recipe: str, seed: int, changes: Mapping[
         raise SettingError(
             f"--iterations = {asked}; allowed: at least {kept}, which are kept of {recipe!r}, seed {seed}"
         )
-    words = [word for name, value in changes.items() for word in (flag(name), *[str(value)] * (value is not True))]
+    words = [word for name, value in changes.items() for word in _words(name, value)]
     if not started:
         new = ["--recipe", trained, "--seed", str(seed), "--run-dir", str(directory)]
         training.main(experiment, [*new, *words], evaluated=False)
@@ -51,6 +51,11 @@ def run_recipe(experiment: Experiment, recipe: str, seed: int, changes: Mapping[
         more = words if "iterations" in changes else [*words, "--iterations", str(asked)]
         training.main(experiment, ["--resume", str(directory), *more], evaluated=False)
     keep_run(experiment, recipe, directory)
+
+
+def _words(name: str, value: Any) -> list[str]:
+    """A setting on the command line."""
+    return [flag(name)] if value is True else [flag(name), str(value)]
 
 
 def keep_run(experiment: Experiment, recipe: str, directory: Path) -> None:

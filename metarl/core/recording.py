@@ -51,7 +51,7 @@ class RecordedFunction:
     def __call__(self, *tensors: Tensor) -> Sequence[Tensor]:
         """Return what the function returns."""
         key = _layout(tensors)
-        if self._compiled:
+        if self._compiled and key not in self._recorded:
             with self._lock:  # so that every call has the same numbers, whichever thread comes first
                 if key not in self._recorded:
                     self._recorded[key] = self._record(tensors, self._function(*tensors))

@@ -18,13 +18,13 @@ _FEATURE_BUDGET = 4_000_000  # numbers in a chunk of baseline features: 32 MB
 
 @dataclass(frozen=True)
 class Advantages:
-    """How advantages are estimated, and how the steps of a task weigh in its losses; see `fit_values` and
-    `standardised_advantages`.
+    """How advantages are estimated, and how the steps of a task weigh in its losses.
 
-    A support lambda of its own pays because an inner gradient comes from the few episodes of one task and is mostly
-    noise, which a smaller lambda reduces; the meta-gradient averages over all tasks, and keeps the larger one's smaller
-    bias. Beyond the bounds that an action is clipped to actions do not differ, so nothing but a penalty brings a policy
-    back, and its gradients there are noise.
+    `fit_values` and `standardised_advantages` have the equations. A support lambda of its own pays because an inner
+    gradient comes from the few episodes of one task and is mostly noise, which a smaller lambda reduces; the meta-
+    gradient averages over all tasks, and keeps the larger one's smaller bias. Beyond the bounds that an action is
+    clipped to actions do not differ, so nothing but a penalty brings a policy back, and its gradients there are
+    noise.
     """
 
     discount: float = setting(0.99, "factor of later rewards", at_least=0, at_most=1, source="paper's code")
@@ -135,13 +135,12 @@ class Values:
 
     Attributes:
         values: of every step, (M, T, E).
-        final_values: of the state after the last valid step, (M, E), 0 where the episode terminated; None where nothing
-            counts after it.
+        final_values: of the state after the last valid step, (M, E), 0 where nothing counts after it.
         explained_variance: the share of the returns' variance that the baseline explains, (M,).
     """
 
     values: Tensor
-    final_values: Tensor | None
+    final_values: Tensor
     explained_variance: Tensor
 
 
@@ -167,8 +166,7 @@ def fit_values(
 
     device = episodes.valid.device
     parts = parallel_map(of_chunk, task_chunks(len(episodes.valid), size, workers(device)), device)
-    values, final_values, explained = (torch.cat(part) for part in zip(*parts, strict=True))
-    return Values(values, final_values if bootstrap else None, explained)
+    return Values(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
 def _values_of(

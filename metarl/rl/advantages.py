@@ -21,10 +21,9 @@ class Advantages:
     """How advantages are estimated, and how the steps of a task weigh in its losses.
 
     `fit_values` and `standardised_advantages` have the equations. A support lambda of its own pays because an inner
-    gradient comes from the few episodes of one task and is mostly noise, which a smaller lambda reduces; the meta-
-    gradient averages over all tasks, and keeps the larger one's smaller bias. Beyond the bounds that an action is
-    clipped to actions do not differ, so nothing but a penalty brings a policy back, and its gradients there are
-    noise.
+    gradient comes from the few episodes of one task and is mostly noise, which a smaller lambda reduces; the
+    meta-gradient averages over all tasks, and keeps the larger one's smaller bias. Beyond the bounds that an action is
+    clipped to actions do not differ, so nothing but a penalty brings a policy back, and its gradients there are noise.
     """
 
     discount: float = setting(0.99, "factor of later rewards", at_least=0, at_most=1, source="paper's code")

@@ -54,7 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise SettingError(f"--report, but {results.FOLDER} holds no results; allowed: after a run of a NAME")
         from metarl.experiments.runner.report import Report  # which imports matplotlib
 
-        Report().write()
+        with results.held():
+            Report().write()
 
 
 def listing() -> str:

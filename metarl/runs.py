@@ -12,6 +12,7 @@ import io
 import json
 import math
 import os
+import secrets
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import torch
 from filelock import FileLock, Timeout
 
 FORMAT, VERSION = "metarl-checkpoint", 1
-_LOCK = ".lock"
+_LOCK, _UNFINISHED = ".lock", ".writing"
 
 
 class RunError(RuntimeError):
@@ -30,6 +31,7 @@ class RunError(RuntimeError):
 def write_atomically(path: Path, content: bytes) -> None:
     """Replace a file by new content, or leave it as it was; no reader ever sees half of it.
 
+    Processes that write the same file at the same time do not disturb each other: the last one's content stays.
     A symbolic link is followed: what it points to is replaced, and the link stays.
 
     Raises:
@@ -38,7 +40,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     target = Path(os.path.realpath(path))
     if target.exists() and not target.is_file():
         raise RunError(f"cannot write {path}: it is not a regular file")
-    temporary = target.with_name(f".{target.name}.writing")
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}{_UNFINISHED}")
     try:
         with open(temporary, "wb") as file:
             file.write(content)
@@ -97,6 +99,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return content["state"]
 
 
+def _of_no_run(path: Path) -> bool:
+    """Whether a file may lie where a run begins, as a start that was killed before its first checkpoint leaves it."""
+    return path.name in {"config.json", _LOCK} or path.name.endswith(_UNFINISHED)
+
+
 class Run:
     """A run directory that is being written."""
 
@@ -113,8 +120,7 @@ class Run:
         """
         if (directory / "checkpoint.pt").exists():
             raise RunError(f"{directory} already holds a run; continue it with --resume {directory}")
-        remains = {"config.json", ".config.json.writing", ".checkpoint.pt.writing", _LOCK}
-        if directory.exists() and (not directory.is_dir() or {path.name for path in directory.iterdir()} - remains):
+        if directory.exists() and not (directory.is_dir() and all(map(_of_no_run, directory.iterdir()))):
             raise RunError(f"{directory} exists and is not a run; choose a new or empty directory")
         try:
             directory.mkdir(parents=True, exist_ok=True)
@@ -128,7 +134,7 @@ class Run:
     def claim(self) -> None:
         """Be the only one to write the run, until `release` or the end of the process; RunError if another one does.
 
-        The lock is the operating system's; on file systems that have none it lets all pass.
+        Files that a killed process left half written are removed. The lock is the operating system's; on file systems that have none it lets all pass.
         """
         try:
             self._lock.acquire()
@@ -137,7 +143,9 @@ class Run:
                 f"{self.directory} is being written by another process; choose another one, or wait"
             ) from None
         except (NotImplementedError, OSError):
-            pass
+            return
+        for path in self.directory.glob(f".*{_UNFINISHED}"):
+            path.unlink(missing_ok=True)
 
     def release(self) -> None:
         """Give up the lock, so that another process may write the run."""

@@ -67,16 +67,17 @@ def keep_run(experiment: Experiment, recipe: str, directory: Path) -> None:
     if (directory / BEST).exists():
         seed["best"] = results.rounded_evaluation(_evaluate(experiment, recipe, directory, BEST))
     path = results.row_path(experiment.name, recipe)
-    row = results.with_seed(results.load_row(path) if path.exists() else {"seeds": []}, seed)
-    iterations = {of["seed"]: of["last"]["iterations"] for of in row["seeds"]}
-    header = {
-        "format": results.FORMAT,
-        "experiment": experiment.name,
-        "name": recipe,
-        "command": results.command(experiment.name, recipe, iterations, experiment.values(recipe)["iterations"]),
-        **({"dynamics": record["dynamics"]} if "dynamics" in record else {}),
-    }
-    results.save_row(path, {**header, "settings": row["settings"], "seeds": row["seeds"]})
+    with results.held():
+        row = results.with_seed(results.load_row(path) if path.exists() else {"seeds": []}, seed)
+        iterations = {of["seed"]: of["last"]["iterations"] for of in row["seeds"]}
+        header = {
+            "format": results.FORMAT,
+            "experiment": experiment.name,
+            "name": recipe,
+            "command": results.command(experiment.name, recipe, iterations, experiment.values(recipe)["iterations"]),
+            **({"dynamics": record["dynamics"]} if "dynamics" in record else {}),
+        }
+        results.save_row(path, {**header, "settings": row["settings"], "seeds": row["seeds"]})
     first = row["seeds"][0]["seed"]
     if recipe == experiment.recipe_name("") and settings.run.seed == first:
         _save_weights(experiment, recipe, settings, learner, path.with_name(f"{path.stem}_seed{first}.pt"))

@@ -27,11 +27,13 @@ import json
 import math
 import os
 import platform
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 
 from metarl.runs import RunError, write_atomically
 
@@ -103,6 +105,24 @@ def load_rows() -> dict[str, dict[str, dict[str, Any]]]:
             row = load_row(path)
             rows.setdefault(row["experiment"], {})[row["name"]] = row
     return rows
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """Keep other processes from writing results while some are read in order to be written again.
+
+    The lock is the operating system's; on file systems that have none it lets all pass.
+    """
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(FOLDER / ".lock")
+    try:
+        lock.acquire()
+    except (NotImplementedError, OSError):
+        pass
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def save_row(path: Path, row: Mapping[str, Any]) -> None:

@@ -113,6 +113,35 @@ def test_a_kill_while_writing_leaves_the_previous_checkpoint(path, monkeypatch):
     assert load_checkpoint(path)["iteration"] == 3
 
 
+def test_processes_that_write_the_same_file_do_not_disturb_each_other(tmp_path, monkeypatch):
+    replace, path = os.replace, tmp_path / "file"
+
+    def late(temporary, target):
+        monkeypatch.setattr(os, "replace", replace)
+        write_atomically(path, b"of the other one, from start to end")
+        replace(temporary, target)
+
+    monkeypatch.setattr(os, "replace", late)
+    write_atomically(path, b"own")
+    assert path.read_bytes() == b"own"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_what_a_killed_process_left_half_written_is_removed_by_the_next(tmp_path, monkeypatch):
+    run = Run.create(tmp_path / "run", {"experiment": "e"})
+
+    def killed(*names):
+        raise SystemExit
+
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        patch.setattr(os, "replace", killed)
+        run.save("checkpoint.pt", {"step": 0})
+    run.release()
+    assert len(list(run.directory.glob(".checkpoint.pt.*"))) == 1
+    again = Run.create(tmp_path / "run", {"experiment": "e"})
+    assert sorted(p.name for p in again.directory.iterdir()) == [".lock", "config.json"]
+
+
 def test_the_content_is_on_disk_before_it_gets_its_name(tmp_path, monkeypatch):
     calls = []
     monkeypatch.setattr(os, "fsync", lambda descriptor, real=os.fsync: (calls.append("sync"), real(descriptor))[1])

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -58,6 +60,25 @@ def summary(folder):
 
 def run(*words):
     reproduce.main(["navigation_2d", *words])
+
+
+def test_seeds_that_are_kept_at_the_same_time_are_all_kept(tiny, monkeypatch):
+    run("--recipes", "maml", "--seeds", "0", "1")
+    results.row_path("navigation_2d", "maml").unlink()
+
+    def slowly(row, seed, real=results.with_seed):
+        time.sleep(0.2)
+        return real(row, seed)
+
+    def keep(seed):
+        directory = reproduction.RUNS / "navigation_2d" / "maml" / f"seed{seed}"
+        reproduction.keep_run(navigation_2d.EXPERIMENT, "maml", directory)
+
+    monkeypatch.setattr(results, "with_seed", slowly)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(keep, (0, 1)))
+    kept = results.load_row(results.row_path("navigation_2d", "maml"))["seeds"]
+    assert [of["seed"] for of in kept] == [0, 1]
 
 
 def test_runs_are_trained_evaluated_kept_and_reported(tiny):

@@ -134,7 +134,8 @@ class Run:
     def claim(self) -> None:
         """Be the only one to write the run, until `release` or the end of the process; RunError if another one does.
 
-        Files that a killed process left half written are removed. The lock is the operating system's; on file systems that have none it lets all pass.
+        Files that a killed process left half written are removed. The lock is the operating system's; on file systems
+        that have none it lets all pass.
         """
         try:
             self._lock.acquire()

@@ -36,24 +36,9 @@ def keep_freed_memory() -> None:
     The graph of a chunk is tens of megabytes that come and go in every iteration; fetching them from the operating
     system page by page took a fifth of an iteration on Omniglot. It has no effect where the C library is not glibc.
     """
-    for parameter in (_TRIM_THRESHOLD, _MMAP_THRESHOLD):
-        _tell_glibc("mallopt", parameter, 1 << 30)
-
-
-def return_unused_memory() -> None:
-    """Return freed memory to the operating system, also from between objects that are in use.
-
-    A small object that stays may lie where a large tensor was, and the next such tensor no longer fits there. With
-    memory that is kept, a run on Omniglot with tensors of 50 MB grew by 5 MB per iteration. What is returned is fetched
-    again page by page, so this is for every hundredth iteration or so. Other C libraries than glibc lack it.
-    """
-    _tell_glibc("malloc_trim", 0)
-
-
-def _tell_glibc(function: str, *arguments: int) -> None:
-    """Call a function of glibc; nothing happens where the C library is another one."""
     with suppress(AttributeError, OSError):
-        getattr(ctypes.CDLL(None), function)(*arguments)
+        for parameter in (_TRIM_THRESHOLD, _MMAP_THRESHOLD):
+            ctypes.CDLL(None).mallopt(parameter, 1 << 30)
 
 
 def prepare_process(settings: Settings) -> str:

@@ -28,7 +28,7 @@ import math
 import os
 import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -115,10 +115,8 @@ def held() -> Iterator[None]:
     """
     FOLDER.mkdir(parents=True, exist_ok=True)
     lock = FileLock(FOLDER / ".lock")
-    try:
+    with suppress(NotImplementedError, OSError):
         lock.acquire()
-    except (NotImplementedError, OSError):
-        pass
     try:
         yield
     finally:

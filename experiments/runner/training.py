@@ -19,11 +19,8 @@ from metarl.core.settings import SettingError
 from metarl.experiments.runner import scripts
 from metarl.experiments.runner.command_line import leave, read
 from metarl.experiments.runner.experiment import DeviceMemoryError, Experiment
-from metarl.experiments.runner.machine import return_unused_memory
 from metarl.experiments.runner.start import ActiveRun, resume_run, start_run
 from metarl.runs import RunError
-
-_MEMORY_RETURNED_EVERY = 100  # iterations
 
 
 def main(experiment: Experiment, arguments: Sequence[str] | None = None, evaluated: bool = True) -> None:
@@ -64,10 +61,7 @@ def train(experiment: Experiment, active: ActiveRun) -> bool:
         while active.learner.iteration < iterations and not stopped:
             # What the selection metric judges, the state before the iteration or after it, is kept for best.pt.
             judged = active.learner.state_dict() if experiment.judges_start else None
-            before = active.learner.iteration
             active.learner, metrics = experiment.advance(settings, active.learner)
-            if active.learner.iteration // _MEMORY_RETURNED_EVERY > before // _MEMORY_RETURNED_EVERY:
-                return_unused_memory()
             evaluation = None
             if every and active.learner.iteration % every == 0:
                 evaluation = _evaluate_on_the_way(experiment, active)

@@ -31,7 +31,8 @@ class GradientSums:
     ) -> Callable[..., Sequence[Tensor]]:
         """Return the function of tensors: meta-parameters, scheduled numbers, and tensors of tasks.
 
-        It returns the sum of the tasks' gradients, as one vector in float64, and each task's loss and metric, (M,).
+        It returns the sum of the tasks' gradients, as one vector in float64, and each task's loss and metric, (M,);
+        none has a graph.
 
         Args:
             method: whose gradient it is; it does not change.
@@ -61,4 +62,5 @@ def _gradient_sums(
     tasks = template.like(tensors[second:])
     theta = {name: rows.requires_grad_() for name, rows in expand_over_tasks(detached, len(tasks)).items()}
     gradients, losses, metrics = method.gradient(theta, tasks, schedule)
-    return ravel([rows.sum(dim=0, dtype=torch.float64) for rows in gradients.values()]), losses, metrics
+    summed = [rows.detach().sum(dim=0, dtype=torch.float64) for rows in gradients.values()]
+    return ravel(summed), losses.detach(), metrics.detach()

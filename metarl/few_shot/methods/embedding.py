@@ -152,7 +152,7 @@ class EmbeddingMethod(Method):
         gradients = torch.autograd.grad(loss.sum(), list(own.values()), materialize_grads=True)
         found = dict(zip(own, gradients, strict=True))
         found |= {name: count * theta[name][0] - seen[name].detach().sum(dim=0) for name in averages}
-        return {name: found[name].unsqueeze(0) for name in theta}, loss.detach(), metric
+        return {name: found[name].unsqueeze(0) for name in theta}, loss, metric
 
     def statistics(self, theta: Parameters, state: State) -> Parameters:
         """Return the statistics that batch norms use instead of the batch's, by name in theta: (F,), or (M, F)."""

@@ -1,9 +1,6 @@
 """The settings of device, threads and memory."""
 
 import os
-import platform
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -11,8 +8,8 @@ import torch
 from metarl import Learner
 from metarl.core.settings import SettingError
 from metarl.experiments import open_run
-from metarl.experiments.runner import machine, training
-from tests.experiments.runner.helpers import ROOT, assert_same_run, train
+from metarl.experiments.runner import machine
+from tests.experiments.runner.helpers import assert_same_run, train
 
 CORES = len(os.sched_getaffinity(0))
 
@@ -102,47 +99,3 @@ def test_freed_memory_is_kept_where_the_c_library_can_be_told(monkeypatch):
     assert told == [(-1, 1 << 30), (-3, 1 << 30)]
     monkeypatch.setattr(machine.ctypes, "CDLL", lambda name: object())
     machine.keep_freed_memory()  # another C library: nothing happens
-
-
-def test_memory_between_objects_in_use_is_returned_every_hundred_iterations(monkeypatch, tmp_path):
-    trimmed = []
-
-    class Library:
-        def __init__(self, name):
-            self.malloc_trim = trimmed.append
-
-    with monkeypatch.context() as patch:
-        patch.setattr(machine.ctypes, "CDLL", Library)
-        machine.return_unused_memory()
-        patch.setattr(machine.ctypes, "CDLL", lambda name: object())
-        machine.return_unused_memory()  # another C library: nothing happens
-    assert trimmed == [0]
-    returned = []
-    monkeypatch.setattr(training, "_MEMORY_RETURNED_EVERY", 2)
-    monkeypatch.setattr(training, "return_unused_memory", lambda: returned.append(True))
-    train("--iterations", 5, "--run-dir", tmp_path / "run")
-    assert len(returned) == 2
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library than glibc")
-def test_holes_between_objects_in_use_are_returned():
-    """A small object in every hole of 32 MB, so that none fits the next tensor, as metrics that are kept make them."""
-    code = """
-import torch
-from metarl.experiments.runner import machine, training
-def resident():
-    return int(open("/proc/self/statm").read().split()[1]) * 4096 / 2**20
-machine.keep_freed_memory()
-torch.set_num_threads(1)
-kept = []
-for size in range(20):
-    large = torch.ones(32 * 2**18)
-    del large
-    kept.append(torch.ones(2**14))  # takes a part of what was freed
-print(resident())
-machine.return_unused_memory()
-print(resident())
-"""
-    printed = subprocess.check_output([sys.executable, "-c", code], cwd=ROOT, text=True)
-    before, after = map(float, printed.split())
-    assert after < before - 16

@@ -318,6 +318,7 @@ def test_learners_train_resume_and_evaluate(name):
     for key in straight.method.averages:
         torch.testing.assert_close(straight.theta[key], start[key] - 0.1 * gradient[key])
     unbroken += [straight.step() for _ in range(3)]
+    assert not any(value.requires_grad for value in straight.theta.values())  # a graph would grow with every iteration
     lines = [first.step() for _ in range(2)]
     second.load_state_dict(first.state_dict())
     assert lines + [second.step() for _ in range(2)] == unbroken

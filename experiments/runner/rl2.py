@@ -1,7 +1,7 @@
 """RL^2 as a method of the experiments of reinforcement learning: its settings, its learner, its metrics."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gymnasium
@@ -11,9 +11,11 @@ from torch import nn
 from metarl.core.settings import setting
 from metarl.experiments.runner.flat_settings import flat_settings
 from metarl.experiments.runner.machine import choose_threads
+from metarl.rl.advantages import Advantages
 from metarl.rl.evaluation import held_out_tasks
 from metarl.rl.rl2.evaluation import TrialEvaluation, evaluate
 from metarl.rl.rl2.learner import RL2Learner
+from metarl.rl.rl2.learner_checks import WITHOUT_EFFECT
 from metarl.rl.rl2.policies import RecurrentPolicy
 from metarl.rl.rl2.ppo import TrialPPO
 
@@ -23,7 +25,7 @@ NAME = "rl2"  # of the method and of its recipes
 # of the inner loop, and of the outer optimisers that differentiate through one
 _LOOPS = ("rule", "objective", "outer")
 # settings of other parts that a learner without an inner loop does not look at
-_WITHOUT_EFFECT = ("budget", "lanes", "support_lambda", "bootstrap", "baseline", "weighting")
+_WITHOUT_EFFECT = ("budget", "lanes", *WITHOUT_EFFECT)
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class RL2(TrialPPO):
             experiment.memory_policy(settings, distribution.observation_space, distribution.action_space),
             sampling=settings.sampling,
             ppo=self,
-            advantages=settings.advantages,
+            advantages=replace(settings.advantages, **{name: getattr(Advantages(), name) for name in WITHOUT_EFFECT}),
             seed=settings.run.seed,
             threads=choose_threads(settings.machine.threads),
             device=device,

@@ -64,7 +64,7 @@ class RL2Learner(PolicyLearner):
         policy: see `metarl.rl.rl2.policies`.
         sampling: the number of tasks, and of episodes in a trial; `budget` and `lanes` must be as they are by default.
         ppo: the outer loop.
-        advantages: discount, lambda, survival bonus and bounds penalty; the others have no effect here.
+        advantages: discount, lambda, survival bonus and bounds penalty; the others must be as they are by default.
         seed: names all randomness.
         threads: that step the physics.
         device: where the policy acts and learns.

@@ -18,6 +18,7 @@ from metarl.rl.task_distribution import protocol_defects
 if TYPE_CHECKING:
     from metarl.rl.rl2.learner import RL2Learner
 
+WITHOUT_EFFECT = ("support_lambda", "bootstrap", "baseline", "weighting")  # of the settings of advantages
 _STEPS = 3
 _TOLERANCE = 1e-4  # of outputs in one pass and step by step, which are rounded otherwise
 
@@ -29,6 +30,10 @@ def check_parts(learner: "RL2Learner") -> None:
             raise ValueError(f"{name} = {given!r}; allowed: a {kind.__module__}.{kind.__name__}")
     require(learner.sampling.budget == "episodes", "budget", learner.sampling.budget, "episodes, with RL^2")
     require(learner.sampling.lanes == 0, "lanes", learner.sampling.lanes, "0, with RL^2")
+    usual = Advantages()
+    for name in WITHOUT_EFFECT:
+        given, allowed = getattr(learner.advantages, name), getattr(usual, name)
+        require(given == allowed, name, given, f"{allowed}, for it has no effect with RL^2")
     require_whole("threads", learner.threads)
     if learner.task_chunk is not None:
         require_whole("task_chunk", learner.task_chunk)

@@ -83,6 +83,10 @@ def test_policies_for_other_spaces_and_without_memory():
         ({"ppo": PPO()}, "ppo"),
         ({"advantages": None}, "advantages"),
         ({"advantages": Advantages(bounds_penalty=0.5)}, "bounds_penalty"),  # of choices, which have no bounds
+        ({"advantages": Advantages(support_lambda=0.8)}, "support_lambda"),
+        ({"advantages": Advantages(bootstrap=True)}, "bootstrap"),
+        ({"advantages": Advantages(baseline="quadratic")}, "baseline"),
+        ({"advantages": Advantages(weighting="episode")}, "weighting"),
         ({"threads": 0}, "threads"),
         ({"task_chunk": 0}, "task_chunk"),
         ({"seed": -1}, "seed"),

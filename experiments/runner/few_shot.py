@@ -12,6 +12,7 @@ from torch import nn
 from metarl.core.rules import GradientDescent, LayerStepSizes, MetaSGD
 from metarl.core.settings import SettingError, check_settings, setting
 from metarl.experiments.runner.experiment import Experiment, step
+from metarl.experiments.runner.flat_settings import in_flags
 from metarl.experiments.runner.machine import prepare_process
 from metarl.experiments.runner.settings import (
     EVALUATION,
@@ -227,7 +228,7 @@ class FewShotExperiment(Experiment):
                 settings.machine.compiled,
             )
         except ValueError as error:  # settings that do not go together
-            raise SettingError(str(error)) from error
+            raise SettingError(in_flags(str(error), self.settings)) from error
 
     def build_method(self, settings: Any, module: nn.Module, training: Any) -> Method:
         """The method with its module, given the training tasks."""

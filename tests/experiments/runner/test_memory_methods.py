@@ -115,6 +115,7 @@ def make_images():
         (["--method", "snail", "--memory-slots", "3"], "--memory-slots has no effect with --method snail"),
         (["--method", "mann", "--evaluation-statistics", "per-step"], "--evaluation-statistics = per-step"),
         (["--method", "memory-module", "--margin", "0"], "--margin = 0"),
+        (["--method", "snail", "--compile"], "--compile = True with SNAIL"),
         (["--method", "mannn"], "the nearest is mann"),
     ],
 )

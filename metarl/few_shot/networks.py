@@ -7,6 +7,7 @@ so that they can be differentiated twice, fast, with parameters that differ from
 from collections.abc import Sequence
 from itertools import pairwise
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -97,9 +98,20 @@ class MLP(nn.Module):
 
 
 def averaged(images: Tensor, pixels: int) -> Tensor:
-    """Images (M, N, H, W, C) averaged to a height and width and flattened, (M, N, pixels^2 C)."""
-    channels_first = images.flatten(0, 1).permute(0, 3, 1, 2)
-    return F.adaptive_avg_pool2d(channels_first, pixels).flatten(1).unflatten(0, images.shape[:2])
+    """Images (M, N, H, W, C) averaged to a height and width and flattened, (M, N, C pixels^2).
+
+    As `torch.nn.functional.adaptive_avg_pool2d`, by two products of matrices, which are several times as fast.
+    """
+    height, width, channels = images.shape[2:]
+    rows = _means(height, pixels, images).mT @ images.flatten(3)
+    columns = rows.unflatten(3, (width, channels)).transpose(3, 4) @ _means(width, pixels, images)
+    return columns.transpose(2, 3).flatten(2)
+
+
+def _means(size: int, pixels: int, like: Tensor) -> Tensor:
+    """The matrix (size, pixels) by which a row of pixels is averaged to fewer."""
+    unit = torch.eye(size, dtype=like.dtype, device=like.device)
+    return F.adaptive_avg_pool1d(unit.unsqueeze(0), pixels)[0]
 
 
 def _glorot(layer: nn.Linear) -> nn.Linear:

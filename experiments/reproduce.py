@@ -2,13 +2,14 @@
 
 Without arguments it lists what there is: every environment and data set, its rows, and the command that makes each.
 With a name it trains runs of recipes under runs/reproduce (those that were stopped are continued), evaluates them on
-test tasks and writes what matters of them into experiments/results. `--report` only makes the digest, tables and
-pictures again.
+test tasks and writes what matters of them into experiments/results. `--merge DIR` takes over the seeds of rows that
+another machine has in its experiments/results. `--report` only makes the digest, tables and pictures again.
 """
 
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from metarl.core.settings import SettingError
@@ -17,7 +18,7 @@ from metarl.experiments.runner.command_line import OneLineParser
 from metarl.experiments.runner.digest import digest
 from metarl.experiments.runner.experiment import Experiment, find_experiment
 from metarl.experiments.runner.flat_settings import flat_settings
-from metarl.experiments.runner.reproduction import run_recipe
+from metarl.experiments.runner.reproduction import merge_rows, run_recipe
 from metarl.experiments.runner.tables import headline
 from metarl.experiments.runner.training import one_line_errors
 
@@ -41,15 +42,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         given = [name for name in ("recipes", "seeds", *_PASSED_ON) if getattr(chosen, name) is not None]
         if chosen.name is None and given:
             raise SettingError(f"--{given[0]} without NAME has no effect; allowed: a NAME, see --help")
-        if chosen.name is None and not chosen.report:
+        tasks = [words for words in (chosen.name, chosen.merge and "--merge", chosen.report and "--report") if words]
+        if not tasks:
             print(listing())
             return
+        if len(tasks) > 1:
+            raise SettingError(f"{tasks[1]} with {tasks[0]}, which ends with a report; allowed: one of the two")
         if chosen.name is not None:
-            if chosen.report:
-                raise SettingError(
-                    f"--report with {chosen.name}, whose runs end with a report; allowed: one of the two"
-                )
             _reproduce(chosen)
+        elif chosen.merge is not None:
+            for row, seeds in merge_rows(chosen.merge).items():
+                print(f"{row}: seeds {' '.join(map(str, seeds))}")
         elif not results.load_rows():
             raise SettingError(f"--report, but {results.FOLDER} holds no results; allowed: after a run of a NAME")
         from metarl.experiments.runner.report import Report  # which imports matplotlib
@@ -98,6 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--recipes", nargs="+", metavar="NAME", help="rows (default: those with published results)")
     parser.add_argument("--seeds", type=int, nargs="+", metavar="INT", help="(default 0 1 2)")
+    parser.add_argument("--merge", type=Path, metavar="DIR", help="take over seeds that another folder of results has")
     parser.add_argument("--report", action="store_true", help="only the digest, tables and pictures of what is kept")
     for name, how in _PASSED_ON.items():
         parser.add_argument(f"--{name}", **how)

@@ -8,10 +8,10 @@ from typing import Any
 from metarl.core.settings import SettingError
 from metarl.experiments.runner import results, training
 from metarl.experiments.runner.config_file import new_config
-from metarl.experiments.runner.experiment import Experiment
+from metarl.experiments.runner.experiment import Experiment, find_experiment
 from metarl.experiments.runner.flat_settings import flag, flat_settings, from_flat, to_flat
 from metarl.experiments.runner.start import BEST, CHECKPOINT, open_run
-from metarl.runs import Run, load_checkpoint, save_checkpoint
+from metarl.runs import Run, RunError, load_checkpoint, save_checkpoint
 
 RUNS = Path("runs/reproduce")
 _OF_NO_RESULT = ("seed", "checkpoint_every", "data", "cache")  # as the settings of the machine
@@ -69,18 +69,68 @@ def keep_run(experiment: Experiment, recipe: str, directory: Path) -> None:
     path = results.row_path(experiment.name, recipe)
     with results.held():
         row = results.with_seed(results.load_row(path) if path.exists() else {"seeds": []}, seed)
-        iterations = {of["seed"]: of["last"]["iterations"] for of in row["seeds"]}
-        header = {
-            "format": results.FORMAT,
-            "experiment": experiment.name,
-            "name": recipe,
-            "command": results.command(experiment.name, recipe, iterations, experiment.values(recipe)["iterations"]),
-            **({"dynamics": record["dynamics"]} if "dynamics" in record else {}),
-        }
-        results.save_row(path, {**header, "settings": row["settings"], "seeds": row["seeds"]})
+        results.save_row(path, _described(experiment, {**row, "name": recipe, **_dynamics(record)}))
     first = row["seeds"][0]["seed"]
     if recipe == experiment.recipe_name("") and settings.run.seed == first:
         _save_weights(experiment, recipe, settings, learner, path.with_name(f"{path.stem}_seed{first}.pt"))
+
+
+def merge_rows(folder: Path) -> dict[str, list[int]]:
+    """Take over the seeds of rows in another folder of results, such as of another machine.
+
+    Seeds that are kept here already stay as they are. The folder is read, and its rows are understood, before anything
+    is written.
+
+    Args:
+        folder: like `results.FOLDER`.
+
+    Returns:
+        the new seeds, by the file of their row.
+
+    Raises:
+        RunError: the folder holds no rows, or a file of it is not one.
+        SettingError: a row is of no experiment or recipe that there is, or has other dynamics than the one here.
+    """
+    found = [row for rows in results.load_rows(folder).values() for row in rows.values()]
+    if not found:
+        raise RunError(f"{folder} holds no rows of results; allowed: a folder of EXPERIMENT/ROW.json")
+    merged, taken = {}, {}
+    with results.held():
+        for other in found:
+            experiment = find_experiment(other["experiment"])
+            path = results.row_path(experiment.name, experiment.recipe_name(other["name"]))
+            row = results.load_row(path) if path.exists() else {**other, "settings": {}, "seeds": []}
+            if _dynamics(row) != _dynamics(other):
+                raise SettingError(f"{other['name']} has other dynamics in {folder}; allowed: {row['dynamics']}")
+            kept = {of["seed"] for of in row["seeds"]}
+            for seed in other["seeds"]:
+                if seed["seed"] not in kept:
+                    own = {**other["settings"], **seed.get("settings", {})}
+                    row = results.with_seed(row, {**seed, "settings": own})
+                    merged[path] = _described(experiment, row)
+                    taken.setdefault(str(path.relative_to(results.FOLDER)), []).append(seed["seed"])
+        for path, row in merged.items():
+            results.save_row(path, row)
+    return taken
+
+
+def _dynamics(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {"dynamics": record["dynamics"]} if "dynamics" in record else {}
+
+
+def _described(experiment: Experiment, row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row with what its file begins with, the command that makes its seeds among it."""
+    iterations = {of["seed"]: of["last"]["iterations"] for of in row["seeds"]}
+    name, usual = row["name"], experiment.values(row["name"])["iterations"]
+    return {
+        "format": results.FORMAT,
+        "experiment": experiment.name,
+        "name": name,
+        "command": results.command(experiment.name, name, iterations, usual),
+        **_dynamics(row),
+        "settings": row["settings"],
+        "seeds": row["seeds"],
+    }
 
 
 def _seed_entry(experiment: Experiment, settings: Any, run: Run, record: Mapping[str, Any]) -> dict[str, Any]:

@@ -86,25 +86,40 @@ def row_path(experiment: str, name: str) -> Path:
 
 def load_row(path: Path) -> dict[str, Any]:
     """Read a row; RunError if the file is not one, or of a newer format."""
-    try:
-        row = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path} cannot be read: not JSON") from error
-    if not isinstance(row, dict) or not {"format", "experiment", "name", "seeds"} <= row.keys():
-        raise RunError(f"{path} is not a row of results")
-    if row["format"] > FORMAT:
-        raise RunError(f"{path} has format {row['format']}; this version of metarl reads up to {FORMAT}")
-    return row
+    return _row_of(path, _load_json(path))
 
 
-def load_rows() -> dict[str, dict[str, dict[str, Any]]]:
-    """All rows that are kept, by experiment and name, in alphabetical order of the files."""
+def load_rows(folder: Path | None = None) -> dict[str, dict[str, dict[str, Any]]]:
+    """All rows that are kept, by experiment and name, in alphabetical order of the files.
+
+    Args:
+        folder: of results; None for `FOLDER`.
+
+    Raises:
+        RunError: as of `load_row`.
+    """
     rows: dict[str, dict[str, dict[str, Any]]] = {}
-    for path in sorted(FOLDER.glob("*/*.json")):
-        if "seeds" in json.loads(path.read_text()):  # the folders of studies hold other files
-            row = load_row(path)
+    for path in sorted((folder or FOLDER).glob("*/*.json")):
+        content = _load_json(path)
+        if isinstance(content, dict) and "seeds" in content:  # the folders of studies hold other files
+            row = _row_of(path, content)
             rows.setdefault(row["experiment"], {})[row["name"]] = row
     return rows
+
+
+def _load_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise RunError(f"{path} cannot be read: not JSON") from error
+
+
+def _row_of(path: Path, content: Any) -> dict[str, Any]:
+    if not isinstance(content, dict) or not {"format", "experiment", "name", "seeds"} <= content.keys():
+        raise RunError(f"{path} is not a row of results")
+    if content["format"] > FORMAT:
+        raise RunError(f"{path} has format {content['format']}; this version of metarl reads up to {FORMAT}")
+    return content
 
 
 @contextmanager

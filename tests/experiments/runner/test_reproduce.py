@@ -171,6 +171,9 @@ def test_without_arguments_every_row_and_its_command_are_listed(tiny, capsys, mo
         (["navigation_2d", "--data", "images"], "--data means nothing in navigation_2d"),
         (["navigation_2d", "--compile"], "--compile means nothing in navigation_2d"),
         (["navigation_2d", "--report"], "--report with navigation_2d"),
+        (["navigation_2d", "--merge", "results"], "--merge with navigation_2d"),
+        (["--merge", "elsewhere"], "elsewhere holds no rows"),
+        (["--merge", "elsewhere", "--seeds", "1"], "--seeds without NAME"),
         (["navigation"], "navigation"),
         (["--recipes", "maml"], "--recipes without NAME"),
         (["--report", "--seeds", "1"], "--seeds without NAME"),
@@ -194,6 +197,47 @@ def test_a_run_that_is_kept_is_not_replaced_by_a_shorter_one(tiny, capsys):
     assert stop.value.code == 2
     assert "--iterations = 1; allowed: at least 2" in capsys.readouterr().err
     assert not (tiny / "runs").exists()
+
+
+def test_seeds_of_another_machine_are_merged(tiny, capsys):
+    run("--recipes", "maml", "--seeds", "0", "1")
+    path = results.row_path("navigation_2d", "maml")
+    both = results.load_row(path)
+    path.unlink()
+    run("--recipes", "maml", "random", "--seeds", "1")
+    (tiny / "results").rename(tiny / "elsewhere")
+    run("--recipes", "maml", "--seeds", "0")
+    capsys.readouterr()
+    reproduce.main(["--merge", "elsewhere"])
+    assert capsys.readouterr().out == "navigation_2d/maml.json: seeds 1\nnavigation_2d/random.json: seeds 1\n"
+    assert results.load_row(path) == both
+    assert summary(tiny)["random"]["seeds"] == [1]
+    before = {of: of.read_bytes() for of in (tiny / "results").rglob("*.json")}
+    reproduce.main(["--merge", "elsewhere"])  # once more: nothing is new
+    assert capsys.readouterr().out == ""
+    assert {of: of.read_bytes() for of in (tiny / "results").rglob("*.json")} == before
+
+
+@pytest.mark.parametrize(
+    "broken", ["{", '{"seeds": 0}', '{"experiment": "walking"}', '{"dynamics": "gymnasium"}', '{"name": "of old"}']
+)
+def test_a_folder_that_cannot_be_merged_changes_nothing(tiny, capsys, broken):
+    run("--recipes", "maml", "random", "--seeds", "0", "1")
+    path = results.row_path("navigation_2d", "random")
+    (tiny / "elsewhere" / "navigation_2d").mkdir(parents=True)
+    for of in path.parent.glob("*.json"):
+        (tiny / "elsewhere" / "navigation_2d" / of.name).write_text(of.read_text())
+    row = results.load_row(path)
+    other = broken if broken in ("{", '{"seeds": 0}') else json.dumps({**row, **json.loads(broken)})
+    (tiny / "elsewhere" / "navigation_2d" / path.name).write_text(other)
+    results.row_path("navigation_2d", "maml").unlink()
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        reproduce.main(["--merge", "elsewhere"])
+    error = capsys.readouterr().err
+    assert (stop.value.code, error.count("\n")) == (2, 1)
+    assert not results.row_path("navigation_2d", "maml").exists()
+    assert results.load_row(path) == row
 
 
 def test_an_interrupt_ends_the_reproduction_and_keeps_nothing_half_done(tiny, monkeypatch):

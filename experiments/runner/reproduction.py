@@ -94,7 +94,8 @@ def merge_rows(folder: Path) -> dict[str, list[int]]:
     found = [row for rows in results.load_rows(folder).values() for row in rows.values()]
     if not found:
         raise RunError(f"{folder} holds no rows of results; allowed: a folder of EXPERIMENT/ROW.json")
-    merged, taken = {}, {}
+    merged: dict[Path, dict[str, Any]] = {}
+    taken: dict[str, list[int]] = {}
     with results.held():
         for other in found:
             experiment = find_experiment(other["experiment"])

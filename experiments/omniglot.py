@@ -208,6 +208,13 @@ RECIPES = {  # published: accuracy
         for ways in (5, 20)
         for shots in (1, 5)
     },
+    **{
+        f"5-way {shots}-shot, Proto-MAML, 20 ways in training": Recipe(
+            {**PROTO_MAML, "training_ways": 20, "shots": shots, "num_tasks": 2},
+            trained_as=f"20-way {shots}-shot, Proto-MAML",
+        )
+        for shots in (1, 5)
+    },
     "5-way 1-shot, LSTM meta-learner": Recipe(META_LSTM),
     "5-way 1-shot, MTL": Recipe(MTL),
     "5-way 1-shot, MTL without scales": Recipe({**MTL, "scales_and_shifts": False}),

@@ -49,10 +49,11 @@ class PrototypeStart(GradientDescent, BuildsMethod):
     """Proto-MAML, by default with first-order inner steps."""
 
     second_order: bool = False
+    training_ways: int | None = same_as(ProtoMAML, "training_ways")
 
     def build(self, criterion: Criterion, module: nn.Module, make: MakeModule) -> ProtoMAML:
         """As of any method that is built so; batch norms' shifts are shared by the tasks."""
-        return ProtoMAML(module, criterion, inner_loop(self, ADAPTED))
+        return ProtoMAML(module, criterion, inner_loop(self, ADAPTED), training_ways=self.training_ways)
 
 
 IMAGE_METHODS: dict[str, type] = {"proto-maml": PrototypeStart, "imaml": ImplicitSteps, "meta-lstm": LearnedUpdates}

@@ -168,6 +168,18 @@ class ImageEpisodes:
         return FewShotTasks(support, query)
 
 
+def training_episodes(task_distribution: FewShotDistribution, ways: int | None) -> FewShotDistribution:
+    """The training tasks of a distribution with another number of classes; the distribution itself for None.
+
+    ValueError unless its tasks are `ImageEpisodes`, or if they have too few classes.
+    """
+    if ways is None:
+        return task_distribution
+    require(isinstance(task_distribution, ImageEpisodes), "task_distribution", task_distribution, "ImageEpisodes")
+    given: ImageEpisodes = task_distribution  # type: ignore[assignment]
+    return ImageEpisodes({"train": given.images["train"]}, ways, given.shots, given.queries)
+
+
 class ImageBatches:
     """Classification of all classes of a split at once: tasks without support data, of images drawn at random.
 

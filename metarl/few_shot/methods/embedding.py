@@ -30,7 +30,7 @@ from metarl.core.settings import check_settings, setting
 from metarl.core.validation import require
 from metarl.few_shot.method import Method, State
 from metarl.few_shot.normalisation import batch_norms, observed
-from metarl.few_shot.tasks import Examples, FewShotDistribution, FewShotTasks, ImageEpisodes
+from metarl.few_shot.tasks import Examples, FewShotDistribution, FewShotTasks, training_episodes
 
 BATCH_NORM = ("running", "support", "batch")
 
@@ -116,11 +116,7 @@ class EmbeddingMethod(Method):
 
     def training_tasks(self, task_distribution: FewShotDistribution) -> FewShotDistribution:
         """Return episodes with as many classes as training wants."""
-        if self.training_ways is None:
-            return task_distribution
-        require(isinstance(task_distribution, ImageEpisodes), "task_distribution", task_distribution, "ImageEpisodes")
-        given: ImageEpisodes = task_distribution  # type: ignore[assignment]
-        return ImageEpisodes({"train": given.images["train"]}, self.training_ways, given.shots, given.queries)
+        return training_episodes(task_distribution, self.training_ways)
 
     def adapt(self, theta: Parameters, support: Examples) -> State:
         """Return what is learned from the support examples; ValueError for a class without any."""

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 import torch
 
 from metarl.core.parameters import Parameters
+from metarl.core.settings import setting
 from metarl.core.validation import require
 from metarl.few_shot.methods.centroids import class_means
 from metarl.few_shot.methods.embedding import one_hot
 from metarl.few_shot.methods.gradient import MAML, call_features
-from metarl.few_shot.tasks import Examples
+from metarl.few_shot.tasks import Examples, FewShotDistribution, training_episodes
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class ProtoMAML(MAML):
         rule: of the inner loop; without second order the gradient still runs through the prototypes.
     """
 
+    training_ways: int | None = setting(None, "classes of a training task; none for those of a test task", at_least=2)
+
     def __post_init__(self) -> None:
         super().__post_init__()
         fits = hasattr(self.module, "features") and isinstance(getattr(self.module, "head", None), torch.nn.Linear)
@@ -34,6 +37,10 @@ class ProtoMAML(MAML):
     def meta_parameters(self) -> Parameters:
         """Return the parameters of the module but for its last layer, and what the rule learns beside them."""
         return {name: value for name, value in super().meta_parameters().items() if not name.startswith("head.")}
+
+    def training_tasks(self, task_distribution: FewShotDistribution) -> FewShotDistribution:
+        """Return episodes with as many classes as training wants."""
+        return training_episodes(task_distribution, self.training_ways)
 
     def states(self, theta: Parameters, support: Examples, inner_steps: int) -> list[Parameters]:
         """Return phi_0 ... phi_S; phi_0 is the prototypical network."""

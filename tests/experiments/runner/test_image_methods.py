@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 from metarl.experiments import mini_imagenet, omniglot, open_run
 from metarl.experiments.runner.image_methods import IMAGE_METHODS
@@ -38,6 +39,18 @@ def test_every_method_trains_resumes_and_is_evaluated(name, places, tmp_path):
     record = json.loads((directory / "evaluation.json").read_text())
     assert [key for key in record if key.startswith("accuracy/")] == [f"accuracy/step_{step}" for step in range(3)]
     assert record["transductive"]
+
+
+def test_proto_maml_trains_alike_whatever_the_ways_of_test_tasks(places, tmp_path):
+    found = []
+    for ways, more in (("3", []), ("2", ["--training-ways", "3"])):
+        directory = tmp_path / ways
+        words = [*TINY, *places, "--method", "proto-maml", "--ways", ways, *more, "--iterations", "2"]
+        main(mini_imagenet.EXPERIMENT, [*words, "--run-dir", str(directory)], evaluated=False)
+        _, _, learner = open_run(directory)
+        assert learner.sample(1, "test").query.targets.max() == int(ways) - 1
+        found.append(learner.theta)
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
 
 
 def test_all_methods_are_tried():

@@ -104,12 +104,12 @@ def merge_rows(folder: Path) -> dict[str, list[int]]:
             if _dynamics(row) != _dynamics(other):
                 raise SettingError(f"{other['name']} has other dynamics in {folder}; allowed: {row['dynamics']}")
             kept = {of["seed"] for of in row["seeds"]}
-            for seed in other["seeds"]:
-                if seed["seed"] not in kept:
-                    own = {**other["settings"], **seed.get("settings", {})}
-                    row = results.with_seed(row, {**seed, "settings": own})
-                    merged[path] = _described(experiment, row)
-                    taken.setdefault(str(path.relative_to(results.FOLDER)), []).append(seed["seed"])
+            new = [seed for seed in other["seeds"] if seed["seed"] not in kept]
+            for seed in new:
+                row = results.with_seed(row, {**seed, "settings": {**other["settings"], **seed.get("settings", {})}})
+            if new:
+                merged[path] = _described(experiment, row)
+                taken[str(path.relative_to(results.FOLDER))] = [seed["seed"] for seed in new]
         for path, row in merged.items():
             results.save_row(path, row)
     return taken

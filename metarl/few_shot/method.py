@@ -161,13 +161,13 @@ class Method(ABC):
     def gradient(
         self, theta: Parameters, tasks: FewShotTasks, schedule: Mapping[Any, Tensor]
     ) -> tuple[Parameters, Tensor, Tensor]:
-        """Return each task's gradient of `loss` in theta, (M, ...), its loss and its metric, (M,).
+        """Return each task's gradient of `loss` in theta, (M, ...), its loss and its metric, (M,); none has a graph.
 
         Args: as of `loss`; theta requires gradients.
         """
         loss, metric = self.loss(theta, tasks, schedule)
         gradients = torch.autograd.grad(loss.sum(), list(theta.values()), materialize_grads=True)
-        return dict(zip(theta, gradients, strict=True)), loss, metric
+        return dict(zip(theta, gradients, strict=True)), loss.detach(), metric
 
     def further_metrics(
         self, theta: Parameters, tasks: FewShotTasks, statistics: Parameters | None = None

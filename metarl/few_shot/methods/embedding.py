@@ -147,8 +147,8 @@ class EmbeddingMethod(Method):
         loss, metric, seen = self.training_pass(own, tasks, schedule)
         gradients = torch.autograd.grad(loss.sum(), list(own.values()), materialize_grads=True)
         found = dict(zip(own, gradients, strict=True))
-        found |= {name: count * theta[name][0] - seen[name].detach().sum(dim=0) for name in averages}
-        return {name: found[name].unsqueeze(0) for name in theta}, loss, metric
+        found |= {name: count * theta[name][0].detach() - seen[name].detach().sum(dim=0) for name in averages}
+        return {name: found[name].unsqueeze(0) for name in theta}, loss.detach(), metric
 
     def statistics(self, theta: Parameters, state: State) -> Parameters:
         """Return the statistics that batch norms use instead of the batch's, by name in theta: (F,), or (M, F)."""

@@ -131,7 +131,7 @@ class MetaTransfer(EmbeddingClassifier):
         loss, metric = self.loss(own, tasks, schedule)
         gradients = iter(torch.autograd.grad(loss.sum(), learned, materialize_grads=True))
         found = {n: next(gradients) if value.requires_grad else torch.zeros_like(value) for n, value in own.items()}
-        return found, loss, metric
+        return found, loss.detach(), metric
 
     def _kernels(self) -> list[str]:
         """Names of the weights of convolutions."""

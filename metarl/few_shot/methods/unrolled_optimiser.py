@@ -147,4 +147,4 @@ def shared_gradient(
     rows = {name: value.expand(len(tasks), *value.shape[1:]) for name, value in own.items()}
     loss, metric = method.loss(rows, tasks, schedule)
     found = torch.autograd.grad(loss.sum(), list(own.values()), materialize_grads=True)
-    return dict(zip(own, found, strict=True)), loss, metric
+    return dict(zip(own, found, strict=True)), loss.detach(), metric

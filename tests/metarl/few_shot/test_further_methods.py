@@ -50,6 +50,7 @@ def test_all_tasks_at_once_equal_one_by_one(name):
     torch.testing.assert_close(metrics, torch.cat([metric for _, _, metric in parts]))
     for key, value in total(whole).items():
         torch.testing.assert_close(value, sum(total(gradient)[key] for gradient, _, _ in parts))
+    assert not any(loss.requires_grad for _, loss, _ in parts)
 
 
 @every

@@ -173,7 +173,9 @@ def test_a_method_that_sees_no_difference_scores_by_chance(name):
 def test_running_averages_move_by_a_tenth_towards_the_training_batch(name):
     method, theta = make(name)
     drawn, averages = training_tasks(name), method.averages
-    gradients, _, _ = method.gradient(expand_over_tasks(theta, 3), drawn, scheduled(method))
+    rows = {key: value.requires_grad_() for key, value in expand_over_tasks(theta, 3).items()}
+    gradients, _, _ = method.gradient(rows, drawn, scheduled(method))
+    assert not any(value.requires_grad for value in gradients.values())
     moved = {key: theta[key] - 0.1 / 3 * gradients[key][0] for key in averages}
     first = method.module.blocks[0]
     pictures = torch.cat([drawn.support.inputs, drawn.query.inputs], dim=1)

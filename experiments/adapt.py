@@ -15,31 +15,30 @@ from metarl.experiments.runner.outputs import output_file
 from metarl.experiments.runner.scripts import SCRIPT_HELP
 from metarl.experiments.runner.start import open_run
 from metarl.experiments.runner.training import one_line_errors
+from metarl.rl.evaluation import TaskEvaluation
 from metarl.rl.task_distribution import Tasks
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Load a checkpoint, adapt to the task, print the return after each gradient step, save the adapted policy."""
+    """Load a checkpoint, adapt to the task, print the return after each step, save the adapted policy."""
     parser = OneLineParser("Adapt a run's policy to one task, and save it for acting.")
-    parser.add_argument("run", type=Path, metavar="RUN", help="directory of the run")
-    parser.add_argument("--task", required=True, metavar="JSON", help='parameters of the task, such as {"velocity": 1}')
-    parser.add_argument("--steps", type=int, metavar="INT", help="gradient steps (default: the run's evaluation_steps)")
-    parser.add_argument("--episodes", type=int, metavar="INT", help="per step (default: the run's training episodes)")
-    parser.add_argument("--best", action="store_true", help="the best iterate by return in training, not the last one")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="of the adapted policy (default: RUN/adapted.pt)")
-    parser.add_argument("--script", type=Path, metavar="FILE", help=SCRIPT_HELP)
-    parser.add_argument("--threads", type=int, metavar="INT", help="threads of physics and mathematics")
+    add = parser.add_argument
+    add("run", type=Path, metavar="RUN", help="directory of the run")
+    add("--task", required=True, metavar="JSON", help='parameters of the task, such as {"velocity": 1}')
+    steps = "gradient steps; of rl2, earlier episodes of a trial (default: the run's evaluation_steps)"
+    add("--steps", type=int, metavar="INT", help=steps)
+    episodes = "per step (default: the run's training episodes); of rl2, trials (default: 1)"
+    add("--episodes", type=int, metavar="INT", help=episodes)
+    add("--best", action="store_true", help="the best iterate by return in training, not the last one")
+    add("--output", type=Path, metavar="FILE", help="of the adapted policy (default: RUN/adapted.pt)")
+    add("--script", type=Path, metavar="FILE", help=SCRIPT_HELP)
+    add("--threads", type=int, metavar="INT", help="threads of physics and mathematics")
     chosen = parser.parse_args(sys.argv[1:] if arguments is None else arguments)
     with one_line_errors():
         checkpoint = "best.pt" if chosen.best else "checkpoint.pt"
         changes = {} if chosen.threads is None else {"threads": chosen.threads}
         experiment, settings, learner = open_run(chosen.run, checkpoint, changes, script=chosen.script)
-        if isinstance(learner, metarl.RL2Learner):
-            raise SettingError(
-                f"{chosen.run} is of rl2, which adapts by remembering while it acts, so there is no adapted policy; "
-                "allowed: a run with --method maml"
-            )
-        if not isinstance(learner, metarl.Learner):
+        if not isinstance(learner, metarl.Learner | metarl.RL2Learner):
             raise SettingError(f"{experiment.name} has no tasks to act in; allowed: a reinforcement-learning run")
         tasks = read_task(chosen.task, learner.task_distribution)
         for name, value, least in (("steps", chosen.steps, 0), ("episodes", chosen.episodes, 1)):
@@ -48,12 +47,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         output = output_file(chosen.output, chosen.run / "adapted.pt")
         inner_steps = settings.evaluation.inner_steps if chosen.steps is None else chosen.steps
         with learner:
-            path = learner.adapt(tasks, inner_steps, chosen.episodes)
-        for step, adapted in enumerate(path):
-            returns = adapted.episodes.returns
-            print(f"{step} gradient steps: return {returns.mean():.2f}, mean of {returns.numel()} episodes")
-        learner.agent(path[-1]).save(output)
-    print(f"adapted policy in {output}; agent = metarl.Agent.load({str(output)!r}); action = agent(observation)")
+            if isinstance(learner, metarl.RL2Learner):
+                evaluation: TaskEvaluation = learner.evaluate(tasks, inner_steps + 1, chosen.episodes or 1)
+            else:
+                evaluation = learner.evaluate(tasks, inner_steps, chosen.episodes)
+            for step, at in enumerate(evaluation.path):
+                returns = at.episodes.returns
+                print(f"{step} {evaluation.step_name}: return {returns.mean():.2f}, mean of {returns.numel()} episodes")
+            agent = learner.agent(evaluation.path[-1])
+        agent.save(output)
+    loaded = f"metarl.{type(agent).__name__}.load({str(output)!r})"
+    print(f"adapted policy in {output}; agent = {loaded}; action = agent(observation)")
 
 
 def read_task(text: str, distribution: Any) -> Tasks:

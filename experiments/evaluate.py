@@ -13,7 +13,7 @@ from metarl.experiments.runner.outputs import output_folder
 from metarl.experiments.runner.scripts import SCRIPT_HELP
 from metarl.experiments.runner.start import experiment_of, open_run
 from metarl.experiments.runner.training import evaluate_run, one_line_errors, table
-from metarl.rl.evaluation import ReturnEvaluation
+from metarl.rl.evaluation import TaskEvaluation
 
 _OF_THIS_MACHINE = ("data", "cache", "threads")
 _SETTINGS = {  # flags, by the settings of the run that they replace
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if chosen.video is not None:
             from metarl.experiments.runner.videos import save_videos  # which imports the simulators
 
-            assert isinstance(evaluation, ReturnEvaluation), "_check has refused others"
+            assert isinstance(evaluation, TaskEvaluation), "_check has refused others"
             save_videos(learner, evaluation, chosen.video or range(min(2, num_tasks)), output)
         learner.close()
         print(f"results in {output}")
@@ -89,8 +89,6 @@ def _parser() -> OneLineParser:
 def _check(chosen: argparse.Namespace, name: str, values: dict[str, Any]) -> None:
     """SettingError for flags that have no effect on a run with these flat values."""
     inner_steps, num_tasks = values["evaluation_steps"], values["evaluation_tasks"]
-    if values.get("method") == "rl2" and chosen.video is not None:
-        raise SettingError("--video is for runs that take gradient steps, rl2 takes none; allowed: without it")
     if chosen.extra_step_scale is not None and inner_steps <= max(1, values.get("inner_steps", 0)):
         raise SettingError(f"--extra-step-scale with --steps {inner_steps}; allowed: with more steps than in training")
     if chosen.video is not None and "horizon" not in values:

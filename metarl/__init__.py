@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from metarl.rl.learner_state import LearnerState
     from metarl.rl.outer import PPO, TRPO, Adam, Reptile
     from metarl.rl.policies import CategoricalMLP, DictObservations, GaussianMLP, WithContext
+    from metarl.rl.rl2.agent import RecurrentAgent
     from metarl.rl.rl2.learner import RL2Learner
     from metarl.rl.rl2.policies import RecurrentPolicy
     from metarl.rl.rl2.ppo import TrialPPO
@@ -108,6 +109,7 @@ _EXPORTS = {
     "metarl.rl.learner": ("Learner",),
     "metarl.rl.learner_state": ("LearnerState",),
     "metarl.rl.outer": ("PPO", "TRPO", "Adam", "Reptile"),
+    "metarl.rl.rl2.agent": ("RecurrentAgent",),
     "metarl.rl.rl2.learner": ("RL2Learner",),
     "metarl.rl.rl2.policies": ("RecurrentPolicy",),
     "metarl.rl.rl2.ppo": ("TrialPPO",),

@@ -16,16 +16,16 @@ from torch.utils.tensorboard import SummaryWriter
 from metarl.envs import TaskBatch, Tasks
 from metarl.envs.mujoco_batch import MujocoBatch
 from metarl.rl.agent import Agent
-from metarl.rl.evaluation import ReturnEvaluation
-from metarl.rl.learner import Learner
+from metarl.rl.evaluation import TaskEvaluation
+from metarl.rl.learner_base import PolicyLearner
 
 _FASTEST = 50  # pictures per second
 _METRE = 60  # pixels of the ruler
 _DARK, _LIGHT, _MARKED = (30, 30, 30), (245, 245, 245), (240, 170, 40)
 
 
-def save_videos(learner: Learner, evaluation: ReturnEvaluation, tasks: Sequence[int], folder: Path) -> None:
-    """Film chosen test tasks with theta and after the last gradient step: video_taskM_before.mp4 and _after.mp4.
+def save_videos(learner: PolicyLearner, evaluation: TaskEvaluation, tasks: Sequence[int], folder: Path) -> None:
+    """Film chosen test tasks at the first and at the last step: video_taskM_before.mp4 and _after.mp4.
 
     A machine that cannot film gets one line that says why; everything else is unaffected.
     """
@@ -37,7 +37,7 @@ def save_videos(learner: Learner, evaluation: ReturnEvaluation, tasks: Sequence[
             for task in tasks:
                 for label, steps in (("before", 0), ("after", len(evaluation.path) - 1)):
                     values = {name: value[task : task + 1] for name, value in evaluation.tasks.items()}
-                    title = f"{_describe(values)}, {steps} gradient steps"
+                    title = f"{_describe(values)}, {steps} {evaluation.step_name}"
                     frames, fps = film(learner, learner.agent(evaluation.path[steps], task), values, title)
                     name = f"video_task{task}_{label}"
                     _write_mp4(folder / f"{name}.mp4", frames, fps)
@@ -47,7 +47,7 @@ def save_videos(learner: Learner, evaluation: ReturnEvaluation, tasks: Sequence[
         print(f"no video: {error}", file=sys.stderr)
 
 
-def film(learner: Learner, agent: Agent, task: Tasks, title: str) -> tuple[np.ndarray, int]:
+def film(learner: PolicyLearner, agent: Agent, task: Tasks, title: str) -> tuple[np.ndarray, int]:
     """Play one episode with the most likely actions; the pictures show a title and the return so far.
 
     The camera follows a body, so where there is one a ruler shows how far it has come from its start.
@@ -76,6 +76,7 @@ def film(learner: Learner, agent: Agent, task: Tasks, title: str) -> tuple[np.nd
                 distance = None if start is None else _position(batch) - start
                 frames.append(captioned(batch.render_lane(0), f"{title}, return {total:.1f}", distance))
             observations, rewards, *_ = batch.step(agent(observations[0])[None])
+            agent.observe(float(rewards[0]), bool(batch.finished[0]))
             total += float(rewards[0])
         return np.stack(frames), batch.render_fps // stride
     finally:

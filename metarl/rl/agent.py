@@ -1,13 +1,13 @@
 """Policies with fixed parameters that act, and their files."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import gymnasium
 import numpy as np
 import torch
 from gymnasium.spaces import Box, Discrete
-from torch import nn
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from metarl.core.ambient import in_standard_modes
@@ -23,7 +23,8 @@ from metarl.runs import RunError, load_checkpoint, save_checkpoint
 class Agent:
     """A policy with fixed parameters that maps an observation of the environment to an action for it.
 
-    It works on a copy of the policy, so it may act in one thread while a learner learns in another.
+    It works on a copy of the policy, so it may act in one thread while a learner learns in another. For policies with
+    a memory there is `metarl.rl.rl2.agent.RecurrentAgent`.
 
     Attributes:
         policy: maps observations (batch, ...) to the parameters of an action distribution (batch, P).
@@ -31,6 +32,8 @@ class Agent:
         action_space: `Box` or `Discrete`.
         observation_shape: of one observation.
     """
+
+    _description_of, _policy_from = staticmethod(describe), staticmethod(from_description)
 
     def __init__(
         self,
@@ -65,32 +68,53 @@ class Agent:
                 f"the observation has shape {np.shape(observation)}; allowed: {self.observation_shape} "
                 "(of spaces other than Box as gymnasium.spaces.flatten makes it)"
             )
-        device = next(iter(self.parameters.values())).device
-        batch = torch.from_numpy(np.array(observation, np.float32, order="C")).to(device)[None]
-        output = functional_call(self.policy, self.parameters, (batch,))
+        batch = torch.from_numpy(np.array(observation, np.float32, order="C")).to(self._device)[None]
+        action = self._act(batch, deterministic)
+        return self.action_distribution.to_environment(action.cpu().numpy())[0]
+
+    def observe(self, reward: float, ended: bool) -> None:
+        """Take note of what the last action brought, which changes nothing for a policy without a memory.
+
+        Args:
+            reward: of the environment.
+            ended: whether the episode has ended, by termination or at a time limit.
+        """
+
+    def _act(self, observations: Tensor, deterministic: bool) -> Tensor:
+        """The action of the policy for one observation, (1, ...)."""
+        return self._choose(functional_call(self.policy, self.parameters, (observations,)), deterministic)
+
+    def _choose(self, output: Tensor, deterministic: bool) -> Tensor:
+        """The most likely action of the policy's output (1, P), or one that is drawn."""
         if output.isnan().any():
             raise NonFiniteError("the output of the policy is not a number")
         family = self.action_distribution
         if deterministic:
-            action = family.mode(output)
-        else:
-            key = RolloutKey(int(self._rng.integers(2**63)), "act", 0)
-            action = family.sample(output, torch.from_numpy(family.noise(key, 1, 1, 1)[0, 0]).to(device))
-        return family.to_environment(action.cpu().numpy())[0]
+            return family.mode(output)
+        key = RolloutKey(int(self._rng.integers(2**63)), "act", 0)
+        return family.sample(output, torch.from_numpy(family.noise(key, 1, 1, 1)[0, 0]).to(self._device))
+
+    @property
+    def _device(self) -> torch.device:
+        return next(iter(self.parameters.values())).device
 
     def save(self, path: Path | str) -> None:
         """Write all that acting needs, which is numbers and names; RunError if the file cannot be written."""
-        state = {
-            "agent": describe(self.policy),
+        save_checkpoint(Path(path), self._to_data())
+
+    def _to_data(self) -> dict[str, Any]:
+        """What a file holds."""
+        return {
+            "kind": type(self).__name__,
+            "agent": self._description_of(self.policy),
             "parameters": {name: value.cpu().clone() for name, value in self.parameters.items()},  # of one task alone
             "constants": {name: value.cpu() for name, value in constants_of(self.policy).items()},
             "observation_shape": list(self.observation_shape),
             "action_space": _space_to_data(self.action_space),
         }
-        save_checkpoint(Path(path), state)
 
     @classmethod
-    def load(cls, path: Path | str, policy: nn.Module | None = None) -> "Agent":
+    def load(cls, path: Path | str, policy: nn.Module | None = None) -> Self:
         """Read an agent, executing nothing that the file holds; neither the environment nor the run is needed.
 
         Args:
@@ -100,9 +124,11 @@ class Agent:
         Raises:
             RunError: a file that is no agent's, or whose policy is not of `metarl.rl.policies` and not given.
         """
-        state = load_checkpoint(Path(path))
+        state, kind = load_checkpoint(Path(path)), cls.__name__
         if not isinstance(state, dict) or "agent" not in state:
-            raise RunError(f"{path} holds no agent; allowed: what Agent.save or experiments/adapt.py wrote")
+            raise RunError(f"{path} holds no agent; allowed: what {kind}.save or experiments/adapt.py wrote")
+        if (found := state.get("kind", Agent.__name__)) != kind:
+            raise RunError(f"{path} holds a {in_short(found)}; allowed: a {kind}")
         try:
             space, shape = _space_from_data(state.get("action_space")), _shape_from_data(state.get("observation_shape"))
             parameters: Any = state.get("parameters")
@@ -111,15 +137,20 @@ class Agent:
             raise RunError(f"{path}: {error}") from error
         if policy is None:
             try:
-                policy = from_description(state["agent"], Box(-np.inf, np.inf, shape), space)
+                policy = cls._policy_from(state["agent"], Box(-np.inf, np.inf, shape), space)
             except ValueError as error:
-                raise RunError(f"{path}: {error}; allowed: Agent.load(path, policy)") from error
+                raise RunError(f"{path}: {error}; allowed: {kind}.load(path, policy)") from error
         try:
             require_alike("parameters", parameters, parameters_of(policy))
             restore_constants(policy, state.get("constants"))
+            agent = cls(policy, parameters, space, shape)
+            agent._restore(state)
         except ValueError as error:
             raise RunError(f"{path}: {error}") from error
-        return cls(policy, parameters, space, shape)
+        return agent
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        """Take over what else a file holds; ValueError for content that does not fit."""
 
 
 def _space_to_data(space: gymnasium.Space) -> dict[str, Any]:

@@ -27,10 +27,12 @@ class TaskEvaluation(Evaluation):
     Attributes:
         tasks: dict of arrays (M, ...).
         failures: share of a task's episodes that the simulator gave up on, (S + 1, M).
+        path: S + 1 records, each of them with its `episodes`; the learner's `agent` makes an acting policy of one.
     """
 
     tasks: Tasks
     failures: np.ndarray
+    path: Sequence[Any]
 
     def to_json(self) -> dict[str, Any]:
         """As of any evaluation, with the tasks."""

@@ -8,6 +8,7 @@ from torch import nn
 from metarl.core.parameters import restore_constants
 from metarl.core.randomness import keyed_generator
 from metarl.core.stateful import Stateful
+from metarl.rl.agent import Agent
 from metarl.rl.learner_checks import check_state
 from metarl.rl.learner_state import LearnerState
 from metarl.rl.sampler import Lanes, Sampling, num_rows
@@ -41,6 +42,10 @@ class PolicyLearner(Stateful):
         restore_constants(self.policy, state.get("constants"))
         self._constants_restored()
         self._continue_from(given)
+
+    def agent(self, at: Any, task: int = 0) -> Agent:
+        """The policy as it acted in a task at one of the steps of an evaluation, an element of its `path`."""
+        raise NotImplementedError
 
     def close(self) -> None:
         """Close the environments that this learner has opened; it opens others when it needs them."""

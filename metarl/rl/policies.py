@@ -20,12 +20,17 @@ from metarl.core.validation import require, require_positive, require_whole
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
 
 
-def mlp(inputs: int, hidden_sizes: Sequence[int], outputs: int, activation: str) -> nn.Sequential:
-    """Linear layers with an activation between them; Xavier-uniform weights and zero biases (Finn et al. 2017)."""
+def require_layers(hidden_sizes: Sequence[int], activation: str) -> None:
+    """ValueError for other widths than whole numbers, or an activation that is not there."""
     require(isinstance(activation, str) and activation in ACTIVATIONS, "activation", activation, ", ".join(ACTIVATIONS))
     require(isinstance(hidden_sizes, Sequence), "hidden_sizes", hidden_sizes, "a list of widths")
     for size in hidden_sizes:
         require_whole("hidden_sizes", size)
+
+
+def mlp(inputs: int, hidden_sizes: Sequence[int], outputs: int, activation: str) -> nn.Sequential:
+    """Linear layers with an activation between them; Xavier-uniform weights and zero biases (Finn et al. 2017)."""
+    require_layers(hidden_sizes, activation)
     sizes = [inputs, *hidden_sizes, outputs]
     layers: list[nn.Module] = []
     for size_in, size_out in pairwise(sizes):

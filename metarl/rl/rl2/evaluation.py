@@ -25,9 +25,13 @@ class TrialStep:
 
     Attributes:
         episodes: M x R.
+        number: k, of the episodes that are earlier in the trial.
+        trial: all episodes of the first trial of each task, M x E.
     """
 
     episodes: Episodes
+    number: int
+    trial: Episodes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +75,8 @@ def evaluate(
     others = {"trial": returns.sum(axis=0)}
     if played.succeeded is not None:
         others["success"] = of_tasks(played.succeeded)
-    path = [TrialStep(played.episode(e, trials_per_task)) for e in range(len(returns))]
+    first = played.of_tasks(slice(None, None, trials_per_task))
+    path = [TrialStep(played.episode(e, trials_per_task), e, first) for e in range(len(returns))]
     return TrialEvaluation("return", returns, others, tasks=tasks, path=path, failures=of_tasks(played.failed))
 
 

@@ -23,7 +23,7 @@ from metarl.core.parameters import Parameters, own_module, parameters_of
 from metarl.core.randomness import RolloutKey
 from metarl.core.settings import check_settings, setting
 from metarl.core.timing import PhaseTimer
-from metarl.core.validation import require_whole
+from metarl.core.validation import require, require_whole
 from metarl.rl.action_distributions import action_distribution_for
 from metarl.rl.adaptation_step import LearningView
 from metarl.rl.advantages import Advantages, discounted_returns, explained_variance
@@ -33,7 +33,8 @@ from metarl.rl.learner_base import PolicyLearner
 from metarl.rl.learner_checks import warn_of_defects
 from metarl.rl.learner_state import LearnerState
 from metarl.rl.metrics import update_metrics
-from metarl.rl.rl2.evaluation import TrialEvaluation, evaluate, trial_metrics
+from metarl.rl.rl2.agent import RecurrentAgent
+from metarl.rl.rl2.evaluation import TrialEvaluation, TrialStep, evaluate, trial_metrics
 from metarl.rl.rl2.learner_checks import check_parts, check_policy
 from metarl.rl.rl2.ppo import TrialObjective, TrialPPO, update
 from metarl.rl.rl2.trial_rollout import TrialRollout
@@ -172,6 +173,26 @@ class RL2Learner(PolicyLearner):
             require_whole("tasks", tasks)
             tasks = held_out_tasks(self, tasks)
         return evaluate(self, tasks, episodes, trials_per_task)
+
+    def agent(self, at: TrialStep | None = None, task: int = 0) -> RecurrentAgent:
+        """The policy, ready to act in a task.
+
+            evaluation = learner.evaluate({"velocity": [1.3]}, episodes=3)
+            agent = learner.agent(evaluation.path[2])  # remembers two episodes with this velocity
+
+        Args:
+            at: an element of an evaluation's `path`, whose earlier episodes of a task the agent remembers; None for
+                an agent that remembers nothing.
+            task: number of the task in that evaluation.
+        """
+        shape = self.task_distribution.observation_space.shape or ()
+        agent = RecurrentAgent(self.policy, self.theta, self.task_distribution.action_space, shape)
+        if at is not None:
+            num_tasks = len(at.trial.valid)
+            require(task in range(num_tasks), "task", task, f"0 to {num_tasks - 1}")
+            for episode in range(at.number):
+                agent.remember(at.trial, task, episode)
+        return agent
 
     def _play(self, tasks: Tasks, episodes: int, key: RolloutKey) -> tuple[Episodes, Tensor]:
         """Play a trial of each task with the present parameters."""

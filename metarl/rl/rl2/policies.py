@@ -12,14 +12,16 @@ Axes: B trials, L steps of a trial, I inputs, P distribution parameters, H numbe
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import gymnasium
 import torch
+from gymnasium.spaces import Box
 from torch import Tensor, nn
 
-from metarl.core.validation import require_positive, require_whole
+from metarl.core.validation import in_short, require, require_positive, require_whole
 from metarl.rl.action_distributions import action_distribution_for
-from metarl.rl.policies import ACTIVATIONS, mlp
+from metarl.rl.policies import ACTIVATIONS, mlp, require_layers
 
 _SMALL = 0.01  # of initial weights, so that the first policy hardly prefers any action
 
@@ -58,8 +60,8 @@ class RecurrentPolicy(nn.Module):
         super().__init__()
         require_whole("memory_size", memory_size)
         require_positive("initial_std", initial_std)
-        for size in hidden_sizes:
-            require_whole("hidden_sizes", size)
+        require_layers(hidden_sizes, activation)
+        self.settings = {"memory_size": memory_size, "hidden_sizes": [*hidden_sizes], "activation": activation}
         sizes = [input_size(observation_space, action_space), *hidden_sizes]
         self.encoder: nn.Module = nn.Identity()
         if hidden_sizes:
@@ -96,3 +98,19 @@ class RecurrentPolicy(nn.Module):
         if not self.discrete:
             dist_params = torch.cat([dist_params, self.log_std.expand_as(dist_params)], dim=-1)
         return dist_params, values, state.squeeze(0)
+
+
+def describe(policy: nn.Module) -> dict[str, Any]:
+    """What `from_description` needs to make a policy of this file again, as plain data; any other has only a name."""
+    return {"kind": type(policy).__name__, **(policy.settings if isinstance(policy, RecurrentPolicy) else {})}
+
+
+def from_description(description: Any, observation_space: Box, action_space: gymnasium.Space) -> nn.Module:
+    """A policy with new parameters; ValueError for one that this file cannot make."""
+    require(isinstance(description, dict), "agent", description, "a dict with the kind of the policy and its settings")
+    if (kind := description.get("kind")) != RecurrentPolicy.__name__:
+        raise ValueError(f"its policy is a {in_short(kind)}, which metarl.rl.rl2.policies cannot make")
+    settings = {name: value for name, value in description.items() if name != "kind"}
+    allowed = ("memory_size", "hidden_sizes", "activation")
+    require(settings.keys() <= {*allowed}, f"settings of {kind}", [*settings], ", ".join(allowed))
+    return RecurrentPolicy(observation_space, action_space, **settings)

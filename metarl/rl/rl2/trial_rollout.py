@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from metarl.core.randomness import RolloutKey
 from metarl.rl.action_distributions import ActionDistribution
 from metarl.rl.episodes import Episodes
-from metarl.rl.rl2.trials import step_inputs
+from metarl.rl.rl2.trial_memory import TrialMemory
 from metarl.rl.rollout import RolloutRecord
 from metarl.rl.task_distribution import Tasks
 
@@ -53,8 +53,9 @@ class TrialRollout:
             NonFiniteError: naming task, episode and time step of the first observation, action, its log-probability or
                 reward that is not finite.
         """
-        lanes = _Lanes(self, envs, torch.device(device))
-        played = [lanes.play(tasks, replace(key, first_episode=key.first_episode + e)) for e in range(episodes)]
+        carried = TrialMemory(self.policy, self.action_distribution, envs.num_envs, device)
+        keys = [replace(key, first_episode=key.first_episode + e) for e in range(episodes)]
+        played = [self._play_episode(envs, tasks, of, carried, torch.device(device)) for of in keys]
         joined = played[0][0]
         for other, _ in played[1:]:
             joined = joined.joined(other)
@@ -64,58 +65,30 @@ class TrialRollout:
             values[:, :, e] = of_episode
         return joined, torch.where(joined.valid, values[:, :time_steps], 0)
 
-
-class _Lanes:
-    """What is carried from step to step of M trials, and over their episodes."""
-
-    def __init__(self, rollout: TrialRollout, envs: VectorEnv, device: torch.device):
-        self._rollout, self._envs, self._device = rollout, envs, device
-        count = envs.num_envs
-        self._memory: Tensor | None = None
-        self._actions = torch.zeros(count, rollout.action_distribution.encoded_size, device=device)
-        self._rewards, self._ended = (torch.zeros(count, device=device) for _ in range(2))
-
-    def play(self, tasks: Tasks, key: RolloutKey) -> tuple[Episodes, Tensor]:
+    def _play_episode(
+        self, envs: VectorEnv, tasks: Tasks, key: RolloutKey, carried: TrialMemory, device: torch.device
+    ) -> tuple[Episodes, Tensor]:
         """Play one episode in every lane; return M x 1 episodes, and the values in each step, (M, T)."""
-        family, horizon, count = self._rollout.action_distribution, self._rollout.horizon, self._envs.num_envs
-        noise = torch.from_numpy(family.noise(key, count, horizon, 1)).to(self._device)  # (M, T, 1, size)
-        record = RolloutRecord((count, 1), horizon, family.parameter_size, self._device)
-        values = torch.zeros(count, horizon, device=self._device)
-        raw, _ = self._envs.reset(seed=key.reset_seeds(count, 1), options={"tasks": tasks})  # type: ignore[arg-type]
+        family, horizon, count = self.action_distribution, self.horizon, envs.num_envs
+        noise = torch.from_numpy(family.noise(key, count, horizon, 1)).to(device)  # (M, T, 1, size)
+        record = RolloutRecord((count, 1), horizon, family.parameter_size, device)
+        values = torch.zeros(count, horizon, device=device)
+        raw, _ = envs.reset(seed=key.reset_seeds(count, 1), options={"tasks": tasks})  # type: ignore[arg-type]
         record.begin((slice(0, count), slice(0, 1)), raw)
-        running = np.ones(count, bool)
+        running = torch.ones(count, dtype=torch.bool, device=device)
         for t in range(horizon):
-            dist_params, values[:, t] = self._see(record.seen.flatten(1), running)
+            dist_params, values[:, t] = carried.see(record.seen.flatten(1), running)
             actions = family.sample(dist_params, noise[:, t, 0])
             record.acted(t, dist_params.unsqueeze(1), actions.unsqueeze(1))
             flat_actions = actions.cpu().numpy()
             if not np.isfinite(flat_actions).all():
                 record.check_actions(t, key)
                 flat_actions = np.nan_to_num(flat_actions)  # of episodes that have ended
-            raw, rewards, terminations, truncations, infos = self._envs.step(family.to_environment(flat_actions))
+            raw, rewards, terminations, truncations, infos = envs.step(family.to_environment(flat_actions))
             all_ended = record.stepped(t, raw, rewards, terminations, truncations, infos)
-            ended = terminations | truncations | (t == horizon - 1)
-            self._brought(running, family.encode(actions), rewards, ended)
+            ended = torch.from_numpy(terminations | truncations | (t == horizon - 1)).to(device)
+            carried.keep(actions, torch.from_numpy(rewards.astype(np.float32)).to(device), ended, running)
             running = running & ~ended
             if all_ended:
                 break
         return record.episodes(t + 1, family, key), values
-
-    def _see(self, observations: Tensor, running: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Take a step of the policy; the memory of a waiting lane stays as it is."""
-        inputs = step_inputs(observations, self._actions, self._rewards, self._ended)
-        dist_params, values, memory = self._rollout.policy(inputs.unsqueeze(1), self._memory)
-        if self._memory is not None and not running.all():
-            memory = torch.where(self._on_device(running).view(-1, *[1] * (memory.ndim - 1)), memory, self._memory)
-        self._memory = memory
-        return dist_params.squeeze(1), values.squeeze(1)
-
-    def _brought(self, running: np.ndarray, actions: Tensor, rewards: np.ndarray, ended: np.ndarray) -> None:
-        """Keep what the step brought for the next input, of the lanes whose episode was going on."""
-        went = self._on_device(running)
-        self._actions = torch.where(went.unsqueeze(1), actions, self._actions)
-        self._rewards = torch.where(went, self._on_device(rewards.astype(np.float32)), self._rewards)
-        self._ended = torch.where(went, self._on_device(ended.astype(np.float32)), self._ended)
-
-    def _on_device(self, array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(self._device)

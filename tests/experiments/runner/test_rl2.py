@@ -6,9 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from metarl import RL2Learner, SettingError
+from metarl import RecurrentAgent, RL2Learner, SettingError
 from metarl.core.evaluation import Evaluation
+from metarl.envs import TaskBatch
 from metarl.experiments import adapt, bandits, evaluate, half_cheetah_direction, navigation_2d, random_mdps
+from metarl.experiments.runner import videos
 from metarl.experiments.runner.experiment import find_experiment
 from metarl.experiments.runner.start import open_run
 from metarl.experiments.runner.training import main, table
@@ -113,10 +115,45 @@ def test_bad_input_gets_one_line(arguments, line, capsys, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_an_adapted_agent_is_one_that_remembers_the_episodes_it_has_played(navigation, tmp_path, capsys):
+    path, words = tmp_path / "agent.pt", ["--task", '{"goal": [0.3, -0.2]}', "--steps", "2", "--episodes", "3"]
+    adapt.main([str(navigation), *words, "--output", str(path)])
+    lines = capsys.readouterr().out.splitlines()
+    _, _, learner = open_run(navigation)
+    with learner:
+        evaluation = learner.evaluate({"goal": np.array([[0.3, -0.2]])}, 3, 3)
+        agent, fresh = learner.agent(evaluation.path[-1]), learner.agent()
+    assert lines[:3] == [
+        f"{k} earlier episodes: return {value:.2f}, mean of 3 episodes" for k, value in enumerate(evaluation.mean)
+    ]
+    assert f"agent = metarl.RecurrentAgent.load({str(path)!r})" in lines[3]
+    observation = np.array([0.1, 0.2])
+    action = RecurrentAgent.load(path)(observation)
+    np.testing.assert_array_equal(action, agent(observation))
+    assert not np.array_equal(action, fresh(observation))
+
+
+def test_films_show_the_first_and_the_last_episode_of_a_trial(navigation, tmp_path, capsys, monkeypatch):
+    pytest.importorskip("imageio_ffmpeg", reason="needs the extra 'video'")
+    monkeypatch.setattr(TaskBatch, "render_lane", lambda batch, lane: np.zeros((64, 64, 3), np.uint8))
+    titles, actions = [], []
+
+    def recorded(learner, agent, task, title):
+        titles.append(title)
+        actions.append(agent(np.array([0.1, 0.2])))
+        agent.begin_trial()
+        return film(learner, agent, task, title)
+
+    film = videos.film
+    monkeypatch.setattr(videos, "film", recorded)
+    evaluate.main([str(navigation), "--video", "1", "--output", str(tmp_path)])
+    assert [title.split(", ")[-1] for title in titles] == ["0 earlier episodes", "1 earlier episodes"]
+    assert not np.array_equal(*actions)
+    assert {path.name for path in tmp_path.glob("*.mp4")} == {"video_task1_before.mp4", "video_task1_after.mp4"}
+
+
 def test_scripts_that_need_gradient_steps_refuse_its_runs(navigation, capsys):
     for script, *arguments in (
-        (adapt.main, "--task", '{"goal": [0.1, 0.1]}'),
-        (evaluate.main, "--video", "0"),
         (evaluate.main, "--extra-step-scale", "0.5", "--steps", "3"),
         (meta_gradients.main,),
     ):

@@ -53,7 +53,8 @@ class Records:
         lines = (f"    {name}: {_plain(value)}" for name, value in to_flat(active.settings).items())
         self._writer.add_text("settings", "\n".join(lines), started)
         # disable=None: no bar where stderr is no terminal
-        self._next_line = time.monotonic() + _LINE_EVERY
+        self._began, self._first = time.monotonic(), started
+        self._next_line = self._began + _LINE_EVERY
         self._bar = tqdm(initial=started, total=active.settings.run.iterations, unit="iteration", disable=None)
 
     def __enter__(self) -> Self:
@@ -87,9 +88,11 @@ class Records:
         progress = experiment.progress_text(active.settings, metrics)
         self._bar.set_postfix_str(progress)
         # a line a minute where there is no progress bar, as in a log file
-        if self._bar.disable and time.monotonic() > self._next_line:
-            self._next_line = time.monotonic() + _LINE_EVERY
-            print(f"iteration {iteration} of {active.settings.run.iterations}: {progress}", flush=True)
+        if self._bar.disable and (now := time.monotonic()) > self._next_line:
+            self._next_line, total = now + _LINE_EVERY, active.settings.run.iterations
+            seconds = (now - self._began) / (iteration - self._first) * (total - iteration)
+            left = tqdm.format_interval(seconds)
+            print(f"iteration {iteration} of {total}: {progress}, {left} left", flush=True)
 
     def save_checkpoint(self) -> None:
         """Save the present state as `checkpoint.pt`."""

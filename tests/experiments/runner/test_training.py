@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from metarl.core.errors import NonFiniteError
 from metarl.experiments import evaluate, open_run
+from metarl.experiments.runner import records
 from metarl.experiments.runner.records import tag
 from metarl.experiments.runner.reinforcement import ReinforcementExperiment
 from metarl.rl import evaluation
@@ -89,6 +91,15 @@ def test_the_hyper_parameters_stand_beside_the_results(run):
     assert (values["inner_step_size"].number_value, values["hidden_sizes"].string_value) == (0.5, "6")
     assert values["second_order"].string_value == "True"
     assert metrics == {"test/return/step_0", "test/return/step_1", "test/return/step_2"}
+
+
+def test_a_log_file_gets_lines_that_say_how_long_it_takes(tmp_path, monkeypatch, capsys):
+    seconds = iter(range(0, 1_000, 100))  # 100 s an iteration
+    monkeypatch.setattr(records, "time", SimpleNamespace(monotonic=lambda: next(seconds)))
+    train("--iterations", 3, "--run-dir", tmp_path / "run")
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("iteration ")]
+    assert [line.split(":")[0] for line in lines] == [f"iteration {number} of 3" for number in (1, 2, 3)]
+    assert [line.rsplit(", ")[-1] for line in lines] == ["03:20 left", "01:40 left", "00:00 left"]
 
 
 def test_evaluate_writes_events_of_its_own(run, tmp_path, capsys):

@@ -128,7 +128,7 @@ class Agent:
         if not isinstance(state, dict) or "agent" not in state:
             raise RunError(f"{path} holds no agent; allowed: what {kind}.save or experiments/adapt.py wrote")
         if (found := state.get("kind", Agent.__name__)) != kind:
-            raise RunError(f"{path} holds a {in_short(found)}; allowed: a {kind}")
+            raise RunError(f"{path} was saved by {in_short(found)}; allowed: what {kind}.save wrote")
         try:
             space, shape = _space_from_data(state.get("action_space")), _shape_from_data(state.get("observation_shape"))
             parameters: Any = state.get("parameters")

@@ -17,6 +17,7 @@ from torch.func import functionalize
 from torch.fx import Graph, GraphModule, Node
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from metarl.core.buffer_reuse import reuse_buffers
 from metarl.core.parameters import Parameters, call_per_task
 
 _ALIASES = {
@@ -76,6 +77,8 @@ class RecordedFunction:
                     node.replace_all_uses_with(node.all_input_nodes[0])
                     recorded.graph.erase_node(node)
             recorded.recompile()
+            if not self._compiled:  # a compiler does that itself
+                reuse_buffers(recorded, tensors)
             with torch.no_grad(), warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)  # of the compiler itself
                 replay = torch.compile(recorded.forward, dynamic=False) if self._compiled else recorded

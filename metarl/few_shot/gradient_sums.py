@@ -1,4 +1,4 @@
-"""Sums of task gradients over a chunk of tasks, as a function of tensors, recorded where that pays."""
+"""Sums of task gradients over a chunk of tasks, as a function of tensors, recorded where it can be."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -11,10 +11,6 @@ from metarl.core.parameters import Parameters, expand_over_tasks, ravel
 from metarl.core.recording import RecordedFunction
 from metarl.few_shot.method import Method
 from metarl.few_shot.tasks import FewShotTasks
-
-# Numbers in a chunk of tasks up to which the gradient is recorded. For the sine network on a CPU, recording made it 1.5
-# times as fast with 1,000 numbers, 1.15 with 40,000, and 1.05 with 80,000; a chunk of Omniglot has 125,000.
-RECORDED_VALUES = 40_000
 
 
 class GradientSums:
@@ -39,12 +35,11 @@ class GradientSums:
             theta: meta-parameters, for their names.
             scheduled: names of the scheduled numbers.
             tasks: a chunk, for the kind and the size of what it will be called with.
-            compiled: whether the function is compiled, whatever its size.
+            compiled: whether the function is compiled.
         """
         template = tasks.like([tensor[:0].clone() for tensor in tasks.tensors])
         sums = partial(_gradient_sums, method, tuple(theta), scheduled, template)
-        large = sum(tensor.numel() for tensor in tasks.tensors) > RECORDED_VALUES
-        if method.shares_theta or (large and not compiled):
+        if method.shares_theta:
             return sums
         found = self._recorded.get(scheduled)
         if found is None or found[0] != method:

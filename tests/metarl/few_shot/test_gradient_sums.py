@@ -9,7 +9,6 @@ import torch
 
 from metarl.core import recording
 from metarl.core.rules import GradientDescent
-from metarl.few_shot import gradient_sums
 from metarl.few_shot.gradient_sums import GradientSums
 from metarl.few_shot.methods.gradient import MAML, FewShotReptile
 from tests.builders import needs_compiler
@@ -38,8 +37,7 @@ def test_recorded_equals_plain(make, kind, more, inner_steps, monkeypatch):
 
 
 @needs_compiler
-def test_compiled_equals_plain_within_rounding_and_large_chunks_are_compiled_too(monkeypatch):
-    monkeypatch.setattr(gradient_sums, "RECORDED_VALUES", 10)
+def test_compiled_equals_plain_within_rounding():
     plain = sine_learner(GradientDescent(0.1))
     compiled = replace(plain, compiled=True)
     for learner in (plain, compiled):
@@ -48,14 +46,6 @@ def test_compiled_equals_plain_within_rounding_and_large_chunks_are_compiled_too
     assert compiled._gradient_sums._recorded
     for name, value in plain.theta.items():
         torch.testing.assert_close(compiled.theta[name], value)
-
-
-def test_large_chunks_are_not_recorded(monkeypatch):
-    monkeypatch.setattr(recording, "_PATIENCE", 1)
-    monkeypatch.setattr(gradient_sums, "RECORDED_VALUES", 10)
-    learner = sine_learner()
-    learner.step()
-    assert not learner._gradient_sums._recorded
 
 
 def test_what_cannot_be_recorded_says_so_once_and_learns_all_the_same(monkeypatch):
@@ -67,7 +57,7 @@ def test_what_cannot_be_recorded_says_so_once_and_learns_all_the_same(monkeypatc
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         lines = [line, learner.step()]
-    monkeypatch.setattr(gradient_sums, "RECORDED_VALUES", 0)
+    monkeypatch.undo()
     assert lines == [plain.step() for _ in range(2)]
 
 

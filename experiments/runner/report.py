@@ -23,9 +23,12 @@ ROOT = Path(__file__).parents[2]
 PAGES = (
     "docs/results.md",
     "docs/guides/few_shot_methods.md",
+    "docs/guides/rl2.md",
     "docs/performance.md",
     "README.md",
 )  # in which markers name tables
+
+TRIAL = "return/trial"  # which rows of RL^2 have
 
 Entries = dict[str, dict[str, Any]]  # of an experiment, by row
 
@@ -71,6 +74,7 @@ class Report:
                 for table, entries in self._by_tasks(of).items():
                     judged = metric if table == of else OTHER_TASKS[of][1]
                     found[table] = tables.supervised(entries, judged, steps, known)
+        found["trials"] = tables.trials([(of, *row) for of in self.summary for row in self._trials(of)])
         found["few-shot methods"] = tables.few_shot_methods(list(self._methods()))
         found["instances"] = tables.instances(self.summary.get("omniglot", {}), INSTANCES, PUBLISHED_INSTANCES)
         return found | performance_tables()
@@ -127,6 +131,12 @@ class Report:
                 entry = self.summary.get(method.script, {}).get(method.recipe)
                 yield family, method, entry, metric, published
 
+    def _trials(self, experiment: str) -> Iterator[tuple[str, dict[str, Any], Sequence[float]]]:
+        """The rows of RL^2 with their entries and what was published of them."""
+        for name, entry in self.summary[experiment].items():
+            if TRIAL in entry:
+                yield name, entry, self._published(experiment, name)
+
     @property
     def _reinforcement(self) -> list[str]:
         return [name for name in REINFORCEMENT if name in self.summary]
@@ -137,7 +147,7 @@ class Report:
 
     def _groups(self, experiment: str) -> dict[str, Entries]:
         """The rows of each table: those of the paper's figure with the leading one, and the others beside `maml`."""
-        entries = self.summary[experiment]
+        entries = {name: entry for name, entry in self.summary[experiment].items() if TRIAL not in entry}
         paper = [name for name in entries if self._published(experiment, name)]
         others = [name for name in entries if name not in paper]
         leading = self.leading(experiment)

@@ -90,6 +90,24 @@ def returns(entries: Mapping[str, Entry], published: Published, training: bool) 
     return markdown(columns, lines)
 
 
+def trials(rows: Sequence[tuple[str, str, Entry, Sequence[float]]]) -> str:
+    """Returns of RL^2 in the first and in the last episode of a trial, and their sum, with what was published of it.
+
+    Args:
+        rows: environment, row, its entry, and the published return of every episode, which may be unknown.
+    """
+    columns = ["environment", "row", "episodes", "first episode", "last episode", "trial", "published, trial"]
+    lines = []
+    for environment, name, entry, published in rows:
+        last = max(int(key.rsplit("_", 1)[1]) for key in entry if key.startswith("return/step_"))
+        whole = entry["return/trial"]
+        digits = 2 if abs(whole["mean"]) < 10 else 1
+        cells = [_mean(value, digits) for value in (entry["return/step_0"], entry[f"return/step_{last}"], whole)]
+        known = f"{sum(published):.{digits}f}" if len(published) == last + 1 else ""
+        lines.append([environment.replace("_", " "), name, str(last + 1), *cells, known, *_effort(entry, "")])
+    return markdown([*columns, "iterations", "seeds", "environment steps"], lines)
+
+
 def supervised(entries: Mapping[str, Entry], metric: str, steps: Sequence[int], published: Published) -> str:
     """Accuracies in percent, or mean squared errors, after some gradient steps, on test tasks.
 
@@ -210,11 +228,11 @@ def _return(entry: Entry, step: int, published: Sequence[float], prefix: str) ->
     return f"{own} ({published[step]:.1f})" if own and step < len(published) else own
 
 
-def _mean(value: Entry | None) -> str:
+def _mean(value: Entry | None, digits: int = 1) -> str:
     if value is None:
         return ""
     error = value["standard_error"]  # None of a single seed
-    return f"{value['mean']:.1f}" + ("" if error is None else f" ± {error:.1f}")
+    return f"{value['mean']:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
 
 
 def _published(values: Sequence[float], metric: str) -> str:

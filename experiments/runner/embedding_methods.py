@@ -1,7 +1,7 @@
 """Few-shot methods that embed images, as variants of `--method`: their settings, and what they build."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -38,6 +38,11 @@ class Embedded:
 
     def __post_init__(self) -> None:
         check_settings(self)
+
+    @property
+    def without_effect(self) -> Mapping[str, str]:
+        """Flat names of own settings that have none, with that of the setting by which they have none."""
+        return {}
 
     def build(self, module: nn.Module, training: ImageEpisodes) -> Method:
         """Return the method with its module, and whatever else it learns."""
@@ -162,8 +167,14 @@ class Transferred(Convolved):
     pretraining_iterations: int = same_as(MetaTransfer, "pretraining_iterations")  # type: ignore[misc]
     batch_size: int = same_as(MetaTransfer, "batch_size")
     scaled: bool = same_as(MetaTransfer, "scaled", flag="scales_and_shifts")
+    scale_rate: float = same_as(MetaTransfer, "scale_rate")
     head_steps: int = same_as(MetaTransfer, "head_steps")
     head_step_size: float = same_as(MetaTransfer, "head_step_size")
+
+    @property
+    def without_effect(self) -> Mapping[str, str]:
+        """The learning rate of scales and shifts, where there are none."""
+        return {} if self.scaled else {"scale_rate": "scales_and_shifts"}
 
     def build(self, module: nn.Module, training: ImageEpisodes) -> EmbeddingMethod:
         """As of any of them; a task starts from a last layer that is 0 at first."""
@@ -171,7 +182,7 @@ class Transferred(Convolved):
         task_head = nn.Linear(features, training.ways)
         nn.init.zeros_(task_head.weight)
         nn.init.zeros_(task_head.bias)
-        names = ("pretraining_iterations", "batch_size", "scaled", "head_steps", "head_step_size")
+        names = ("pretraining_iterations", "batch_size", "scaled", "scale_rate", "head_steps", "head_step_size")
         chosen: dict[str, Any] = {name: getattr(self, name) for name in names}
         head = nn.Linear(features, classes)
         return MetaTransfer(module, CLASSIFICATION, self.batch_norm, head=head, task_head=task_head, **chosen)

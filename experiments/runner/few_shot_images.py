@@ -101,7 +101,7 @@ class ImageSettings(FewShotSettings):
         if not isinstance(method, Embedded):
             return {}
         single = [] if method.batched else ["num_tasks", *["queries"] * (not method.episodic)]
-        return dict.fromkeys(["evaluation_steps", *single], "method")
+        return {**dict.fromkeys(["evaluation_steps", *single], "method"), **method.without_effect}
 
     @property
     def embeds(self) -> bool:

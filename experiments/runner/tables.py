@@ -16,6 +16,7 @@ _FURTHER = {  # metrics that have no steps
     "nearest_neighbour": "nearest neighbour",
     "nll": "negative log-likelihood",
     "members": "mean error of its members",
+    "moving_units": "share of units that move",
 }
 
 

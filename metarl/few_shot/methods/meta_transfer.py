@@ -2,7 +2,10 @@
 
     stage 1   a classifier of all training classes learns the network: weights W, and shifts beta of its batch norms
     stage 2   W and beta are frozen; episodes teach a scale s of every kernel, a shift t of every filter, and the start
-              of a task's last layer:    weight W s,    shift beta + t,    s = 1 and t = 0 at first
+              of a task's last layer:    weight W s,    shift beta + t,    s = 1 + r a,    t = r b,    first a = b = 0
+
+The factor r is the learning rate of s and t relative to that of the last layer's start: Adam moves a and b by its
+learning rate, whatever the size of their gradients.
 
 A task changes its last layer alone, by gradient descent on the features of its support images.
 """
@@ -38,8 +41,8 @@ class MetaTransfer(EmbeddingClassifier):
     of batch norms are frozen with the network, so that the first step of stage 2 begins with what stage 1 has learned.
     `at` returns the method of a stage: that of stage 2 has no pretraining iterations left.
 
-    Deviations: the paper's meta-batches of hard tasks are left out; all that is learned has one learning rate; batch
-    norms' own scales are frozen, too, and their statistics do not follow the scales.
+    Deviations: the paper's meta-batches of hard tasks are left out; batch norms' own scales are frozen, too, and their
+    statistics do not follow the scales.
 
     Attributes:
         module: the embedding, with convolutions whose weights are (filters, channels, height, width).
@@ -54,6 +57,12 @@ class MetaTransfer(EmbeddingClassifier):
     scaled: bool = setting(
         True, "learn scales and shifts; without them, the start of a task's last layer alone, on frozen features"
     )
+    scale_rate: float = setting(
+        0.1,
+        "learning rate of scales and shifts, relative to that of the start of a task's last layer, r",
+        more_than=0,
+        source="authors' code",
+    )
     head_steps: int = setting(50, "gradient steps of a task's last layer", at_least=0, source="authors' code")
     head_step_size: float = setting(0.01, "size of these steps", more_than=0, source="authors' code")
 
@@ -67,11 +76,11 @@ class MetaTransfer(EmbeddingClassifier):
         return {**super().parts, _TASK_HEAD: self.task_head}
 
     def meta_parameters(self) -> Parameters:
-        """Return the parameters of all parts, the running averages, and scales (filters, channels) and shifts."""
+        """Return the parameters of all parts, the running averages, and a (filters, channels) and b of all layers."""
         found = super().meta_parameters()
         if self.scaled:
             shifts = [f"{name}.shift" for name in batch_norms(self.module)]
-            found |= {_SCALE + name: torch.ones_like(found[name][:, :, 0, 0]) for name in self._kernels()}
+            found |= {_SCALE + name: torch.zeros_like(found[name][:, :, 0, 0]) for name in self._kernels()}
             found |= {_SHIFT + name: torch.zeros_like(found[name]) for name in shifts}
         return found
 
@@ -113,7 +122,7 @@ class MetaTransfer(EmbeddingClassifier):
     ) -> tuple[Tensor, Parameters]:
         """As of any method that embeds, in stage 2 with scales and shifts, which stage 1 leaves as they are."""
         if not prefix and not self.pretraining_iterations:
-            theta = with_scales_and_shifts(theta)
+            theta = with_scales_and_shifts(theta, self.scale_rate)
         return super().apply(prefix, theta, inputs, statistics)
 
     def loss(self, theta: Parameters, tasks: FewShotTasks, schedule: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -138,16 +147,21 @@ class MetaTransfer(EmbeddingClassifier):
         return [name for name, value in self.module.named_parameters() if value.ndim == 4]
 
 
-def with_scales_and_shifts(theta: Parameters) -> Parameters:
-    """Return a `MetaTransfer` method's theta, without an axis of tasks, with scaled weights and shifted shifts."""
+def with_scales_and_shifts(theta: Parameters, rate: float) -> Parameters:
+    """Return a `MetaTransfer` method's theta, without an axis of tasks, with scaled weights and shifted shifts.
+
+    Args:
+        theta: also has a and b of the scales 1 + r a and of the shifts r b.
+        rate: r.
+    """
     found = dict(theta)
     for key, value in theta.items():
         if key.startswith(_SCALE):
             name = key.removeprefix(_SCALE)
-            found[name] = theta[name] * value[:, :, None, None]
+            found[name] = theta[name] * (1 + rate * value[:, :, None, None])
         elif key.startswith(_SHIFT):
             name = key.removeprefix(_SHIFT)
-            found[name] = theta[name] + value
+            found[name] = theta[name] + rate * value
     return found
 
 

@@ -21,7 +21,7 @@ from metarl.core.rules import GradientDescent
 from metarl.core.validation import require
 from metarl.few_shot.methods.gradient import MAML
 from metarl.few_shot.methods.noise import NoisyTasks, noise_of
-from metarl.few_shot.tasks import Examples, FewShotDistribution
+from metarl.few_shot.tasks import Examples, FewShotDistribution, FewShotTasks
 
 _LOGITS, _MASK = "mask_logit.", "mask."
 
@@ -124,6 +124,15 @@ class MTNet(MAML):
         with torch.no_grad():
             masked = self._with_masks(theta, support)
         return super().states(masked, support, inner_steps)
+
+    def further_metrics(
+        self, theta: Parameters, tasks: FewShotTasks, statistics: Parameters | None = None
+    ) -> dict[str, Tensor]:
+        """As of any method, and the share of all units that a task's mask lets move, `moving_units`."""
+        with torch.no_grad():
+            masked = self._with_masks(theta, tasks.support)
+        masks = torch.cat([value for name, value in masked.items() if name.startswith(_MASK)], dim=1)
+        return {**super().further_metrics(theta, tasks, statistics), "moving_units": masks.mean(dim=1)}
 
     def _path(self, theta: Parameters, support: Examples) -> list[Parameters]:
         return super()._path(self._with_masks(theta, support), support)

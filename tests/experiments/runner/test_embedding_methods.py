@@ -121,6 +121,10 @@ def test_recipes_have_the_published_settings():
             "--pretraining-iterations = 7; allowed: fewer than --iterations = 7",
         ),
         (["--method", "mtl", "--training-ways", "3"], "--training-ways has no effect with --method mtl"),
+        (
+            ["--method", "mtl", "--no-scales-and-shifts", "--scale-rate", "1"],
+            "--scale-rate has no effect with --scales-and-shifts False",
+        ),
         (["--method", "protypical"], "the nearest is prototypical"),
         (["--method", "prototypical", "--num-tasks", "3"], "--num-tasks has no effect with --method prototypical"),
     ],

@@ -33,8 +33,7 @@ META_LEARNED = ("meta_scale.", "meta_shift.", "task_head.")
 
 def as_at_first(theta):
     """Scales of 1 and shifts of 0."""
-    start = {"meta_scale.": torch.ones_like, "meta_shift.": torch.zeros_like}
-    return {n: start[n[:11]](v) if n[:11] in start else v for n, v in theta.items()}
+    return {n: torch.zeros_like(v) if n.startswith(("meta_scale.", "meta_shift.")) else v for n, v in theta.items()}
 
 
 def meta_learned(theta):
@@ -59,19 +58,20 @@ def test_with_scales_of_1_and_shifts_of_0_the_network_is_the_frozen_one(batch_no
 def test_a_scale_belongs_to_a_kernel_and_a_shift_to_a_filter():
     method, theta = make("mtl")
     kernel = method.meta_parameters()["meta_scale.blocks.1.weight"]
-    assert torch.equal(kernel, torch.ones(FILTERS, FILTERS))
+    assert torch.equal(kernel, torch.zeros(FILTERS, FILTERS))
     assert torch.equal(method.meta_parameters()["meta_shift.blocks.1.norm.shift"], torch.zeros(FILTERS))
-    found = with_scales_and_shifts(theta)
+    found = with_scales_and_shifts(theta, 0.25)
     for f in range(FILTERS):
         for c in range(FILTERS):
-            expected = theta["blocks.1.weight"][f, c] * theta["meta_scale.blocks.1.weight"][f, c]
+            expected = theta["blocks.1.weight"][f, c] * (1 + 0.25 * theta["meta_scale.blocks.1.weight"][f, c])
             assert torch.equal(found["blocks.1.weight"][f, c], expected)
-        shift = theta["blocks.1.norm.shift"][f] + theta["meta_shift.blocks.1.norm.shift"][f]
+        shift = theta["blocks.1.norm.shift"][f] + 0.25 * theta["meta_shift.blocks.1.norm.shift"][f]
         assert torch.equal(found["blocks.1.norm.shift"][f], shift)
     assert all(torch.equal(found[name], theta[name]) for name in ("blocks.1.norm.scale", "blocks.1.norm.mean"))
     drawn = tasks(1)
     parameters = {name: found[name] for name in found if name.startswith("blocks.")}
     expected = functional_call(method.module, parameters, (drawn.query.inputs[0],))
+    method = replace(method, scale_rate=0.25)
     embedded, _ = method.apply("", theta, (drawn.query.inputs,), method.statistics(theta, {}))
     torch.testing.assert_close(embedded[0], expected)
 

@@ -79,6 +79,8 @@ def test_a_mask_moves_whole_rows_and_their_bias_in_all_inner_steps():
             changed = (phi[key] != theta[key]).flatten(2).any(dim=2) if name == "weight" else phi[key] != theta[key]
             assert torch.equal(changed, mask)
         assert torch.equal(phi[f"layers.{index}.transform"][0], theta[f"layers.{index}.transform"])
+    share = method.further_metrics(expand_over_tasks(theta, len(tasks)), tasks)
+    torch.testing.assert_close(share["moving_units"], torch.cat(drawn, dim=1).double().mean(dim=1))
 
 
 def test_masks_are_drawn_with_the_probability_of_their_logit():

@@ -28,8 +28,6 @@ PAGES = (
     "README.md",
 )  # in which markers name tables
 
-TRIAL = "return/trial"  # which rows of RL^2 have
-
 Entries = dict[str, dict[str, Any]]  # of an experiment, by row
 
 
@@ -46,6 +44,11 @@ class Report:
         self._experiments = {name: find_experiment(name) for name in EXPERIMENTS if name in kept}
         self.rows = {name: _ordered(kept[name], of) for name, of in self._experiments.items()}
         self.summary = digest(self.rows)
+        # steps of RL^2 are earlier episodes, so its rows have a table of their own
+        self._by_gradient_steps = {
+            of: {name: entry for name, entry in entries.items() if tables.TRIAL not in entry}
+            for of, entries in self.summary.items()
+        }
 
     def write(self) -> None:
         """Write `summary.json`, the tables in the page of results, and the pictures."""
@@ -99,7 +102,7 @@ class Report:
     def leading(self, experiment: str) -> str:
         """The row that stands first: that of the default recipe if it is kept, else the best one."""
         default = self._experiments[experiment].recipe_name("")
-        entries = self.summary[experiment]
+        entries = self._by_gradient_steps[experiment]
         return default if default in entries else tables.best_row(entries) or next(iter(entries))
 
     def _arrivals(self) -> list[tuple[str, str, list[Arrival | None]]]:
@@ -108,7 +111,7 @@ class Report:
         for of in self._reinforcement:
             if published := self._published(of, "maml"):
                 leading = self.leading(of)
-                others = dict(self.summary[of])
+                others = dict(self._by_gradient_steps[of])
                 del others[leading]
                 for name in filter(None, (leading, tables.best_row(others))):
                     seeds = [arrival(seed, published[1]) for seed in self.rows[of][name]["seeds"]]
@@ -134,12 +137,12 @@ class Report:
     def _trials(self, experiment: str) -> Iterator[tuple[str, dict[str, Any], Sequence[float]]]:
         """The rows of RL^2 with their entries and what was published of them."""
         for name, entry in self.summary[experiment].items():
-            if TRIAL in entry:
+            if name not in self._by_gradient_steps[experiment]:
                 yield name, entry, self._published(experiment, name)
 
     @property
     def _reinforcement(self) -> list[str]:
-        return [name for name in REINFORCEMENT if name in self.summary]
+        return [name for name in REINFORCEMENT if self._by_gradient_steps.get(name)]
 
     def _published(self, experiment: str, name: str) -> Sequence[float]:
         recipes = self._experiments[experiment].recipes
@@ -147,7 +150,7 @@ class Report:
 
     def _groups(self, experiment: str) -> dict[str, Entries]:
         """The rows of each table: those of the paper's figure with the leading one, and the others beside `maml`."""
-        entries = {name: entry for name, entry in self.summary[experiment].items() if TRIAL not in entry}
+        entries = self._by_gradient_steps[experiment]
         paper = [name for name in entries if self._published(experiment, name)]
         others = [name for name in entries if name not in paper]
         leading = self.leading(experiment)
@@ -166,7 +169,7 @@ class Report:
         return found
 
     def _adaptation_lines(self, experiment: str) -> list[Line]:
-        entries, leading = self.summary[experiment], self.leading(experiment)
+        entries, leading = self._by_gradient_steps[experiment], self.leading(experiment)
         lines = []
         for name in dict.fromkeys([leading, "maml", "pretrained", "random", "oracle"]):
             if name in entries:
@@ -181,7 +184,8 @@ class Report:
     def _training_curves(self, experiment: str) -> dict[str, list[tuple[np.ndarray, np.ndarray]]]:
         """The curves of `maml`, of the leading row and of those that returned most in training."""
         curves = {}
-        for name, row in self.rows[experiment].items():
+        for name in self._by_gradient_steps[experiment]:
+            row = self.rows[experiment][name]
             if seeds := [curve for seed in row["seeds"] if (curve := results.returns_by_steps(seed)) is not None]:
                 curves[name] = seeds
         last = {name: np.mean([returns[-5:].mean() for _, returns in seeds]) for name, seeds in curves.items()}

@@ -12,6 +12,7 @@ Entry = Mapping[str, Any]  # of a row in the digest
 Published = Mapping[str, Sequence[float]]  # by row
 NOT_RUN = "not run"
 _STEPS = (0, 1, 2, 3)
+TRIAL = "return/trial"  # the metric that rows of RL^2 alone have
 _FURTHER = {  # metrics that have no steps
     "nearest_neighbour": "nearest neighbour",
     "nll": "negative log-likelihood",
@@ -101,7 +102,7 @@ def trials(rows: Sequence[tuple[str, str, Entry, Sequence[float]]]) -> str:
     lines = []
     for environment, name, entry, published in rows:
         last = max(int(key.rsplit("_", 1)[1]) for key in entry if key.startswith("return/step_"))
-        whole = entry["return/trial"]
+        whole = entry[TRIAL]
         digits = 2 if abs(whole["mean"]) < 10 else 1
         cells = [_mean(value, digits) for value in (entry["return/step_0"], entry[f"return/step_{last}"], whole)]
         known = f"{sum(published):.{digits}f}" if len(published) == last + 1 else ""

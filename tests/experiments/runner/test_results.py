@@ -264,6 +264,19 @@ def test_trials_show_their_first_and_last_episode_and_their_sum():
     ]
 
 
+def test_rows_of_rl2_are_in_no_table_of_gradient_steps(monkeypatch):
+    rows = results.load_rows()
+    both = {"maml": rows["half_cheetah_direction"]["maml"], "rl2": rows["bandits"]["rl2"]}
+    monkeypatch.setattr(results, "load_rows", lambda: {"half_cheetah_direction": both, "bandits": rows["bandits"]})
+    made = report.Report()
+    assert made.leading("half_cheetah_direction") == "maml"
+    tables_of_steps = {name: text for name, text in made.tables().items() if "half_cheetah" in name}
+    assert "maml" in tables_of_steps["half_cheetah_direction paper"]
+    assert not any("rl2" in text for text in [*tables_of_steps.values(), made.tables()["overview"]])
+    assert "| half cheetah direction | rl2 |" in made.tables()["trials"]
+    assert "bandits" not in made.tables()["overview"]
+
+
 def test_accuracy_by_instance_stands_beside_what_was_published():
     def value(mean):
         return {"mean": mean, "standard_error": 0.01, "per_seed": [mean, mean]}

@@ -43,7 +43,8 @@ def reuse_buffers(recorded: GraphModule, tensors: Sequence[Tensor]) -> None:
     Inputs, constants and outputs are never overwritten. The numbers are the same to the last bit.
 
     Args:
-        recorded: operations without side effects, as `make_fx` records them; changed in place.
+        recorded: operations without side effects, as `make_fx` records them. Its graph is changed, and has to be
+            recompiled.
         tensors: that it is called with, for their layouts.
     """
     values = _values(recorded, tensors)
@@ -70,7 +71,6 @@ def reuse_buffers(recorded: GraphModule, tensors: Sequence[Tensor]) -> None:
             place[own], last[storage] = storage, last[own]
             break
     recorded.graph.lint()
-    recorded.recompile()
 
 
 def _values(recorded: GraphModule, tensors: Sequence[Tensor]) -> dict[Node, Any]:

@@ -76,9 +76,9 @@ class RecordedFunction:
                 if _is_alias(node):
                     node.replace_all_uses_with(node.all_input_nodes[0])
                     recorded.graph.erase_node(node)
-            recorded.recompile()
             if not self._compiled:  # a compiler does that itself
                 reuse_buffers(recorded, tensors)
+            recorded.recompile()
             with torch.no_grad(), warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)  # of the compiler itself
                 replay = torch.compile(recorded.forward, dynamic=False) if self._compiled else recorded

@@ -13,6 +13,7 @@ def changed(function, *tensors):
     recorded = make_fx(function)(*tensors)
     recorded.graph.eliminate_dead_code()
     reuse_buffers(recorded, tensors)
+    recorded.recompile()
     operations = [node for node in recorded.graph.nodes if isinstance(node.target, torch._ops.OpOverload)]
     return recorded, sum(node.target._schema.is_mutable for node in operations)
 

@@ -1,7 +1,7 @@
 """Policies with fixed parameters that act, and their files."""
 
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import gymnasium
 import numpy as np
@@ -16,7 +16,7 @@ from metarl.core.parameters import Parameters, constants_of, own_module, paramet
 from metarl.core.randomness import RolloutKey
 from metarl.core.validation import in_short, require, require_whole
 from metarl.rl.action_distributions import action_distribution_for
-from metarl.rl.policies import describe, from_description
+from metarl.rl.policies import MLPS, Known, describe, from_description
 from metarl.runs import RunError, load_checkpoint, save_checkpoint
 
 
@@ -33,7 +33,7 @@ class Agent:
         observation_shape: of one observation.
     """
 
-    _description_of, _policy_from = staticmethod(describe), staticmethod(from_description)
+    _known: ClassVar[Known] = MLPS  # policies that a file can make again
 
     def __init__(
         self,
@@ -46,6 +46,7 @@ class Agent:
         self.action_space, self.observation_shape = action_space, observation_shape
         self.action_distribution = action_distribution_for(action_space)
         self._rng = np.random.default_rng()
+        self.begin_trial()
 
     @in_standard_modes
     @torch.no_grad()
@@ -72,6 +73,9 @@ class Agent:
         action = self._act(batch, deterministic)
         return self.action_distribution.to_environment(action.cpu().numpy())[0]
 
+    def begin_trial(self) -> None:
+        """Forget what was observed: the next observation is the first one of a new task."""
+
     def observe(self, reward: float, ended: bool) -> None:
         """Take note of what the last action brought, which changes nothing for a policy without a memory.
 
@@ -82,7 +86,11 @@ class Agent:
 
     def _act(self, observations: Tensor, deterministic: bool) -> Tensor:
         """The action of the policy for one observation, (1, ...)."""
-        return self._choose(functional_call(self.policy, self.parameters, (observations,)), deterministic)
+        return self._choose(self._call(observations), deterministic)
+
+    def _call(self, *inputs: Any) -> Any:
+        """The policy with the agent's parameters."""
+        return functional_call(self.policy, self.parameters, inputs)
 
     def _choose(self, output: Tensor, deterministic: bool) -> Tensor:
         """The most likely action of the policy's output (1, P), or one that is drawn."""
@@ -106,7 +114,7 @@ class Agent:
         """What a file holds."""
         return {
             "kind": type(self).__name__,
-            "agent": self._description_of(self.policy),
+            "agent": describe(self.policy, self._known),
             "parameters": {name: value.cpu().clone() for name, value in self.parameters.items()},  # of one task alone
             "constants": {name: value.cpu() for name, value in constants_of(self.policy).items()},
             "observation_shape": list(self.observation_shape),
@@ -128,7 +136,7 @@ class Agent:
         if not isinstance(state, dict) or "agent" not in state:
             raise RunError(f"{path} holds no agent; allowed: what {kind}.save or experiments/adapt.py wrote")
         if (found := state.get("kind", Agent.__name__)) != kind:
-            raise RunError(f"{path} was saved by {in_short(found)}; allowed: what {kind}.save wrote")
+            raise RunError(f"{path}: it was saved by {in_short(found)}; allowed: what {kind}.save wrote")
         try:
             space, shape = _space_from_data(state.get("action_space")), _shape_from_data(state.get("observation_shape"))
             parameters: Any = state.get("parameters")
@@ -137,7 +145,7 @@ class Agent:
             raise RunError(f"{path}: {error}") from error
         if policy is None:
             try:
-                policy = cls._policy_from(state["agent"], Box(-np.inf, np.inf, shape), space)
+                policy = from_description(state["agent"], Box(-np.inf, np.inf, shape), space, cls._known)
             except ValueError as error:
                 raise RunError(f"{path}: {error}; allowed: {kind}.load(path, policy)") from error
         try:

@@ -5,7 +5,7 @@ Any other `torch.nn.Module` with that signature serves as well;
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -143,34 +143,38 @@ class DictObservations(nn.Module):
         return self.module({name: part.unflatten(-1, shape or (1,)) for (name, shape), part in shaped})
 
 
-def describe(policy: nn.Module) -> dict[str, Any]:
-    """What `from_description` needs to make a policy of this file again, as plain data; any other has only a name."""
+Known = Mapping[type[nn.Module], Sequence[str]]  # classes of policies, and the settings that make one again
+MLPS: Known = {
+    GaussianMLP: ("hidden_sizes", "activation", "minimum_std"),
+    CategoricalMLP: ("hidden_sizes", "activation"),
+}
+
+
+def describe(policy: nn.Module, known: Known = MLPS) -> dict[str, Any]:
+    """What `from_description` needs to make a policy again, as plain data; one of another class has only a name."""
     name = type(policy).__name__
     if isinstance(policy, WithContext):
-        return {"kind": name, "size": len(policy.context), "module": describe(policy.module)}
-    return {"kind": name, **(policy.settings if isinstance(policy, GaussianMLP | CategoricalMLP) else {})}
+        return {"kind": name, "size": len(policy.context), "module": describe(policy.module, known)}
+    settings: Any = policy.settings if isinstance(policy, tuple(known)) else {}
+    return {"kind": name, **settings}
 
 
-def from_description(description: Any, observation_space: Box, action_space: gymnasium.Space) -> nn.Module:
-    """A policy with new parameters; ValueError for one that this file cannot make."""
-    known = isinstance(description, dict) and isinstance(description.get("kind"), str)
-    require(known, "agent", description, "a dict with the kind of the policy and its settings")
+def from_description(
+    description: Any, observation_space: Box, action_space: gymnasium.Space, known: Known = MLPS
+) -> nn.Module:
+    """A policy with new parameters; ValueError for one of another class than the known ones."""
+    is_known = isinstance(description, dict) and isinstance(description.get("kind"), str)
+    require(is_known, "agent", description, "a dict with the kind of the policy and its settings")
     kind, settings = description["kind"], {name: value for name, value in description.items() if name != "kind"}
     if kind == "WithContext":
         require(settings.keys() == {"size", "module"}, "settings of WithContext", [*settings], "size and module")
         require_whole("size", settings["size"])
         wider = Box(-np.inf, np.inf, (_size(observation_space, Box) + settings["size"],))
-        return WithContext(from_description(settings["module"], wider, action_space), settings["size"])
-    allowed = {
-        "GaussianMLP": ("hidden_sizes", "activation", "minimum_std"),
-        "CategoricalMLP": ("hidden_sizes", "activation"),
-    }
-    if kind not in allowed:
-        raise ValueError(f"its policy is a {kind}, which metarl.rl.policies cannot make")
-    require(settings.keys() <= {*allowed[kind]}, f"settings of {kind}", [*settings], ", ".join(allowed[kind]))
-    return {"GaussianMLP": GaussianMLP, "CategoricalMLP": CategoricalMLP}[kind](
-        observation_space, action_space, **settings
-    )
+        return WithContext(from_description(settings["module"], wider, action_space, known), settings["size"])
+    if (made := next((of for of in known if of.__name__ == kind), None)) is None:
+        raise ValueError(f"its policy is a {kind}, which {next(iter(known)).__module__} cannot make")
+    require(settings.keys() <= {*known[made]}, f"settings of {kind}", [*settings], ", ".join(known[made]))
+    return made(observation_space, action_space, **settings)
 
 
 def _size(space: gymnasium.Space, kind: type[gymnasium.Space]) -> int:

@@ -3,15 +3,15 @@
 import math
 from typing import Any
 
-import gymnasium
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from metarl.core.parameters import Parameters, require_alike
+from metarl.core.ambient import in_standard_modes
+from metarl.core.parameters import require_alike
 from metarl.core.validation import require
 from metarl.rl.agent import Agent
 from metarl.rl.episodes import Episodes
-from metarl.rl.rl2.policies import describe, from_description
+from metarl.rl.rl2.policies import RECURRENT
 from metarl.rl.rl2.trial_memory import TrialMemory
 
 _CARRIED = ("actions", "rewards", "ended")
@@ -38,24 +38,15 @@ class RecurrentAgent(Agent):
         observation_shape: of one observation.
     """
 
-    _description_of, _policy_from = staticmethod(describe), staticmethod(from_description)
+    _known = RECURRENT
 
-    def __init__(
-        self,
-        policy: nn.Module,
-        parameters: Parameters,
-        action_space: gymnasium.Space,
-        observation_shape: tuple[int, ...],
-    ):
-        super().__init__(policy, parameters, action_space, observation_shape)
-        self.policy.load_state_dict(parameters, strict=False)
-        self.begin_trial()
-
+    @in_standard_modes
     def begin_trial(self) -> None:
         """Forget everything: the next observation is the first one of a new task."""
-        self._trial = TrialMemory(self.policy, self.action_distribution, 1, self._device)
+        self._trial = TrialMemory(self._call, self.action_distribution, 1, self._device)
         self._action: Tensor | None = None  # whose outcome is not known yet
 
+    @in_standard_modes
     def observe(self, reward: float, ended: bool) -> None:
         """Tell what the last action brought, which the policy sees in its next step.
 
@@ -72,6 +63,7 @@ class RecurrentAgent(Agent):
         self._trial.keep(self._action, rewards, ends, self._running)
         self._action = None
 
+    @in_standard_modes
     @torch.no_grad()
     def remember(self, episodes: Episodes, task: int, number: int) -> None:
         """Go through an episode that has been played, as if the agent had played it.
@@ -80,11 +72,12 @@ class RecurrentAgent(Agent):
             episodes: M x E.
             task, number: which of them.
         """
-        for step in range(int(episodes.lengths[task, number])):
+        length = int(episodes.lengths[task, number])
+        for step in range(length):
             at = (task, step, number)
             self._trial.see(episodes.observations[at].flatten().to(self._device)[None], self._running)
             self._action = episodes.actions[at].to(self._device)[None]
-            self.observe(float(episodes.rewards[at]), step + 1 == episodes.lengths[task, number])
+            self.observe(float(episodes.rewards[at]), step + 1 == length)
 
     def _act(self, observations: Tensor, deterministic: bool) -> Tensor:
         self._require_outcome()
@@ -108,6 +101,7 @@ class RecurrentAgent(Agent):
             carried["memory"] = self._trial.memory.cpu()
         return {**super()._to_data(), "carried": carried}
 
+    @in_standard_modes
     @torch.no_grad()
     def _restore(self, state: dict[str, Any]) -> None:
         given: Any = state.get("carried")

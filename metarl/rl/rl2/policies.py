@@ -12,16 +12,14 @@ Axes: B trials, L steps of a trial, I inputs, P distribution parameters, H numbe
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import gymnasium
 import torch
-from gymnasium.spaces import Box
 from torch import Tensor, nn
 
-from metarl.core.validation import in_short, require, require_positive, require_whole
+from metarl.core.validation import require_positive, require_whole
 from metarl.rl.action_distributions import action_distribution_for
-from metarl.rl.policies import ACTIVATIONS, mlp, require_layers
+from metarl.rl.policies import ACTIVATIONS, Known, mlp, require_layers
 
 _SMALL = 0.01  # of initial weights, so that the first policy hardly prefers any action
 
@@ -100,17 +98,4 @@ class RecurrentPolicy(nn.Module):
         return dist_params, values, state.squeeze(0)
 
 
-def describe(policy: nn.Module) -> dict[str, Any]:
-    """What `from_description` needs to make a policy of this file again, as plain data; any other has only a name."""
-    return {"kind": type(policy).__name__, **(policy.settings if isinstance(policy, RecurrentPolicy) else {})}
-
-
-def from_description(description: Any, observation_space: Box, action_space: gymnasium.Space) -> nn.Module:
-    """A policy with new parameters; ValueError for one that this file cannot make."""
-    require(isinstance(description, dict), "agent", description, "a dict with the kind of the policy and its settings")
-    if (kind := description.get("kind")) != RecurrentPolicy.__name__:
-        raise ValueError(f"its policy is a {in_short(kind)}, which metarl.rl.rl2.policies cannot make")
-    settings = {name: value for name, value in description.items() if name != "kind"}
-    allowed = ("memory_size", "hidden_sizes", "activation")
-    require(settings.keys() <= {*allowed}, f"settings of {kind}", [*settings], ", ".join(allowed))
-    return RecurrentPolicy(observation_space, action_space, **settings)
+RECURRENT: Known = {RecurrentPolicy: ("memory_size", "hidden_sizes", "activation")}

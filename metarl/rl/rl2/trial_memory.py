@@ -1,7 +1,9 @@
 """What trials carry from step to step: the policy's memory, and what the last action brought."""
 
+from collections.abc import Callable
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from metarl.rl.action_distributions import ActionDistribution
 from metarl.rl.rl2.trials import step_inputs
@@ -18,7 +20,11 @@ class TrialMemory:
     """
 
     def __init__(
-        self, policy: nn.Module, action_distribution: ActionDistribution, count: int, device: torch.device | str
+        self,
+        policy: Callable[..., tuple[Tensor, Tensor, Tensor]],
+        action_distribution: ActionDistribution,
+        count: int,
+        device: torch.device | str,
     ):
         """Begin M = `count` trials.
 
@@ -46,7 +52,9 @@ class TrialMemory:
         """
         inputs = step_inputs(observations, self.actions, self.rewards, self.ended)
         dist_params, values, memory = self._policy(inputs.unsqueeze(1), self.memory)
-        self.memory = memory if self.memory is None else _where(running, memory, self.memory)
+        if self.memory is not None and not running.all():
+            memory = _where(running, memory, self.memory)
+        self.memory = memory
         return dist_params.squeeze(1), values.squeeze(1)
 
     def keep(self, actions: Tensor, rewards: Tensor, ended: Tensor, running: Tensor) -> None:

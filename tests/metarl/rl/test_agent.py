@@ -9,8 +9,9 @@ from torch import nn
 from metarl import Agent, CategoricalMLP, GaussianMLP, NonFiniteError, WithContext
 from metarl.core.parameters import parameters_of
 from metarl.rl.evaluation import held_out_tasks
-from metarl.runs import RunError, load_checkpoint, save_checkpoint
+from metarl.runs import RunError, save_checkpoint
 from tests.builders import navigation_learner
+from tests.metarl.rl.agent_files import WRONG, assert_refused_with
 from tests.probes import CorridorTasks
 
 PLANE, WIDER = Box(-1.0, 1.0, (2,), np.float64), Box(-1.0, 1.0, (5,), np.float64)
@@ -159,9 +160,6 @@ def test_a_stochastic_agent_draws_from_its_distribution_and_repeats_with_a_seed(
         np.testing.assert_allclose(shares, torch.softmax(output, -1)[0].detach(), atol=0.07)
 
 
-WRONG = ["text", None, 2.5, [1, "x"], {"a": 1}, torch.ones(7)]
-
-
 @pytest.mark.parametrize("wrong", WRONG, ids=lambda of: type(of).__name__)
 @pytest.mark.parametrize(
     "path",
@@ -184,17 +182,7 @@ def test_a_file_with_other_content_is_refused_in_one_line(path, wrong, tmp_path)
     if path == ("constants",) and wrong is None:
         return  # files of older versions have none
     policy = GaussianMLP(PLANE, PUSH, (4,))
-    Agent(policy, randomised(policy), PUSH, (2,)).save(tmp_path / "agent.pt")
-    state = load_checkpoint(tmp_path / "agent.pt")
-    holder = state
-    for name in path[:-1]:
-        holder = holder[name]
-    holder[path[-1]] = wrong
-    save_checkpoint(tmp_path / "agent.pt", state)
-    with pytest.raises(RunError) as refusal:
-        Agent.load(tmp_path / "agent.pt")
-    assert str(refusal.value).startswith(f"{tmp_path / 'agent.pt'}: ")
-    assert "\n" not in str(refusal.value)
+    assert_refused_with(Agent(policy, randomised(policy), PUSH, (2,)), path, wrong, tmp_path / "agent.pt")
 
 
 def test_parameters_that_are_no_floating_point_numbers_are_refused(tmp_path):

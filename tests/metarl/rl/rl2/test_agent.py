@@ -10,8 +10,10 @@ from metarl import Agent, GaussianMLP, RecurrentAgent
 from metarl.core.parameters import parameters_of
 from metarl.envs import BernoulliBandits, Navigation2D
 from metarl.rl.rl2.trials import to_trials
-from metarl.runs import RunError, load_checkpoint, save_checkpoint
+from metarl.runs import RunError
+from tests.metarl.rl.agent_files import WRONG, assert_refused_with
 from tests.metarl.rl.rl2.builders import recurrent, trial_learner
+from tests.modes import MODES
 from tests.probes import CorridorTasks
 
 GOALS = {"goal": np.array([[0.4, 0.4], [-0.4, 0.1]])}
@@ -160,9 +162,7 @@ def test_a_policy_of_ones_own_must_be_given(tmp_path):
     np.testing.assert_array_equal(loaded(np.ones(2)), agent(np.ones(2)))
 
 
-@pytest.mark.parametrize(
-    "wrong", ["text", None, 2.5, [1, "x"], {"a": 1}, torch.ones(7)], ids=lambda of: type(of).__name__
-)
+@pytest.mark.parametrize("wrong", WRONG, ids=lambda of: type(of).__name__)
 @pytest.mark.parametrize(
     "path",
     [
@@ -181,14 +181,19 @@ def test_a_policy_of_ones_own_must_be_given(tmp_path):
     ids="-".join,
 )
 def test_a_file_with_other_content_is_refused_in_one_line(path, wrong, remembering, tmp_path):
-    remembering.save(tmp_path / "agent.pt")
-    state = load_checkpoint(tmp_path / "agent.pt")
-    holder = state
-    for name in path[:-1]:
-        holder = holder[name]
-    holder[path[-1]] = wrong
-    save_checkpoint(tmp_path / "agent.pt", state)
-    with pytest.raises(RunError) as refusal:
-        RecurrentAgent.load(tmp_path / "agent.pt")
-    assert str(refusal.value).startswith(f"{tmp_path / 'agent.pt'}")
-    assert "\n" not in str(refusal.value)
+    assert_refused_with(remembering, path, wrong, tmp_path / "agent.pt")
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_modes_of_the_caller_change_nothing(mode, remembering):
+    learner = navigation_learner()
+    at, observation = learner.evaluate(GOALS).path[-1], np.ones(2)
+    with MODES[mode]():
+        agent = learner.agent(at)
+        acts = [agent(observation)]
+        agent.observe(0.5, False)
+    acts.append(agent(observation))
+    expected = [remembering(observation)]
+    remembering.observe(0.5, False)
+    expected.append(remembering(observation))
+    np.testing.assert_array_equal(acts, expected)
